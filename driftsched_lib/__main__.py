@@ -1,0 +1,69 @@
+"""The command line: `python -m driftsched_lib COMMAND`, thin over the package."""
+
+import argparse
+import sys
+
+import yaml
+
+from driftsched_lib.params import Params, ParamsError
+from driftsched_lib.results import ResultsError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status, 2 for a fault that a message on stderr explains."""
+    parser = argparse.ArgumentParser(prog="python -m driftsched_lib", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    run = commands.add_parser("run", help="serve a grid of runs and write a results folder")
+    run.set_defaults(command=_run)
+    notebooks = commands.add_parser("notebooks", help="the same, then execute notebooks 01 to 03 on it, and a report")
+    notebooks.set_defaults(command=_notebooks)
+    for command in (run, notebooks):
+        command.add_argument("params", metavar="PARAMS.yaml")
+        command.add_argument("--out", required=True, metavar="DIR", help="a finished run in it is not repeated")
+        command.add_argument(
+            "--set", action="append", default=[], type=_override, metavar="KEY=VALUE", help="override a parameter"
+        )
+    bench = commands.add_parser("bench", help="print the benchmarks' ratios")
+    bench.set_defaults(command=_bench)
+
+    options = parser.parse_args(arguments)
+    try:
+        options.command(options)
+    except (ParamsError, ResultsError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _override(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _run(options: argparse.Namespace) -> None:
+    params = Params.load(options.params, dict(options.set))
+    from driftsched_lib.experiment import run_grid
+
+    print(run_grid(params, options.out).to_string(max_cols=14))
+
+
+def _notebooks(options: argparse.Namespace) -> None:
+    params = Params.load(options.params, dict(options.set))
+    from driftsched_lib.experiment import run_grid
+    from driftsched_lib.report import execute_notebooks
+
+    run_grid(params, options.out)
+    execute_notebooks(options.out)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from driftsched_lib.bench import main
+
+    main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

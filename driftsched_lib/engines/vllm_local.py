@@ -1,0 +1,134 @@
+"""vLLM in this process, stepped by the serving loop; any Hugging Face model id or folder, on a CPU or a GPU."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from math import isinf
+from typing import Any
+
+# Read by vLLM when it is first imported: the engine must live in this process, or nothing could step it.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+from vllm import EngineArgs, LLMEngine, SamplingParams  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
+
+from driftsched_lib.requests import Output, Request  # noqa: E402
+
+
+
+class _StepLog(StatLoggerBase):
+    """Turns vLLM's own statistics of each iteration into rows with the columns `STEP_COLUMNS`."""
+
+    def __init__(self):
+        self.rows: list[tuple] = []
+
+    def log_engine_initialized(self):
+        pass
+
+    def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0):
+        details = scheduler_stats and scheduler_stats.iteration_details
+        if details is not None:
+            self.rows.append(
+                (
+                    time.monotonic(),
+                    details.elapsed_ms / 1000,
+                    scheduler_stats.num_running_reqs,
+                    scheduler_stats.num_waiting_reqs,
+                    details.num_ctx_requests,
+                    details.num_ctx_tokens,
+                    details.num_generation_requests,
+                    details.num_generation_tokens,
+                    iteration_stats.num_preempted_reqs if iteration_stats else 0,
+                    scheduler_stats.kv_cache_usage,
+                )
+            )
+
+
+class VllmEngine:
+    """vLLM's `LLMEngine`, one iteration a step.
+
+    A request with `pinned_tokens` generates exactly that many: the end token is forbidden before, so that what is
+    made is still text.  Any other ends by itself or at its `max_tokens`.
+
+    Parameters:
+        model: a Hugging Face model id or a folder.
+        engine_args: any of vLLM's `EngineArgs` by name.
+        temperature: sampling temperature.
+
+    Raises:
+        ValueError: an engine argument that vLLM does not know.
+    """
+
+    def __init__(self, model: str, engine_args: Mapping[str, Any], temperature: float):
+        known = {field.name for field in fields(EngineArgs)}
+        if unknown := sorted(set(engine_args) - known):
+            raise ValueError(f"engine_args: vLLM knows no {', '.join(unknown)}")
+        args = EngineArgs(model=model, enable_logging_iteration_details=True, **engine_args)
+        self._log = _StepLog()
+        self._llm = LLMEngine.from_vllm_config(
+            args.create_engine_config(), stat_loggers=[lambda config, index: self._log]
+        )
+        self.tokenizer = self._llm.get_tokenizer()
+        self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
+        self.temperature = temperature
+        self._in_flight: dict[str, Request] = {}
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Time zero is now and the step log is empty: a new run begins."""
+        if self._in_flight:
+            raise RuntimeError(f"{len(self._in_flight)} requests are still in flight")
+        self._started = time.monotonic()
+        self._log.rows = []
+
+    @property
+    def steps(self) -> list[tuple]:
+        """A row for each iteration since the clock was started, with the columns `STEP_COLUMNS`."""
+        return [(row[0] - self._started, *row[1:]) for row in self._log.rows]
+
+    def now(self) -> float:
+        return time.monotonic() - self._started
+
+    def has_room(self) -> bool:
+        return len(self._in_flight) < self.max_num_seqs
+
+    def add(self, request: Request) -> None:
+        params = SamplingParams(
+            temperature=self.temperature,
+            max_tokens=request.pinned_tokens or request.max_tokens,
+            min_tokens=request.pinned_tokens or 0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._llm.add_request(request.request_id, request.prompt, params)
+        self._in_flight[request.request_id] = request
+
+    def abort(self, request_id: str) -> None:
+        if self._in_flight.pop(request_id, None) is not None:
+            self._llm.abort_request([request_id])
+
+    def step(self, until: float) -> list[Output]:
+        if self._in_flight:
+            outputs = self._llm.step()
+            now = self.now()
+            return [self._finished(output, now) for output in outputs if output.finished]
+        if isinf(until):
+            raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+        time.sleep(max(0.0, until - self.now()))
+        return []
+
+    def _finished(self, output, now: float) -> Output:
+        completion = output.outputs[0]
+        return Output(
+            request=self._in_flight.pop(output.request_id),
+            prompt_tokens=len(output.prompt_token_ids),
+            tokens=len(completion.token_ids),
+            words=len(self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).split()),
+            first_token_s=output.metrics.first_token_ts - self._started,
+            finish_s=now,
+        )

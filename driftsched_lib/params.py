@@ -1,0 +1,342 @@
+"""The parameters of an experiment: one validated model, whose lists span a grid of runs."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    create_model,
+    field_validator,
+)
+
+from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
+from driftsched_lib.policies import POLICIES
+
+Category = Literal["short_qa", "summary", "technical", "report"]
+Tier = Literal["premium", "standard", "batch"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ParamsError(ValueError):
+    """Parameters that cannot be used; the message names the file, each field and what it may be."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A policy or an estimator by name, with the constructor arguments that differ from its defaults.
+
+    In YAML it is a name, `sjf`, or a name with arguments, `{aging: {rate: 0.02}}`.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+    def as_yaml(self) -> str | dict[str, dict[str, Any]]:
+        return {self.name: dict(self.options)} if self.options else self.name
+
+
+def _component(registry: Mapping[str, type], given_elsewhere: tuple[str, ...] = ()) -> Callable[[Any], Component]:
+    """A parser of components whose name is in `registry` and whose arguments fit the constructor found there."""
+
+    def parse(value: Any) -> Component:
+        if isinstance(value, Component):
+            return value
+        if isinstance(value, dict) and len(value) == 1:
+            [(name, options)] = value.items()
+        else:
+            name, options = value, {}
+        if not isinstance(name, str) or name not in registry:
+            raise ValueError(_choice(name, registry))
+        if not isinstance(options, dict):
+            raise ValueError(f"the arguments of {name} must be a mapping of names to values")
+        parameters = inspect.signature(registry[name]).parameters.values()
+        allowed = {p.name: (p.annotation, p.default) for p in parameters if p.name not in given_elsewhere}
+        arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **allowed)  # type: ignore[call-overload]
+        try:
+            checked = arguments.model_validate(options).model_dump(include=set(options))
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(error, allowed))) from None
+        registry[name](**checked)
+        return Component(name, checked)
+
+    return parse
+
+
+T = TypeVar("T")
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _distinct(values: list[T]) -> list[T]:
+    if len({str(value) for value in values}) < len(values):
+        raise ValueError("the same value is given twice")
+    return values
+
+
+OneOrMore = Annotated[list[T], Field(min_length=1), BeforeValidator(_as_list), AfterValidator(_distinct)]
+_to_yaml = PlainSerializer(Component.as_yaml)
+PolicyName = Annotated[Component, BeforeValidator(_component(POLICIES)), _to_yaml]
+EstimatorName = Annotated[
+    Component, BeforeValidator(_component(ESTIMATORS, given_elsewhere=("base_tokens", "calibrate"))), _to_yaml
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class Phase(_Model):
+    """A stretch of the load with its own category mix and arrival rate.
+
+    Gaps between arrivals are uniform in `gap_s`.  With a `load_factor` they keep that shape but are stretched until
+    the offered output tokens a second, every output at its limit, are that multiple of the engine's measured capacity.
+    A phase begins when the one before it has drained and `pause_s` more seconds have passed.
+    """
+
+    name: str
+    share: Annotated[Positive, Field(le=1)]
+    mix: dict[Category, NotNegative]
+    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+    load_factor: Positive | None = None
+    pause_s: NotNegative = 0.0
+
+    @field_validator("mix")
+    @classmethod
+    def _sums_to_one(cls, mix: dict) -> dict:
+        if abs(sum(mix.values()) - 1) > 1e-9:
+            raise ValueError(f"the shares must sum to 1, they sum to {sum(mix.values()):g}")
+        return mix
+
+    @field_validator("gap_s")
+    @classmethod
+    def _rises(cls, gap_s: list[float]) -> list[float]:
+        if gap_s[0] > gap_s[1] or gap_s[1] == 0:
+            raise ValueError("must be two rising numbers of seconds, the second above 0")
+        return gap_s
+
+
+PAPER_PHASES = (
+    Phase(
+        name="learning",
+        share=1 / 3,
+        mix={"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10},
+        gap_s=[0.05, 0.15],
+    ),
+    Phase(
+        name="stress",
+        share=2 / 3,
+        mix={"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30},
+        gap_s=[0.005, 0.03],
+        pause_s=15.0,
+    ),
+)
+
+
+class WorkloadParams(_Model):
+    """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.
+
+    `label_prefix` puts the generator's prefix before each prompt, which tells a key-word classifier the category.
+    """
+
+    label_prefix: bool = True
+    tenants: Annotated[dict[str, Tier], Field(min_length=1)] = {
+        "tenant-premium": "premium",
+        "tenant-standard": "standard",
+        "tenant-batch": "batch",
+    }
+    phases: Annotated[list[Phase], Field(min_length=1)] = list(PAPER_PHASES)
+
+    @field_validator("phases")
+    @classmethod
+    def _share_all(cls, phases: list[Phase]) -> list[Phase]:
+        if abs(sum(phase.share for phase in phases) - 1) > 1e-6:
+            raise ValueError(f"the shares must sum to 1, they sum to {sum(phase.share for phase in phases):g}")
+        return phases
+
+
+class Params(_Model):
+    """Everything that decides an experiment.  The defaults are the paper's; a list makes a dimension of the grid.
+
+    Lengths (`base_tokens`, which are the outputs' limits too, and `job_class_tokens`) are the paper's times
+    `length_scale`, so that an engine of another speed can be given the same experiment.
+    """
+
+    engine: Literal["vllm"] = "vllm"
+    model: Annotated[str, Field(min_length=1)] = "Qwen/Qwen1.5-1.8B-Chat"
+    engine_args: dict[str, Any] = {
+        "dtype": "float16",
+        "enforce_eager": True,
+        "max_model_len": 2048,
+        "max_num_seqs": 32,
+        "gpu_memory_utilization": 0.70,
+        "enable_prefix_caching": False,
+    }
+    temperature: NotNegative = 0.7
+    output_length: Literal["limit", "natural"] = "limit"
+    length_scale: Positive = 1.0
+    base_tokens: dict[Category, Annotated[int, Field(ge=1)]] = BASE_TOKENS  # type: ignore[assignment]
+    job_class_tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = [128, 512]
+
+    batching: OneOrMore[Literal["static", "continuous"]] = ["static"]
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_wait_s: NotNegative = 0.01
+    policies: OneOrMore[PolicyName] = ["fifo", "priority", "weighted", "sjf", "aging"]  # type: ignore[list-item]
+    estimators: OneOrMore[EstimatorName] = ["paper"]  # type: ignore[list-item]
+    calibration: OneOrMore[bool] = [True, False]
+    token_counter: OneOrMore[Literal["whitespace", "tokenizer"]] = ["whitespace", "tokenizer"]
+    vary_estimates_for: list[str] = ["sjf"]
+    queue_capacity: Annotated[int, Field(ge=1)] | None = None
+    queue_timeout_s: Positive | None = None
+
+    seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
+    requests: Annotated[int, Field(ge=1)] = 3000
+    workload: WorkloadParams = WorkloadParams()
+    cooling_s: NotNegative = 60.0
+    queue_depth_interval_s: Positive = 1.0
+    telemetry_interval_s: Positive = 0.2
+
+    @field_validator("base_tokens")
+    @classmethod
+    def _all_categories(cls, base_tokens: dict) -> dict:
+        if missing := sorted(set(BASE_TOKENS) - set(base_tokens)):
+            raise ValueError(f"a base for {', '.join(missing)} is missing")
+        return base_tokens
+
+    @field_validator("vary_estimates_for")
+    @classmethod
+    def _known_policies(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in POLICIES:
+                raise ValueError(_choice(name, POLICIES))
+        return names
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str) -> "Params":
+        """Validate a mapping; ParamsError names `source` and every field that is wrong."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines = _explain(error, cls.model_fields)
+        raise ParamsError("\n".join(f"{source}: {line}" for line in lines))
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "Params":
+        """Read a YAML file, lay `overrides` over it (dotted keys reach into mappings), and validate."""
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ParamsError(f"{path}: cannot be read: {error}") from None
+        except yaml.YAMLError as error:
+            raise ParamsError(f"{path}: is not YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise ParamsError(f"{path}: must be a mapping of parameters to values")
+        for key, value in (overrides or {}).items():
+            *parents, last = key.split(".")
+            target = values
+            for parent in parents:
+                target = target.setdefault(parent, {})
+                if not isinstance(target, dict):
+                    raise ParamsError(f"{path}: {key} reaches into {parent}, which is not a mapping")
+            target[last] = value
+        return cls.parse(values, str(path))
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any], params_file: str | Path) -> "Params":
+        """The file's parameters, overridden by those variables of a notebook that papermill injected.
+
+        Raises:
+            ParamsError: also for a plain variable that names no parameter, which is most likely a misspelt one.
+        """
+        from IPython import get_ipython
+
+        hidden = get_ipython().user_ns_hidden
+        plain = {
+            name: value
+            for name, value in namespace.items()
+            if not name.startswith("_") and name not in hidden and isinstance(value, str | int | float | list | dict)
+        }
+        for name in ("params_file", "out"):
+            plain.pop(name, None)
+        if unknown := [name for name in plain if name not in cls.model_fields]:
+            raise ParamsError("\n".join(f"notebook: {name}: {_choice(name, cls.model_fields)}" for name in unknown))
+        return cls.load(params_file, plain)
+
+    def tokens(self, paper_tokens: int) -> int:
+        """A length of the paper's at this experiment's scale, at least one token."""
+        return max(1, round(paper_tokens * self.length_scale))
+
+    @property
+    def max_tokens(self) -> dict[str, int]:
+        """The limit and base length of an output, by category."""
+        return {category: self.tokens(base) for category, base in self.base_tokens.items()}
+
+    def runs(self) -> list["Run"]:
+        """The grid, seed by seed, so that a part of it is balanced.
+
+        A policy that is not in `vary_estimates_for` is not run again for each estimator, token counter and
+        calibration: its order does not depend on them, and the first of each stands for all.
+        """
+        settings = list(product(self.estimators, self.token_counter, self.calibration))
+        return [
+            Run(batching, policy, *setting, seed)
+            for seed in self.seeds
+            for batching in self.batching
+            for policy in self.policies
+            for setting in (settings if policy.name in self.vary_estimates_for else settings[:1])
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of the grid."""
+
+    batching: str
+    policy: Component
+    estimator: Component
+    token_counter: str
+    calibration: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        calibration = "calibrated" if self.calibration else "uncalibrated"
+        return f"{self.batching}_{self.policy}_{self.estimator}_{self.token_counter}_{calibration}_seed{self.seed}"
+
+
+def _choice(value: Any, allowed: Mapping[str, Any]) -> str:
+    close = get_close_matches(str(value), list(allowed), 1)
+    return f"{value!r} is unknown{f', did you mean {close[0]!r}?' if close else ''} (it may be {', '.join(allowed)})"
+
+
+def _explain(error: ValidationError, allowed: Mapping[str, Any]) -> list[str]:
+    """A line for each fault: where, what, and what it may be."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            siblings = allowed if len(fault["loc"]) == 1 else {}
+            lines.append(f"{where}: unknown key" + (f": {_choice(where, siblings)}" if siblings else ""))
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message[0].lower()}{message[1:]}, not {fault['input']!r}")
+    return lines

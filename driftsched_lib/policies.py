@@ -1,0 +1,210 @@
+"""Dispatch policies.  A policy is a queue: what it pops next is its whole meaning.
+
+The face follows vLLM's `RequestQueue` (add, pop, peek, remove, len, iter).  Where the order of two queued requests
+never changes, a policy is one key function over the shared heap of `KeyedQueue`; only what needs state is more.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from heapq import heapify, heappop, heappush
+from itertools import count
+
+from driftsched_lib.requests import TIERS, Request
+
+RANKS = {tier: rank for rank, tier in enumerate(TIERS, start=1)}
+TURNS = {"premium": 5, "standard": 3, "batch": 2}
+
+
+class Policy(ABC):
+    """A queue of requests with unique ids; `now` is in seconds since the start of the run.
+
+    `pop` and `peek` raise IndexError on an empty queue, `remove` raises KeyError for an id that is not queued, `add`
+    raises ValueError for one that is.  Iteration gives the order in which `pop` would return what is queued now.
+    """
+
+    @abstractmethod
+    def add(self, request: Request) -> None: ...
+
+    @abstractmethod
+    def pop(self, now: float) -> Request: ...
+
+    @abstractmethod
+    def peek(self, now: float) -> Request: ...
+
+    @abstractmethod
+    def remove(self, request_id: str) -> Request: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Request]: ...
+
+
+class KeyedQueue(Policy):
+    """Smallest `key(request)` first, ties in the order of arrival.  Cost: O(log n) for each operation, amortised.
+
+    A removed request leaves a dead entry in the heap; when the dead outnumber the living, the heap is rebuilt.
+    """
+
+    def __init__(self):
+        self._heap: list[tuple[float, int, Request]] = []
+        self._alive: dict[str, tuple[float, int, Request]] = {}
+        self._sequence = count()
+
+    @abstractmethod
+    def key(self, request: Request) -> float:
+        """The request's place in the order, fixed for as long as it is queued."""
+
+    def add(self, request: Request) -> None:
+        if request.request_id in self._alive:
+            raise ValueError(f"request {request.request_id!r} is queued already")
+        entry = (self.key(request), next(self._sequence), request)
+        self._alive[request.request_id] = entry
+        heappush(self._heap, entry)
+
+    def pop(self, now: float) -> Request:
+        request = self.peek(now)
+        heappop(self._heap)
+        del self._alive[request.request_id]
+        return request
+
+    def peek(self, now: float) -> Request:
+        while not self._is_alive(self._heap[0]):
+            heappop(self._heap)
+        return self._heap[0][2]
+
+    def remove(self, request_id: str) -> Request:
+        request = self._alive.pop(request_id)[2]
+        if len(self._heap) > 2 * len(self._alive):
+            self._heap = list(self._alive.values())
+            heapify(self._heap)
+        return request
+
+    def _is_alive(self, entry: tuple[float, int, Request]) -> bool:
+        return self._alive.get(entry[2].request_id) is entry
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, _, request in sorted(self._alive.values()))
+
+
+class Fifo(KeyedQueue):
+    """Global arrival order."""
+
+    def key(self, request: Request) -> float:
+        return 0.0
+
+
+class Priority(KeyedQueue):
+    """The better tier first, FIFO within: premium, standard, batch.  Nothing bounds the wait of the last tier.
+
+    Parameters:
+        ranks: rank by tier, the smallest goes first.
+    """
+
+    def __init__(self, ranks: Mapping[str, float] = RANKS):
+        super().__init__()
+        self.ranks = dict(ranks)
+
+    def key(self, request: Request) -> float:
+        return self.ranks[request.tier]
+
+
+class ShortestJobFirst(KeyedQueue):
+    """Smallest estimated total of input and output tokens first; nothing bounds the wait of a long request."""
+
+    def key(self, request: Request) -> float:
+        return request.estimate.total_tokens
+
+
+class AgingPriority(KeyedQueue):
+    """Smallest `rank - rate * seconds waited` first.
+
+    All queued requests age alike, so the order of two never changes while they are queued, and the key is
+    `rank + rate * arrival`: a heap serves what the reference implementation scans for.  A request overtakes those of
+    a tier better by one that arrive more than 1 / rate seconds after it.
+
+    Parameters:
+        rate: ranks gained a second of waiting.
+        ranks: rank by tier at arrival.
+    """
+
+    def __init__(self, rate: float = 0.01, ranks: Mapping[str, float] = RANKS):
+        if rate < 0:
+            raise ValueError(f"rate is {rate}, it must not be negative")
+        super().__init__()
+        self.rate = rate
+        self.ranks = dict(ranks)
+
+    def key(self, request: Request) -> float:
+        return self.ranks[request.tier] + self.rate * request.arrival_s
+
+
+class Weighted(Policy):
+    """A cycle of turns, FIFO within a tier; the turn of a tier with nothing queued passes on.
+
+    Source: the paper's weighted scheduler, ten turns, 5 premium, 3 standard, 2 batch in a row.  Cost: O(log n).
+
+    Parameters:
+        turns: number of consecutive turns by tier, in the order of the cycle.
+    """
+
+    def __init__(self, turns: Mapping[str, int] = TURNS):
+        if set(turns) != set(TIERS) or any(turn < 1 for turn in turns.values()):
+            raise ValueError(f"turns is {dict(turns)}, each of {', '.join(TIERS)} needs at least one turn")
+        self.cycle = tuple(tier for tier, n in turns.items() for _ in range(n))
+        self._turn = 0
+        self._queues = {tier: Fifo() for tier in turns}
+        self._tier_of: dict[str, str] = {}
+
+    def add(self, request: Request) -> None:
+        self._queues[request.tier].add(request)
+        self._tier_of[request.request_id] = request.tier
+
+    def pop(self, now: float) -> Request:
+        turn = self._next_turn(self._turn, self._lengths())
+        request = self._queues[self.cycle[turn]].pop(now)
+        self._turn = turn + 1
+        del self._tier_of[request.request_id]
+        return request
+
+    def peek(self, now: float) -> Request:
+        return self._queues[self.cycle[self._next_turn(self._turn, self._lengths())]].peek(now)
+
+    def remove(self, request_id: str) -> Request:
+        return self._queues[self._tier_of.pop(request_id)].remove(request_id)
+
+    def _lengths(self) -> dict[str, int]:
+        return {tier: len(queue) for tier, queue in self._queues.items()}
+
+    def _next_turn(self, turn: int, lengths: Mapping[str, int]) -> int:
+        """The first turn from `turn` on whose tier has something queued; IndexError where none has."""
+        for offset in range(len(self.cycle)):
+            index = (turn + offset) % len(self.cycle)
+            if lengths[self.cycle[index]]:
+                return index
+        raise IndexError("pop from an empty queue")
+
+    def __len__(self) -> int:
+        return len(self._tier_of)
+
+    def __iter__(self) -> Iterator[Request]:
+        queues = {tier: iter(queue) for tier, queue in self._queues.items()}
+        lengths, turn = self._lengths(), self._turn
+        for _ in range(len(self)):
+            turn = self._next_turn(turn, lengths)
+            lengths[self.cycle[turn]] -= 1
+            yield next(queues[self.cycle[turn]])
+            turn += 1
+
+
+POLICIES = {
+    "fifo": Fifo,
+    "priority": Priority,
+    "weighted": Weighted,
+    "sjf": ShortestJobFirst,
+    "aging": AgingPriority,
+}

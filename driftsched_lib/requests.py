@@ -1,0 +1,130 @@
+"""What flows through DriftSched: a `Request` goes in, an `Estimate` is attached, a `Record` comes out."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+TIERS = ("premium", "standard", "batch")
+
+
+class Outcome(StrEnum):
+    """How a submitted request ends; each ends in exactly one of these."""
+
+    COMPLETED = "completed"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, frozen=True)
+class Estimate:
+    """What is believed of a request before it runs (lengths in tokens, counted as the run's token counter counts)."""
+
+    output_tokens: int
+    total_tokens: int
+    bias: float
+    base_tokens: int
+
+
+@dataclass(slots=True)
+class Request:
+    """One request for text.
+
+    The first group is what the client sends; `job_type` is the load generator's label, which no scheduler may read.
+    The second group is filled in while the request is served.
+
+    Attributes:
+        arrival_s: seconds since the start of the run.
+        max_tokens: the most output tokens the client accepts.
+        pinned_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
+        deadline_s: a request still queued at this time expires; None for never.
+        cancel_s: the client gives up at this time, queued or running; None for never.
+
+    Raises:
+        ValueError: an unknown tier, or a length below one token.
+    """
+
+    request_id: str
+    arrival_s: float
+    prompt: str
+    tenant: str
+    tier: str
+    max_tokens: int
+    job_type: str = ""
+    phase: str = ""
+    pinned_tokens: int | None = None
+    deadline_s: float | None = None
+    cancel_s: float | None = None
+
+    category: str = ""
+    input_tokens: int = 0
+    estimate: Estimate | None = None
+    dispatch_s: float | None = None
+    batch_id: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self):
+        if self.tier not in TIERS:
+            raise ValueError(f"request {self.request_id!r}: tier is {self.tier!r}, it may be one of {', '.join(TIERS)}")
+        if self.max_tokens < 1 or (self.pinned_tokens is not None and self.pinned_tokens < 1):
+            raise ValueError(f"request {self.request_id!r}: an output length is at least one token")
+
+
+@dataclass(slots=True, frozen=True)
+class Output:
+    """What an engine returns for a finished request.
+
+    Attributes:
+        tokens: generated token ids, counted.
+        words: whitespace-separated words of the generated text; None where the engine makes no text.
+        error: why the engine could not finish the request; None when it did.
+    """
+
+    request: Request
+    prompt_tokens: int
+    tokens: int
+    words: int | None
+    first_token_s: float | None
+    finish_s: float
+    error: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Record:
+    """One row of `requests.parquet`: everything known of a submitted request once it has ended.
+
+    Times are seconds since the start of the run.  `input_tokens`, `estimated_tokens` and `actual_tokens` are in the
+    run's token accounting; `prompt_tokens` and `output_tokens` are the engine's own, `output_words` their
+    whitespace words.  `measured_bias` is the clipped
+    ratio that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.
+    Under static batches the client receives nothing before `finish_s`, although the engine made its first token at
+    `first_token_s`.
+    """
+
+    request_id: str
+    phase: str
+    tenant: str
+    tier: str
+    job_type: str
+    category: str
+    outcome: Outcome
+    reason: str
+    arrival_s: float
+    dispatch_s: float | None
+    first_token_s: float | None
+    finish_s: float
+    max_tokens: int
+    input_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
+    output_words: int | None
+    actual_tokens: int | None
+    estimated_tokens: int | None
+    estimated_total_tokens: int | None
+    base_tokens: int | None
+    bias: float | None
+    bias_before: float | None
+    measured_bias: float | None
+    bias_after: float | None
+    batch_id: int | None
+    batch_size: int | None

@@ -1,0 +1,89 @@
+"""A results folder: one folder a run, written whole or not at all, and everything downstream reads only that."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from driftsched_lib.requests import Record
+
+PARTIAL = ".partial"
+
+
+class ResultsError(RuntimeError):
+    """A results folder that cannot be read or must not be written; the message says which and what to do."""
+
+
+def write_run(
+    folder: Path, records: Iterable[Record], tables: dict[str, tuple[Sequence[str], list]], manifest: dict[str, Any]
+) -> None:
+    """Write a run's folder in one move: what lies there under its final name is whole.
+
+    Parameters:
+        tables: columns and rows of the other tables, by file name without suffix.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    frame = pd.DataFrame(map(asdict, records), columns=[field.name for field in fields(Record)])
+    frame.convert_dtypes().to_parquet(partial / "requests.parquet", index=False)
+    for name, (columns, rows) in tables.items():
+        pd.DataFrame(rows, columns=list(columns)).to_parquet(partial / f"{name}.parquet", index=False)
+    write_json(partial / "manifest.json", manifest)
+    os.replace(partial, folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one move."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one move."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; ResultsError names a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ResultsError(f"{path} is damaged ({error}): delete {path.parent} and run again") from None
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of one finished run."""
+    return read_json(folder / "manifest.json")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run of this folder is finished."""
+    return (folder / "manifest.json").exists()
+
+
+def run_folders(out: str | Path) -> list[Path]:
+    """The folders of the finished runs, by name.
+
+    Raises:
+        ResultsError: there is none.
+    """
+    folders = sorted(path.parent for path in Path(out).glob("*/manifest.json") if path.parent.suffix != PARTIAL)
+    if not folders:
+        raise ResultsError(f"{out} holds no finished run; `python -m driftsched_lib run PARAMS.yaml --out {out}`")
+    return folders
+
+
+def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
+    """One table of all finished runs, a row a row, behind the columns that say which run it is of."""
+    frames = []
+    for folder in run_folders(out):
+        frame = pd.read_parquet(folder / f"{table}.parquet")
+        frames.append(frame.assign(run=folder.name, **load_manifest(folder)["run"]))
+    return pd.concat(frames, ignore_index=True)

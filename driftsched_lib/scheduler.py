@@ -1,0 +1,174 @@
+"""The core: classify, estimate, queue, dispatch, learn.  It knows no clock, no I/O and no engine; `now` is an argument."""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.estimators import Estimator, Feedback
+from driftsched_lib.policies import Policy
+from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request
+from driftsched_lib.tokens import TokenCounter
+
+_NO_ESTIMATE = Estimate(None, None, None, None)  # type: ignore[arg-type]
+_NO_FEEDBACK = Feedback(None, None, None)  # type: ignore[arg-type]
+
+
+class Scheduler:
+    """Composes classifier, estimator, token counter and policy; every submitted request ends in exactly one record.
+
+    Parameters:
+        on_record: called once for each request, when it has ended.
+        capacity: the most requests that may be queued; one more is rejected.  None for no limit.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        estimator: Estimator,
+        counter: TokenCounter,
+        classifier: KeywordClassifier,
+        on_record: Callable[[Record], None],
+        capacity: int | None = None,
+    ):
+        self.policy = policy
+        self.estimator = estimator
+        self.counter = counter
+        self.classifier = classifier
+        self.on_record = on_record
+        self.capacity = capacity
+        self.depth = dict.fromkeys(TIERS, 0)
+        self._queued: dict[str, Request] = {}
+        self._running: dict[str, Request] = {}
+        self._deadlines: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        """The number of queued requests."""
+        return len(self._queued)
+
+    def submit(self, request: Request, now: float) -> None:
+        """Classify, estimate and queue a request, or reject it.
+
+        Raises:
+            ValueError: a request of that id is queued or running.
+        """
+        if request.request_id in self._queued or request.request_id in self._running:
+            raise ValueError(f"request {request.request_id!r} is already here")
+        if self.capacity is not None and len(self._queued) >= self.capacity:
+            self._end(request, Outcome.REJECTED, now, f"queue full ({self.capacity})")
+            return
+        request.category = self.classifier.classify(request.prompt)
+        request.input_tokens = self.counter.prompt(request.prompt)
+        request.estimate = self.estimator.estimate(request)
+        self.policy.add(request)
+        self._queued[request.request_id] = request
+        self.depth[request.tier] += 1
+        if request.deadline_s is not None:
+            heappush(self._deadlines, (request.deadline_s, request.request_id))
+
+    def next(self, now: float) -> Request | None:
+        """The request to dispatch now, from here on running; None where nothing is queued."""
+        self.expire(now)
+        if not self._queued:
+            return None
+        request = self.policy.pop(now)
+        self._leave_queue(request)
+        self._running[request.request_id] = request
+        return request
+
+    def complete(self, output: Output) -> None:
+        """Learn from a finished request and record it; an output with an error is recorded as failed."""
+        request = self._running.pop(output.request.request_id)
+        if output.error is not None:
+            self._end(request, Outcome.FAILED, output.finish_s, output.error)
+            return
+        actual = self.counter.output(output)
+        feedback = self.estimator.observe(request, actual)
+        self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
+
+    def cancel(self, request_id: str, now: float) -> Request | None:
+        """The client gives up: record the request as cancelled and return it if it was running (the engine must drop
+        it), else None.  A request that has ended, or was never seen, is left alone."""
+        if request_id in self._queued:
+            self._drop(request_id, Outcome.CANCELLED, now, "cancelled while queued")
+        elif request_id in self._running:
+            request = self._running.pop(request_id)
+            self._end(request, Outcome.CANCELLED, now, "cancelled while running")
+            return request
+        return None
+
+    def expire(self, now: float) -> None:
+        """End the queued requests whose deadline has come."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, request_id = heappop(self._deadlines)
+            request = self._queued.get(request_id)
+            if request is not None and request.deadline_s == deadline:
+                self._drop(request_id, Outcome.EXPIRED, now, "deadline passed in the queue")
+
+    def next_deadline(self) -> float:
+        """When `expire` next has something to look at, in seconds; infinite for never."""
+        return self._deadlines[0][0] if self._deadlines else inf
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued and nothing is running."""
+        return not self._queued and not self._running
+
+    def fail_all(self, reason: str, now: float) -> None:
+        """The engine is gone: everything queued or running ends as failed."""
+        for request_id in list(self._queued):
+            self._drop(request_id, Outcome.FAILED, now, reason)
+        for request_id in list(self._running):
+            self._end(self._running.pop(request_id), Outcome.FAILED, now, reason)
+
+    def _leave_queue(self, request: Request) -> None:
+        del self._queued[request.request_id]
+        self.depth[request.tier] -= 1
+
+    def _drop(self, request_id: str, outcome: Outcome, now: float, reason: str) -> None:
+        request = self.policy.remove(request_id)
+        self._leave_queue(request)
+        self._end(request, outcome, now, reason)
+
+    def _end(
+        self,
+        request: Request,
+        outcome: Outcome,
+        now: float,
+        reason: str,
+        output: Output | None = None,
+        actual: int | None = None,
+        feedback: Feedback = _NO_FEEDBACK,
+    ) -> None:
+        estimate = request.estimate or _NO_ESTIMATE
+        self.on_record(
+            Record(
+                request_id=request.request_id,
+                phase=request.phase,
+                tenant=request.tenant,
+                tier=request.tier,
+                job_type=request.job_type,
+                category=request.category,
+                outcome=outcome,
+                reason=reason,
+                arrival_s=request.arrival_s,
+                dispatch_s=request.dispatch_s,
+                first_token_s=output and output.first_token_s,
+                finish_s=now,
+                max_tokens=request.max_tokens,
+                input_tokens=request.input_tokens,
+                prompt_tokens=output and output.prompt_tokens,
+                output_tokens=output and output.tokens,
+                output_words=output and output.words,
+                actual_tokens=actual,
+                estimated_tokens=estimate.output_tokens,
+                estimated_total_tokens=estimate.total_tokens,
+                base_tokens=estimate.base_tokens,
+                bias=estimate.bias,
+                bias_before=feedback.bias_before,
+                measured_bias=feedback.measured,
+                bias_after=feedback.bias_after,
+                batch_id=request.batch_id,
+                batch_size=request.batch_size,
+            )
+        )

@@ -1,0 +1,195 @@
+"""The one serving loop: requests arrive, the scheduler chooses, the engine works, the scheduler learns."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from heapq import heappop, heappush
+from math import inf
+from typing import Protocol
+
+from driftsched_lib.requests import TIERS, Output, Request
+from driftsched_lib.scheduler import Scheduler
+
+
+class Engine(Protocol):
+    """What serves requests, in real or in virtual time (seconds since the start of the run)."""
+
+    def now(self) -> float: ...
+
+    def has_room(self) -> bool:
+        """Whether one more request would be worked on at once."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Take a request; ValueError says why this engine can never serve it."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; one that is not here is no error."""
+        ...
+
+    def step(self, until: float) -> list[Output]:
+        """Work for one iteration, or, with nothing to work on, let time pass until `until`."""
+        ...
+
+
+class Batching(Protocol):
+    """When dispatched requests reach the engine, and when their outputs reach the client."""
+
+    closes_s: float
+
+    def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None: ...
+
+    def collect(self, outputs: list[Output]) -> list[Output]: ...
+
+    def abort(self, engine: Engine, request_id: str) -> list[Output]: ...
+
+
+class ContinuousBatching:
+    """vLLM's way: dispatch as soon as the engine has room, finish when the request does."""
+
+    closes_s = inf
+
+    def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
+        while engine.has_room() and (request := scheduler.next(now)) is not None:
+            _start(request, scheduler, engine, now)
+
+    def collect(self, outputs: list[Output]) -> list[Output]:
+        return outputs
+
+    def abort(self, engine: Engine, request_id: str) -> list[Output]:
+        engine.abort(request_id)
+        return []
+
+
+class StaticBatching:
+    """The paper's worker: micro-batches with a barrier.
+
+    Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first;
+    the engine gets them together, the next batch waits for the last of them, and all of them finish with it.
+    """
+
+    def __init__(self, size: int, wait_s: float):
+        self.size = size
+        self.wait_s = wait_s
+        self.closes_s = inf
+        self._open: list[Request] = []
+        self._running: set[str] = set()
+        self._finished: list[Output] = []
+        self._batches = 0
+
+    def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
+        if self._running:
+            return
+        while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
+            if not self._open:
+                self.closes_s = now + self.wait_s
+            self._open.append(request)
+        if self._open and (len(self._open) == self.size or now >= self.closes_s):
+            for request in self._open:
+                request.batch_id, request.batch_size = self._batches, len(self._open)
+                if _start(request, scheduler, engine, now):
+                    self._running.add(request.request_id)
+            self._open, self.closes_s = [], inf
+            self._batches += 1
+
+    def collect(self, outputs: list[Output]) -> list[Output]:
+        self._finished += outputs
+        self._running.difference_update(output.request.request_id for output in outputs)
+        if self._running or not self._finished:
+            return []
+        last_s = max(output.finish_s for output in self._finished)
+        released, self._finished = [replace(output, finish_s=last_s) for output in self._finished], []
+        return released
+
+    def abort(self, engine: Engine, request_id: str) -> list[Output]:
+        engine.abort(request_id)
+        self._open = [request for request in self._open if request.request_id != request_id]
+        self._finished = [output for output in self._finished if output.request.request_id != request_id]
+        self._running.discard(request_id)
+        return self.collect([])
+
+
+class QueueDepth:
+    """Samples the number of queued requests by tier, at most every `interval_s` seconds, into `rows`."""
+
+    def __init__(self, interval_s: float):
+        self.interval_s = interval_s
+        self.rows: list[tuple[float, ...]] = []
+        self._next_s = -inf
+
+    def __call__(self, now: float, scheduler: Scheduler) -> None:
+        if now >= self._next_s:
+            self.rows.append((now, *(scheduler.depth[tier] for tier in TIERS)))
+            self._next_s = now + self.interval_s
+
+
+def serve(
+    requests: Iterable[Request],
+    scheduler: Scheduler,
+    engine: Engine,
+    batching: Batching,
+    start_s: float = 0.0,
+    monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
+) -> None:
+    """Serve requests, in the order of their arrival, until each has ended.
+
+    Parameters:
+        requests: read lazily; their times are shifted by `start_s` as they arrive, so that one engine clock can serve
+            phase after phase.
+        monitor: called once an iteration.
+
+    Raises:
+        RuntimeError: requests are queued that the engine has no room for, and nothing is left that could make room.
+        Whatever the engine raises, after what was queued or running is recorded as failed.
+    """
+    arrivals = (_shifted(request, start_s) for request in requests)
+    upcoming = next(arrivals, None)
+    cancellations: list[tuple[float, str]] = []
+    try:
+        while True:
+            now = engine.now()
+            while upcoming is not None and upcoming.arrival_s <= now:
+                scheduler.submit(upcoming, now)
+                if upcoming.cancel_s is not None:
+                    heappush(cancellations, (upcoming.cancel_s, upcoming.request_id))
+                upcoming = next(arrivals, None)
+            while cancellations and cancellations[0][0] <= now:
+                request_id = heappop(cancellations)[1]
+                if scheduler.cancel(request_id, now) is not None:
+                    for output in batching.abort(engine, request_id):
+                        scheduler.complete(output)
+            scheduler.expire(now)
+            batching.dispatch(scheduler, engine, now)
+            monitor(now, scheduler)
+            if upcoming is None and scheduler.is_idle:
+                return
+            until = min(
+                inf if upcoming is None else upcoming.arrival_s,
+                scheduler.next_deadline(),
+                cancellations[0][0] if cancellations else inf,
+                batching.closes_s,
+            )
+            for output in batching.collect(engine.step(until)):
+                scheduler.complete(output)
+    except BaseException as error:
+        scheduler.fail_all(f"{type(error).__name__}: {error}", engine.now())
+        raise
+
+
+def _shifted(request: Request, start_s: float) -> Request:
+    request.arrival_s += start_s
+    if request.deadline_s is not None:
+        request.deadline_s += start_s
+    if request.cancel_s is not None:
+        request.cancel_s += start_s
+    return request
+
+
+def _start(request: Request, scheduler: Scheduler, engine: Engine, now: float) -> bool:
+    request.dispatch_s = now
+    try:
+        engine.add(request)
+    except ValueError as error:
+        scheduler.complete(Output(request, 0, 0, None, None, now, error=str(error)))
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""How lengths are counted: by whitespace words, as the paper's first variant, or by the model's own tokenizer."""
+
+from typing import Protocol
+
+from driftsched_lib.requests import Output
+
+
+class TokenCounter(Protocol):
+    """Counts prompts and outputs in one unit, so that estimates and observations can be compared."""
+
+    def prompt(self, text: str) -> int: ...
+
+    def output(self, output: Output) -> int: ...
+
+
+class WhitespaceCounter:
+    """The number of `split()` words, for prompts and outputs alike (the paper's `whitespace` accounting)."""
+
+    def prompt(self, text: str) -> int:
+        return len(text.split())
+
+    def output(self, output: Output) -> int:
+        if output.words is None:
+            raise ValueError("whitespace accounting needs the generated text, and this engine gives none")
+        return output.words
+
+
+class TokenizerCounter:
+    """The model's own tokenizer without special tokens, and the generated token ids (the paper's `tokenizer`).
+
+    Parameters:
+        tokenizer: anything with Hugging Face's `encode(text, add_special_tokens=False)`.
+    """
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def prompt(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def output(self, output: Output) -> int:
+        return output.tokens
