@@ -1,6 +1,6 @@
 """Paired differences between settings that served the same requests, with bootstrap intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,46 +42,78 @@ def select(frame: pd.DataFrame, **setting: Any) -> pd.DataFrame:
     return frame[np.logical_and.reduce([frame[column] == value for column, value in setting.items()])]
 
 
+def bootstrap(
+    frame: pd.DataFrame,
+    column: str,
+    statistic: Statistic,
+    settings: Sequence[Mapping[str, Any]],
+    contrast: Callable[..., np.ndarray],
+    resamples: int = 1000,
+    block: int = 50,
+    confidence: float = 0.95,
+) -> Interval:
+    """`contrast` of the statistic under several settings, paired by seed and request, averaged over seeds.
+
+    The interval is a percentile bootstrap on two levels: seeds, and within a seed the same blocks of consecutive
+    requests for all settings, for neighbours in arrival share the queue they met (Künsch, 1989).
+
+    Parameters:
+        frame: a row a request, with `seed`, `request_id` and `column`.
+        settings: for each setting the column values that select it.
+        contrast: from one array of statistics a setting to the array of what is compared.
+        block: requests a block, at most a tenth of a run.
+
+    Raises:
+        ValueError: no request is there under all settings.
+    """
+    rng = np.random.default_rng(0)
+    sides = [select(frame, **setting).set_index(["seed", "request_id"])[column] for setting in settings]
+    paired = pd.concat(sides, axis=1, join="inner", keys=range(len(sides))).astype(float)
+    if paired.empty:
+        raise ValueError(f"no request was completed under all of {[dict(setting) for setting in settings]}")
+    estimates, resampled = [], []
+    for _, requests in paired.groupby(level="seed"):
+        order = requests.index.get_level_values("request_id").astype(int).argsort()
+        values = requests.to_numpy()[order].T
+        n = values.shape[1]
+        length = max(1, min(block, n // 10))
+        starts = rng.integers(0, n - length + 1, (resamples, -(-n // length)))
+        rows = (starts[..., None] + np.arange(length)).reshape(resamples, -1)[:, :n]
+        estimates.append(float(contrast(*statistic(values))))
+        resampled.append(contrast(*(statistic(side[rows]) for side in values)))
+    seeds = rng.integers(0, len(estimates), (resamples, len(estimates)))
+    draws = rng.integers(0, resamples, (resamples, len(estimates)))
+    means = np.array(resampled)[seeds, draws].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(np.mean(estimates)), float(low), float(high))
+
+
 def relative_change(
     frame: pd.DataFrame,
     column: str,
     statistic: Statistic,
     treated: Mapping[str, Any],
     baseline: Mapping[str, Any],
-    resamples: int = 1000,
-    block: int = 50,
-    confidence: float = 0.95,
+    **options: Any,
 ) -> Interval:
-    """`statistic(treated) / statistic(baseline) - 1`, paired by seed and request, averaged over seeds.
+    """`statistic(treated) / statistic(baseline) - 1`; see `bootstrap`."""
+    return bootstrap(frame, column, statistic, (treated, baseline), lambda t, b: t / b - 1, **options)
 
-    The interval is a percentile bootstrap on two levels: seeds, and within a seed the same blocks of consecutive
-    requests on both sides, for neighbours in arrival share the queue they met (Künsch, 1989).
 
-    Parameters:
-        frame: a row a request, with `seed`, `request_id` and `column`.
-        treated, baseline: column values that select the two settings.
-        block: requests a block, at most a tenth of a run.
+def difference(
+    frame: pd.DataFrame,
+    column: str,
+    statistic: Statistic,
+    treated: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    **options: Any,
+) -> Interval:
+    """`statistic(treated) - statistic(baseline)`; see `bootstrap`."""
+    return bootstrap(frame, column, statistic, (treated, baseline), lambda t, b: t - b, **options)
 
-    Raises:
-        ValueError: no request was completed under both settings.
-    """
-    rng = np.random.default_rng(0)
-    changes, resampled = [], []
-    sides = [select(frame, **setting).set_index(["seed", "request_id"])[column] for setting in (treated, baseline)]
-    pairs = pd.concat(sides, axis=1, join="inner", keys=("treated", "baseline")).astype(float)
-    if pairs.empty:
-        raise ValueError(f"no request was completed both with {dict(treated)} and with {dict(baseline)}")
-    for _, pair in pairs.groupby(level="seed"):
-        pair = pair.iloc[pair.index.get_level_values("request_id").astype(int).argsort()]
-        values = pair.to_numpy().T
-        changes.append(float(np.divide(*statistic(values)) - 1))
-        n = values.shape[1]
-        length = max(1, min(block, n // 10))
-        starts = rng.integers(0, n - length + 1, (resamples, -(-n // length)))
-        rows = (starts[..., None] + np.arange(length)).reshape(resamples, -1)[:, :n]
-        resampled.append(statistic(values[0][rows]) / statistic(values[1][rows]) - 1)
-    seeds = rng.integers(0, len(changes), (resamples, len(changes)))
-    draws = rng.integers(0, resamples, (resamples, len(changes)))
-    means = np.array(resampled)[seeds, draws].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(np.mean(changes)), float(low), float(high))
+
+def single(
+    frame: pd.DataFrame, column: str, statistic: Statistic, setting: Mapping[str, Any], **options: Any
+) -> Interval:
+    """`statistic` under one setting; see `bootstrap`."""
+    return bootstrap(frame, column, statistic, (setting,), lambda values: values, **options)

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -28,7 +28,7 @@ from driftsched_lib.metrics import summarize
 from driftsched_lib.params import Component, Params, Run
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Record
-from driftsched_lib.results import ResultsError
+from driftsched_lib.results import EngineSpeed, ResultsError
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.telemetry import Telemetry
@@ -36,21 +36,6 @@ from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
 from driftsched_lib.workloads import paper_load
 
 PROJECT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class EngineSpeed:
-    """What an engine can do, measured before the first run and kept with the results.
-
-    Attributes:
-        capacity_tokens_per_s: output tokens a second with every slot taken; what load factors refer to.
-        idle_ttft_s: time to first token of a request alone on the engine; what slowdowns refer to.
-        idle_tpot_s: time per output token after the first, alone on the engine.
-    """
-
-    capacity_tokens_per_s: float
-    idle_ttft_s: float
-    idle_tpot_s: float
 
 
 def run_grid(params: Params, out: str | Path, runs: Sequence[Run] | None = None) -> pd.DataFrame:
@@ -66,7 +51,7 @@ def run_grid(params: Params, out: str | Path, runs: Sequence[Run] | None = None)
     _claim(out, params)
     todo = [run for run in (params.runs() if runs is None else runs) if not results.is_complete(out / run.name)]
     if todo:
-        engine = _load_engine(params)
+        engine = load_engine(params)
         speed = _engine_speed(params, engine, out)
         with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
             for i, run in enumerate(todo, start=1):
@@ -79,14 +64,16 @@ def run_grid(params: Params, out: str | Path, runs: Sequence[Run] | None = None)
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
     """Write `summary.csv`: a row for each finished run, in the order of the grid."""
+    bounds = params.job_class_bounds
     rows = []
     for run in params.runs():
         if results.is_complete(out / run.name):
             manifest = results.load_manifest(out / run.name)
             requests = pd.read_parquet(out / run.name / "requests.parquet")
             speed = EngineSpeed(**manifest["engine_speed"])
-            bounds = [params.tokens(bound) for bound in params.job_class_tokens]
-            rows.append(manifest["run"] | summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, bounds))
+            rows.append(
+                {"run": run.name} | manifest["run"] | summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, bounds)
+            )
     summary = pd.DataFrame(rows)
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
     return summary
@@ -109,7 +96,8 @@ def _claim(out: Path, params: Params) -> None:
         raise ResultsError(f"{out} cannot be written: {error}") from error
 
 
-def _load_engine(params: Params):
+def load_engine(params: Params):
+    """The engine of these parameters; a model named by a folder is looked for in the project first."""
     from driftsched_lib.engines.vllm_local import VllmEngine
 
     local = PROJECT / params.model
@@ -118,10 +106,9 @@ def _load_engine(params: Params):
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
     """Measured once for a results folder, so that a run taken up later meets the same load."""
-    path = out / "engine_speed.json"
-    if not path.exists():
-        results.write_json(path, asdict(measure_speed(params, engine)))
-    return EngineSpeed(**results.read_json(path))
+    if not (out / results.SPEED).exists():
+        results.write_json(out / results.SPEED, asdict(measure_speed(params, engine)))
+    return results.load_speed(out)
 
 
 def measure_speed(params: Params, engine) -> EngineSpeed:

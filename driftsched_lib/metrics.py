@@ -30,6 +30,18 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
     )
 
 
+def latency_table(done: pd.DataFrame) -> pd.DataFrame:
+    """P50, P95 and P99 of E2E, TTFT, queue wait (s) and slowdown, by batching and policy; the mean over seeds.
+
+    Parameters:
+        done: from `latencies`, with `batching`, `policy` and `seed`.
+    """
+    columns = {"e2e_s": "E2E (s)", "ttft_s": "TTFT (s)", "queue_wait_s": "queue wait (s)", "slowdown": "slowdown"}
+    quantiles = done.groupby(["batching", "policy", "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
+    table = quantiles.groupby(level=[0, 1, 3], sort=False).mean().unstack()
+    return table.rename(columns=columns | {0.50: "P50", 0.95: "P95", 0.99: "P99"})
+
+
 def jain_index(values: Sequence[float]) -> float:
     """Jain's fairness index, 1 for equal shares, 1 / n for one that has all (Jain, Chiu and Hawe, 1984)."""
     x = np.asarray(values, dtype=float)

@@ -1,12 +1,12 @@
 """The parameters of an experiment: one validated model, whose lists span a grid of runs."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -71,7 +71,7 @@ def _component(registry: Mapping[str, type], given_elsewhere: tuple[str, ...] = 
         try:
             checked = arguments.model_validate(options).model_dump(include=set(options))
         except ValidationError as error:
-            raise ValueError("; ".join(_explain(error, allowed))) from None
+            raise ValueError("; ".join(_explain(error, arguments))) from None
         registry[name](**checked)
         return Component(name, checked)
 
@@ -234,7 +234,7 @@ class Params(_Model):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = _explain(error, cls.model_fields)
+            lines = _explain(error, cls)
         raise ParamsError("\n".join(f"{source}: {line}" for line in lines))
 
     @classmethod
@@ -289,6 +289,11 @@ class Params(_Model):
         """The limit and base length of an output, by category."""
         return {category: self.tokens(base) for category, base in self.base_tokens.items()}
 
+    @property
+    def job_class_bounds(self) -> list[int]:
+        """The largest total of a short and of a medium request."""
+        return [self.tokens(bound) for bound in self.job_class_tokens]
+
     def runs(self) -> list["Run"]:
         """The grid, seed by seed, so that a part of it is balanced.
 
@@ -303,6 +308,15 @@ class Params(_Model):
             for policy in self.policies
             for setting in (settings if policy.name in self.vary_estimates_for else settings[:1])
         ]
+
+    def policy_runs(self) -> list["Run"]:
+        """The part of the grid that compares policies: the first estimator, token counter and calibration."""
+        first = (self.estimators[0], self.token_counter[0], self.calibration[0])
+        return [run for run in self.runs() if (run.estimator, run.token_counter, run.calibration) == first]
+
+    def estimate_runs(self) -> list["Run"]:
+        """The part of the grid that compares estimates: the policies in `vary_estimates_for`."""
+        return [run for run in self.runs() if run.policy.name in self.vary_estimates_for]
 
 
 @dataclass(frozen=True)
@@ -328,15 +342,27 @@ def _choice(value: Any, allowed: Mapping[str, Any]) -> str:
     return f"{value!r} is unknown{f', did you mean {close[0]!r}?' if close else ''} (it may be {', '.join(allowed)})"
 
 
-def _explain(error: ValidationError, allowed: Mapping[str, Any]) -> list[str]:
-    """A line for each fault: where, what, and what it may be."""
+def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line for each fault of validating `model`: where, what, and what it may be."""
     lines = []
     for fault in error.errors(include_url=False):
+        *path, last = fault["loc"]
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            siblings = allowed if len(fault["loc"]) == 1 else {}
-            lines.append(f"{where}: unknown key" + (f": {_choice(where, siblings)}" if siblings else ""))
+            lines.append(f"{where}: unknown key: {_choice(last, _model_at(model, path).model_fields)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message[0].lower()}{message[1:]}, not {fault['input']!r}")
     return lines
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    """The model that lies at a path of field names and list indices."""
+    for part in path:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            models = [
+                t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+            ]
+            model = models[0]
+    return model

@@ -7,23 +7,29 @@ but only one technical template in five holds a key word of its category, the ot
 
 CATEGORIES = ("short_qa", "summary", "technical", "report")
 
-TOPICS = (
-    # networks
-    "DNS", "BGP", "OSPF", "MPLS", "VPN", "SD-WAN", "CDN", "Load Balancing", "API Gateway", "Edge Computing",
-    # platforms
-    "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices", "Service Mesh",
-    "CI/CD", "Autoscaling", "Multi-Tenant Systems",
-    # data
-    "Kafka", "Redis", "PostgreSQL", "MongoDB", "Caching", "Data Pipelines", "Event Streaming", "Vector Databases",
-    "Embeddings", "RAG",
-    # security
-    "JWT", "OAuth", "TLS", "Zero Trust", "Cloud Security", "Network Security", "Firewalls", "IDS/IPS", "Rate Limiting",
-    # operations
-    "SRE", "Observability", "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry",
-    # inference
-    "LLM Inference", "TensorRT", "CUDA", "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention",
-    "Continuous Batching", "Model Quantization", "Inference Optimization", "Queue Scheduling", "Token Estimation",
-)  # fmt: skip
+TOPIC_GROUPS = {
+    "network": (
+        "DNS", "BGP", "OSPF", "MPLS", "VPN", "SD-WAN", "CDN", "Load Balancing", "API Gateway", "Edge Computing",
+    ),
+    "platform": (
+        "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices", "Service Mesh",
+        "CI/CD", "Autoscaling", "Multi-Tenant Systems",
+    ),
+    "data": (
+        "Kafka", "Redis", "PostgreSQL", "MongoDB", "Caching", "Data Pipelines", "Event Streaming", "Vector Databases",
+        "Embeddings", "RAG",
+    ),
+    "security": (
+        "JWT", "OAuth", "TLS", "Zero Trust", "Cloud Security", "Network Security", "Firewalls", "IDS/IPS",
+        "Rate Limiting",
+    ),
+    "operations": ("SRE", "Observability", "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry"),
+    "inference": (
+        "LLM Inference", "TensorRT", "CUDA", "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention",
+        "Continuous Batching", "Model Quantization", "Inference Optimization", "Queue Scheduling", "Token Estimation",
+    ),
+}  # fmt: skip
+TOPICS = tuple(topic for topics in TOPIC_GROUPS.values() for topic in topics)
 
 TEMPLATES = {
     "short_qa": (

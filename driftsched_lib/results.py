@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,22 @@ import pandas as pd
 from driftsched_lib.requests import Record
 
 PARTIAL = ".partial"
+SPEED = "engine_speed.json"
+
+
+@dataclass(frozen=True)
+class EngineSpeed:
+    """What an engine can do, measured before the first run and kept with the results.
+
+    Attributes:
+        capacity_tokens_per_s: output tokens a second with every slot taken; what load factors refer to.
+        idle_ttft_s: time to first token of a request alone on the engine; what slowdowns refer to.
+        idle_tpot_s: time per output token after the first, alone on the engine.
+    """
+
+    capacity_tokens_per_s: float
+    idle_ttft_s: float
+    idle_tpot_s: float
 
 
 class ResultsError(RuntimeError):
@@ -87,3 +103,8 @@ def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
         frame = pd.read_parquet(folder / f"{table}.parquet")
         frames.append(frame.assign(run=folder.name, **load_manifest(folder)["run"]))
     return pd.concat(frames, ignore_index=True)
+
+
+def load_speed(out: str | Path) -> EngineSpeed:
+    """What was measured of the engine before the first run."""
+    return EngineSpeed(**read_json(Path(out) / SPEED))

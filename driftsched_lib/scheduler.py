@@ -1,4 +1,4 @@
-"""The core: classify, estimate, queue, dispatch, learn.  It knows no clock, no I/O and no engine; `now` is an argument."""
+"""The core: classify, estimate, queue, dispatch, learn.  No clock, no I/O, no engine in it: `now` is an argument."""
 
 from collections.abc import Callable
 from heapq import heappop, heappush

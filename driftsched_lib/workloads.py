@@ -1,11 +1,14 @@
 """Loads: seeded streams of requests, the same whatever the policy that serves them."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+import pandas as pd
 
+from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.params import Params, Phase
-from driftsched_lib.prompts import TEMPLATES, TOPICS, build_prompt, label_prefix
+from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
 from driftsched_lib.requests import Request
 
 
@@ -39,6 +42,18 @@ def mean_gap_s(params: Params, phase: Phase, capacity_tokens_per_s: float) -> fl
         return sum(phase.gap_s) / 2
     tokens = sum(share * params.max_tokens[category] for category, share in phase.mix.items())
     return tokens / (capacity_tokens_per_s * phase.load_factor)
+
+
+def classified_prompts() -> pd.DataFrame:
+    """Every prompt of the load behind the paper's classifier, with and without the label prefix, a row a prompt."""
+    classify = KeywordClassifier().classify
+    rows = []
+    for category, topic in product(CATEGORIES, TOPICS):
+        for template in range(len(TEMPLATES[category])):
+            prompt = build_prompt(category, topic, template)
+            rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
+            rows.append(("without it", category, classify(prompt)))
+    return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])
 
 
 def _phase(

@@ -20,7 +20,6 @@ from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
 from driftsched_lib.requests import Output, Request  # noqa: E402
 
 
-
 class _StepLog(StatLoggerBase):
     """Turns vLLM's own statistics of each iteration into rows with the columns `STEP_COLUMNS`."""
 

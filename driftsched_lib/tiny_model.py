@@ -1,0 +1,99 @@
+"""How the embedded model is made: a BPE tokenizer and a small Llama, trained on `corpus`, saved for vLLM."""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from driftsched_lib.corpus import Document, documents
+
+VOCABULARY = 2048
+TRAINING_LOG = "training_log.csv"
+
+
+def train_tokenizer(seed: int, n_documents: int = 20_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `VOCABULARY` entries, with <pad>, <bos> and <eos>."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator((f"{d.prompt}\n{d.answer}" for d in islice(documents(seed), n_documents)), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama of 3.5 million parameters with random weights."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=640,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], int]:
+    """Token ids of `prompt`, a line break, the answer and <eos>; and how many of them are the prompt's."""
+    prompt = tokenizer.encode(document.prompt, add_special_tokens=False)
+    answer = tokenizer.encode("\n" + document.answer, add_special_tokens=False)
+    return [*prompt, *answer, tokenizer.eos_token_id], len(prompt)
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids, labels) of shape (size, length); documents of like lengths together, the loss on answers only."""
+    stream = documents(seed)
+    while True:
+        chunk = sorted((encode(tokenizer, d) for d in islice(stream, 16 * size)), key=lambda item: len(item[0]))
+        order = torch.randperm(16).tolist()
+        for start in order:
+            rows = chunk[start * size : (start + 1) * size]
+            ids = torch.full((size, len(rows[-1][0])), tokenizer.pad_token_id)
+            labels = torch.full_like(ids, -100)
+            for row, (tokens, prompt) in enumerate(rows):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
+            yield ids, labels
+
+
+def train(out: str | Path, seed: int = 1, steps: int = 2500, batch_size: int = 32, learning_rate: float = 2e-3) -> None:
+    """Train tokenizer and model and save them, with the training log, as a folder that vLLM and transformers load.
+
+    The weights are saved in bfloat16.  The log has a row each 20 steps: step, seconds, loss (nats an answer token).
+    """
+    out = Path(out)
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(seed)
+    model = new_model(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.1, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
+    started, log = time.monotonic(), []
+    for step, (ids, labels) in enumerate(tqdm(islice(batches(tokenizer, seed + 1, batch_size), steps), total=steps)):
+        loss = model(input_ids=ids, attention_mask=ids != tokenizer.pad_token_id, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            log.append((step, time.monotonic() - started, loss.item()))
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    pd.DataFrame(log, columns=["step", "seconds", "loss"]).round(4).to_csv(out / TRAINING_LOG, index=False)

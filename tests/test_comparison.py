@@ -1,0 +1,74 @@
+"""Paired differences and their intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from driftsched_lib.comparison import Interval, difference, mean, quantile, relative_change, root_mean_square, single
+from driftsched_lib.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
+
+NEW, OLD = {"policy": "new"}, {"policy": "old"}
+
+
+def two_policies(rng, factor=0.6, seeds=3, n=300, noise=0.3):
+    """The same requests under two policies, the new one faster by a factor, rows in no order."""
+    rows = []
+    for seed in range(seeds):
+        base = rng.lognormal(0, 1, n)
+        for policy, scale in (("old", 1.0), ("new", factor)):
+            e2e_s = base * scale * rng.lognormal(0, noise, n)
+            rows += [(seed, str(i), policy, e2e_s[i]) for i in range(n)]
+    return pd.DataFrame(rows, columns=["seed", "request_id", "policy", "e2e_s"]).sample(frac=1, random_state=1)
+
+
+def test_an_exact_change_is_found_exactly():
+    frame = two_policies(np.random.default_rng(1), noise=0.0)
+    for statistic in (mean, root_mean_square, quantile(0.5), quantile(0.99)):
+        change = relative_change(frame, "e2e_s", statistic, NEW, OLD)
+        assert (change.estimate, change.low, change.high) == pytest.approx((-0.4, -0.4, -0.4))
+
+
+def test_requests_are_paired():
+    frame = two_policies(np.random.default_rng(1), noise=0.0)
+    without = frame[~((frame.policy == "new") & frame.request_id.astype(int).lt(100))]
+    assert relative_change(without, "e2e_s", mean, NEW, OLD).estimate == pytest.approx(-0.4)
+
+
+def test_intervals_cover_about_as_often_as_they_say():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(60):
+        interval = relative_change(two_policies(rng, seeds=6, n=100), "e2e_s", mean, NEW, OLD, resamples=300, block=1)
+        covered += interval.low <= -0.4 <= interval.high
+    assert covered >= 48  # 95% of 60 are 57; fewer than 48 has a probability below 0.001 even at 90%
+
+
+def test_difference_and_single_agree_with_plain_means():
+    frame = two_policies(np.random.default_rng(3))
+    means = frame.groupby("policy").e2e_s.mean()
+    assert difference(frame, "e2e_s", mean, NEW, OLD).estimate == pytest.approx(means["new"] - means["old"])
+    alone = single(frame, "e2e_s", mean, NEW)
+    assert alone.estimate == pytest.approx(means["new"])
+    assert alone.low < alone.estimate < alone.high
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match="no request was completed under all of"):
+        relative_change(two_policies(np.random.default_rng(1)), "e2e_s", mean, {"policy": "none"}, OLD)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((-0.41, -0.45, -0.38), REPRODUCED),
+        ((-0.33, -0.36, -0.30), REPRODUCED),  # within a quarter of -0.42
+        ((-0.28, -0.43, -0.10), REPRODUCED),  # the interval holds it
+        ((-0.20, -0.25, -0.15), DIRECTION_ONLY),
+        ((-0.70, -0.72, -0.68), DIRECTION_ONLY),
+        ((-0.40, -0.90, 0.01), NOT_REPRODUCED),
+        ((0.40, 0.30, 0.50), NOT_REPRODUCED),
+        ((0.0, 0.0, 0.0), NOT_REPRODUCED),
+    ],
+)
+def test_verdicts(interval, expected):
+    assert verdict(-0.42, Interval(*interval)) == expected

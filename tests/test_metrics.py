@@ -1,0 +1,120 @@
+"""Measures against small cases worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from driftsched_lib.metrics import (
+    busy_s,
+    jain_index,
+    job_class,
+    job_classes,
+    latencies,
+    latency_table,
+    summarize,
+    tenant_fairness,
+)
+
+
+def frame(rows, **shared):
+    """Completed requests with plain values where a test does not care."""
+    defaults = {
+        "request_id": "0",
+        "phase": "only",
+        "tenant": "a",
+        "tier": "standard",
+        "category": "report",
+        "outcome": "completed",
+        "arrival_s": 0.0,
+        "dispatch_s": 0.0,
+        "first_token_s": 1.0,
+        "finish_s": 2.0,
+        "input_tokens": 10,
+        "output_tokens": 10,
+        "actual_tokens": 10,
+        "estimated_tokens": 10,
+        "estimated_total_tokens": 20,
+    }
+    return pd.DataFrame([defaults | shared | row for row in rows])
+
+
+def test_jain_index_from_equal_to_one_for_all():
+    assert jain_index([3, 3, 3]) == pytest.approx(1)
+    assert jain_index([5, 0, 0, 0]) == pytest.approx(1 / 4)
+    assert jain_index([1, 2]) == pytest.approx(9 / 10)
+
+
+def test_latencies_by_hand():
+    [row] = latencies(
+        frame([{"arrival_s": 1.0, "dispatch_s": 2.0, "first_token_s": 4.0, "finish_s": 9.0, "output_tokens": 6}]),
+        0.5,
+        0.3,
+    ).itertuples()
+    assert (row.queue_wait_s, row.ttft_s, row.e2e_s, row.tpot_s) == (1.0, 3.0, 8.0, 1.0)
+    assert row.slowdown == pytest.approx(8.0 / (0.5 + 5 * 0.3))
+
+
+def test_only_completed_requests_have_latencies():
+    assert (
+        latencies(frame([{}, {"outcome": "cancelled"}, {"outcome": "rejected", "dispatch_s": None}]), 1, 1).shape[0]
+        == 1
+    )
+
+
+def test_fairness_looks_at_the_time_in_which_all_have_work():
+    served = [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 9)]
+    requests = frame([{"tenant": tenant, "dispatch_s": at} for tenant, at in served])
+    assert tenant_fairness(requests) == pytest.approx(jain_index([30, 10]))  # until a's last dispatch, at 2
+    assert tenant_fairness(requests, {"a": 3.0, "b": 1.0}) == pytest.approx(1.0)
+
+
+def test_a_tenant_that_got_nothing_while_others_worked_counts():
+    requests = frame([{"tenant": "a", "dispatch_s": 0}, {"tenant": "b", "dispatch_s": 5}])
+    assert tenant_fairness(requests) == pytest.approx(0.5)
+
+
+def test_busy_time_leaves_gaps_out():
+    requests = frame([{"arrival_s": a, "finish_s": b} for a, b in [(0, 4), (1, 2), (3, 6), (10, 11), (10.5, 12)]])
+    assert busy_s(requests) == pytest.approx(6 + 2)
+
+
+def test_job_class_bounds_are_inclusive():
+    assert job_class(pd.Series([1, 128, 129, 512, 513]), [128, 512]).tolist() == [
+        "short",
+        "short",
+        "medium",
+        "medium",
+        "long",
+    ]
+
+
+def test_flips_compare_neighbours_of_one_category_and_tier():
+    totals = [("report", 100), ("summary", 600), ("report", 200), ("report", 201), ("summary", 601)]
+    requests = frame(
+        [
+            {"category": category, "estimated_total_tokens": total, "arrival_s": i, "actual_tokens": 110}
+            for i, (category, total) in enumerate(totals)
+        ]
+    )
+    classes = job_classes(requests, [128, 512])
+    assert classes.flip.tolist() == [False, False, True, False, False]
+    assert classes.misjudged.tolist() == [False, True, True, True, True]  # each came to 120: short
+
+
+def test_summary_by_hand():
+    rows = [{"finish_s": 2.0 + i, "estimated_tokens": 10 + error} for i, error in enumerate((-2, 0, 4))]
+    row = summarize(frame([*rows, {"outcome": "expired"}]), 1.0, 0.1, [128, 512])
+    assert (row["requests"], row["completed"], row["expired"], row["rejected"]) == (4, 3, 1, 0)
+    assert (row["p50_e2e_s"], row["mean_e2e_s"]) == (3.0, 3.0)
+    assert row["output_tokens_per_s"] == pytest.approx(30 / 4)
+    assert (row["mae_tokens"], row["rmse_tokens"]) == pytest.approx((2.0, np.sqrt(20 / 3)))
+
+
+def test_a_run_in_which_nothing_completed_has_a_row():
+    assert summarize(frame([{"outcome": "failed"}]), 1.0, 0.1, [128, 512])["failed"] == 1
+
+
+def test_latency_table_averages_over_seeds():
+    runs = [frame([{"finish_s": 10.0 * seed}] * 3, seed=seed, batching="static", policy="fifo") for seed in (1, 3)]
+    table = latency_table(latencies(pd.concat(runs), 1.0, 0.1))
+    assert table.loc[("static", "fifo"), ("E2E (s)", "P99")] == pytest.approx(20.0)

@@ -1,0 +1,121 @@
+"""Parameters: what is shipped is complete, and what is wrong is named, in one message, before anything is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from driftsched_lib.params import PAPER_PHASES, Params, ParamsError
+
+SHIPPED = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
+PHASE = {"name": "a", "share": 1.0, "mix": {"report": 1.0}, "gap_s": [0.1, 0.2]}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_file_is_valid_and_names_every_parameter(path):
+    """So that `papermill -f` on it gives exactly it, whatever a notebook's own file says."""
+    Params.load(path)
+    values = yaml.safe_load(path.read_text())
+    assert set(values) == set(Params.model_fields)
+    assert set(values["workload"]) == set(type(Params().workload).model_fields)
+
+
+def test_the_papers_file_has_the_papers_constants():
+    params = Params.load(SHIPPED[[path.stem for path in SHIPPED].index("paper")])
+    assert params.max_tokens == {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
+    assert params.job_class_bounds == [128, 512]
+    assert (params.batch_size, params.batch_wait_s, params.batching) == (32, 0.01, ["static"])
+    assert (params.requests, len(params.seeds), params.cooling_s, params.temperature) == (3000, 3, 60.0, 0.7)
+    for phase, paper in zip(params.workload.phases, PAPER_PHASES, strict=True):
+        assert (phase.mix, phase.gap_s, phase.pause_s) == (paper.mix, paper.gap_s, paper.pause_s)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"polices": ["fifo"]}, r"polices: unknown key.*did you mean 'policies'\?"),
+        ({"workload": {"phase": []}}, r"workload.phase: unknown key.*did you mean 'phases'\?"),
+        ({"requests": "many"}, "requests: input should be a valid integer, not 'many'"),
+        ({"calibration": "yes"}, "calibration.0: input should be a valid boolean, not 'yes'"),
+        ({"batch_size": 0}, "batch_size: input should be greater than or equal to 1, not 0"),
+        ({"engine": "tgi"}, "engine: input should be 'vllm', not 'tgi'"),
+        ({"batching": "dynamic"}, "batching.0: input should be 'static' or 'continuous', not 'dynamic'"),
+        ({"policies": ["fifo", "sjv"]}, r"policies.1: 'sjv' is unknown, did you mean 'sjf'\? \(it may be fifo, "),
+        ({"policies": [{"aging": {"rat": 1}}]}, r"policies.0: rat: unknown key.*did you mean 'rate'\?"),
+        ({"policies": [{"aging": {"rate": -1.0}}]}, "policies.0: rate is -1.0, it must not be negative"),
+        ({"policies": []}, "policies: list should have at least 1 item"),
+        ({"seeds": [1, 2, 1]}, "seeds: the same value is given twice"),
+        ({"estimators": {"paper": {"alpha": 0}}}, "estimators.0: alpha is 0.0, it must be above 0"),
+        ({"estimators": {"paper": {"calibrate": True}}}, "estimators.0: calibrate: unknown key"),
+        ({"base_tokens": {"report": 5}}, "base_tokens: a base for short_qa, summary, technical is missing"),
+        ({"temperature": float("nan")}, "temperature: input should be"),
+        ({"workload": {"phases": [PHASE | {"mix": {"report": 0.9}}]}}, "0.mix: the shares must sum to 1, they sum to"),
+        ({"workload": {"phases": [PHASE | {"gap_s": [-0.1, 0.2]}]}}, "0.gap_s.0: input should be greater than"),
+        ({"workload": {"phases": [PHASE | {"gap_s": [0.3, 0.2]}]}}, "0.gap_s: must be two rising numbers"),
+        ({"workload": {"phases": [PHASE | {"share": 0.5}]}}, "workload.phases: the shares must sum to 1"),
+        ({"workload": {"tenants": {"a": "gold"}}}, "tenants.a: input should be 'premium', 'standard' or 'batch'"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named_with_its_file_and_field(values, message):
+    with pytest.raises(ParamsError, match=message) as error:
+        Params.parse(values, "bad.yaml")
+    assert str(error.value).startswith("bad.yaml: ")
+
+
+def test_every_fault_has_its_line():
+    with pytest.raises(ParamsError) as error:
+        Params.parse({"requests": 0, "seeds": "x"}, "bad.yaml")
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["seeds.0", "requests"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read"), ("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("\xff", "must be a mapping")],
+)
+def test_a_file_that_is_none_is_named(tmp_path, text, message):
+    path = tmp_path / "p.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ParamsError, match=f"p.yaml: {message}"):
+        Params.load(path)
+
+
+def test_overrides_reach_into_mappings_and_no_further(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("requests: 30\n")
+    params = Params.load(path, {"workload.label_prefix": False, "policies": "sjf"})
+    assert not params.workload.label_prefix and [str(policy) for policy in params.policies] == ["sjf"]
+    with pytest.raises(ParamsError, match="requests.x reaches into requests, which is not a mapping"):
+        Params.load(path, {"requests.x": 1})
+
+
+def test_what_is_written_is_read_back():
+    params = Params.parse({"policies": [{"aging": {"rate": 0.5}}, "fifo"]}, "test")
+    assert Params.parse(yaml.safe_load(yaml.safe_dump(params.model_dump())), "again") == params
+    assert params.model_dump()["policies"] == [{"aging": {"rate": 0.5}}, "fifo"]
+
+
+def test_the_grid_varies_estimates_only_where_they_matter():
+    params = Params.parse({"seeds": [1, 2], "batching": ["static", "continuous"]}, "test")
+    runs = params.runs()
+    assert len(runs) == len({run.name for run in runs}) == 2 * 2 * (4 + 4)
+    assert len(params.policy_runs()) == 2 * 2 * 5 and len(params.estimate_runs()) == 2 * 2 * 4
+    parts = params.policy_runs() + params.estimate_runs()
+    assert {run.name for run in parts} == {run.name for run in runs}
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+
+
+def test_the_command_line_refuses_in_one_message_before_anything_heavy_is_imported(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("polices: [fifo]\n")
+    code = (
+        "import sys; from driftsched_lib.__main__ import main; "
+        f"status = main(['run', {str(path)!r}, '--out', {str(tmp_path / 'out')!r}]); "
+        "assert not {'vllm', 'torch', 'transformers'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"{path}: polices: unknown key") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,65 @@
+"""A results folder holds whole runs or says what is wrong with it."""
+
+import pytest
+
+from driftsched_lib import results
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
+from driftsched_lib.results import ResultsError
+
+
+def write(folder, **run):
+    results.write_run(folder, [], {"steps": (("time_s",), [(1.0,)])}, {"run": run})
+
+
+def test_runs_are_read_back_with_their_settings(tmp_path):
+    write(tmp_path / "b", policy="sjf", seed=2)
+    write(tmp_path / "a", policy="fifo", seed=1)
+    steps = results.load(tmp_path, "steps")
+    assert steps[["run", "policy", "seed", "time_s"]].values.tolist() == [["a", "fifo", 1, 1.0], ["b", "sjf", 2, 1.0]]
+
+
+def test_a_half_written_run_is_no_run(tmp_path):
+    write(tmp_path / "whole", seed=1)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "manifest.json").write_text("{}")
+    assert [folder.name for folder in results.run_folders(tmp_path)] == ["whole"]
+    assert not results.is_complete(tmp_path / "half")
+
+
+def test_what_a_killed_writer_left_is_replaced(tmp_path):
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "junk").write_text("half")
+    write(tmp_path / "run", seed=1)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "manifest.json",
+        "requests.parquet",
+        "steps.parquet",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_empty_folder_says_what_fills_it(tmp_path):
+    with pytest.raises(ResultsError, match="holds no finished run; `python -m driftsched_lib run"):
+        results.load(tmp_path)
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    write(tmp_path / "run", seed=1)
+    (tmp_path / "run" / "manifest.json").write_text("{")
+    with pytest.raises(ResultsError, match="manifest.json is damaged .*delete .*run and run again"):
+        results.load(tmp_path)
+
+
+def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
+    params = Params.parse({"requests": 10}, "test")
+    run_grid(params, tmp_path, runs=[])
+    with pytest.raises(ResultsError, match="holds runs with another seeds, requests: give another folder"):
+        run_grid(Params.parse({"requests": 11, "seeds": [9]}, "test"), tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="file/out cannot be written"):
+        run_grid(Params(), tmp_path / "file" / "out")

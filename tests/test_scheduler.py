@@ -1,0 +1,103 @@
+"""Every submitted request ends in exactly one record."""
+
+from collections import Counter
+
+import pytest
+from helpers import make_request, make_scheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import TIERS, Outcome, Output
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "submit", "submit", "next", "complete", "cancel", "expire", "fail"]),
+        st.sampled_from(TIERS),
+        st.integers(0, 30),
+        st.booleans(),
+    ),
+    max_size=80,
+)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(actions=ACTIONS)
+def test_conserves_requests(name, actions):
+    scheduler, records = make_scheduler(POLICIES[name](), capacity=8)
+    submitted, running, now = [], [], 0.0
+    for i, (action, tier, number, flag) in enumerate(actions):
+        now += 1.0
+        if action == "submit":
+            deadline = now + number if flag else None
+            scheduler.submit(make_request(i, arrival_s=now, tier=tier, deadline_s=deadline), now)
+            submitted.append(str(i))
+        elif action == "next" and (request := scheduler.next(now)) is not None:
+            running.append(request)
+        elif action == "complete" and running:
+            request = running.pop(number % len(running))
+            scheduler.complete(Output(request, 4, 5, 5, now, now, error="broken" if flag else None))
+        elif action == "cancel" and submitted:
+            cancelled = scheduler.cancel(submitted[number % len(submitted)], now)
+            assert (cancelled in running) == (cancelled is not None)
+            running = [request for request in running if request is not cancelled]
+        elif action == "expire":
+            scheduler.expire(now)
+        elif action == "fail" and number == 0:
+            scheduler.fail_all("the engine died", now)
+            running = []
+        ended = Counter(record.request_id for record in records)
+        assert set(ended.values()) <= {1}
+        assert len(submitted) == len(records) + len(scheduler) + len(running)
+        assert sum(scheduler.depth.values()) == len(scheduler) == len(scheduler.policy) <= 8
+    scheduler.fail_all("the end", now)
+    assert sorted(record.request_id for record in records) == sorted(submitted)
+    assert scheduler.is_idle
+
+
+def test_submission_classifies_counts_and_estimates():
+    scheduler, _ = make_scheduler()
+    request = make_request(1, tier="premium")
+    request.prompt = "Summarize DNS in ten words."
+    scheduler.submit(request, 0.0)
+    assert (request.category, request.input_tokens) == ("summary", 5)
+    assert request.estimate.output_tokens == int(256 * 1.2 * 1.005)
+    assert request.estimate.total_tokens == 5 + int(256 * 1.2 * 1.005)
+
+
+def test_completion_is_learnt_from_and_recorded():
+    scheduler, records = make_scheduler()
+    scheduler.submit(make_request(1), 0.0)
+    request = scheduler.next(2.0)
+    scheduler.complete(Output(request, prompt_tokens=6, tokens=40, words=32, first_token_s=3.0, finish_s=9.0))
+    [record] = records
+    assert record.outcome is Outcome.COMPLETED and record.finish_s == 9.0
+    assert (record.output_tokens, record.output_words, record.actual_tokens) == (40, 32, 32)
+    assert (record.bias_before, record.measured_bias) == (1.0, 0.5)
+    assert record.bias_after == pytest.approx(0.95)
+
+
+def test_a_full_queue_rejects_with_the_reason():
+    scheduler, records = make_scheduler(capacity=1)
+    scheduler.submit(make_request(1), 0.0)
+    scheduler.submit(make_request(2), 1.0)
+    assert [(r.request_id, r.outcome, r.reason) for r in records] == [("2", "rejected", "queue full (1)")]
+
+
+def test_a_queued_request_expires_at_its_deadline_and_a_running_one_does_not():
+    scheduler, records = make_scheduler()
+    scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
+    scheduler.submit(make_request(2, deadline_s=6.0), 0.0)
+    assert scheduler.next(1.0).request_id == "1"
+    assert scheduler.next_deadline() == 5.0
+    scheduler.expire(5.9)
+    assert records == []
+    assert scheduler.next(6.0) is None
+    assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0)]
+
+
+def test_an_id_that_is_here_is_refused():
+    scheduler, _ = make_scheduler()
+    scheduler.submit(make_request(1), 0.0)
+    with pytest.raises(ValueError, match="already here"):
+        scheduler.submit(make_request(1), 0.0)

@@ -1,0 +1,117 @@
+"""The serving loop over an engine in virtual time that gives every request a token a second."""
+
+import pytest
+from helpers import OneTokenASecond, make_request, make_scheduler
+
+from driftsched_lib.policies import ShortestJobFirst
+from driftsched_lib.requests import TIERS
+from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
+
+
+def run(requests, batching, slots=4, policy=None, **options):
+    """Serve and return the engine and the records by request id."""
+    scheduler, records = make_scheduler(policy)
+    engine = OneTokenASecond(slots)
+    serve(requests, scheduler, engine, batching, **options)
+    assert sorted(record.request_id for record in records) == sorted(request.request_id for request in requests)
+    return engine, {record.request_id: record for record in records}
+
+
+def outcomes(records):
+    return {request_id: (record.outcome.value, record.finish_s) for request_id, record in records.items()}
+
+
+def test_continuous_batching_fills_a_slot_as_soon_as_it_is_free():
+    lengths = {"a": 3, "b": 1, "c": 2, "d": 1}
+    _, records = run([make_request(i, max_tokens=n) for i, n in lengths.items()], ContinuousBatching(), slots=2)
+    spans = {i: (record.dispatch_s, record.finish_s) for i, record in records.items()}
+    assert spans == {"a": (0.0, 3.0), "b": (0.0, 1.0), "c": (1.0, 3.0), "d": (3.0, 4.0)}
+    assert {record.batch_id for record in records.values()} == {None}
+
+
+def test_a_static_batch_ends_with_its_last_and_the_next_waits_for_it():
+    lengths = {"a": 3, "b": 1, "c": 2, "d": 1}
+    _, records = run([make_request(i, max_tokens=n) for i, n in lengths.items()], StaticBatching(2, 0.01))
+    spans = {i: (r.dispatch_s, r.finish_s, r.batch_id, r.batch_size) for i, r in records.items()}
+    assert spans == {"a": (0, 3, 0, 2), "b": (0, 3, 0, 2), "c": (3, 5, 1, 2), "d": (3, 5, 1, 2)}
+    assert records["b"].first_token_s == 1.0
+
+
+def test_a_static_batch_closes_when_its_window_has_passed():
+    requests = [make_request("a"), make_request("b", arrival_s=0.5), make_request("c", arrival_s=1.5)]
+    engine, _ = run(requests, StaticBatching(3, wait_s=1.0))
+    assert engine.log == [(1.0, "a"), (1.0, "b"), (5.0 + 1.0, "c")]
+
+
+def test_order_of_service_is_the_policys():
+    requests = [make_request(i, max_tokens=1) for i in range(5)]
+    for request, prompt in zip(requests, ("report", "code", "summary", "hello", "summarize"), strict=True):
+        request.prompt = prompt
+    engine, _ = run(requests, ContinuousBatching(), slots=1, policy=ShortestJobFirst())
+    assert [request_id for _, request_id in engine.log] == ["3", "2", "4", "1", "0"]
+
+
+def test_arrivals_are_open_loop_and_phases_follow_each_other():
+    scheduler, records = make_scheduler()
+    engine = OneTokenASecond(slots=1)
+    serve([make_request("a", max_tokens=9), make_request("b", arrival_s=1.0)], scheduler, engine, ContinuousBatching())
+    assert engine.now() == 13.0
+    serve([make_request("c", arrival_s=1.0)], scheduler, engine, ContinuousBatching(), start_s=20.0)
+    assert [(r.request_id, r.arrival_s, r.dispatch_s) for r in records] == [("a", 0, 0), ("b", 1, 9), ("c", 21, 21)]
+
+
+@pytest.mark.parametrize("batching", [ContinuousBatching(), StaticBatching(2, 0.0)], ids=["continuous", "static"])
+def test_clients_that_give_up(batching):
+    requests = [
+        make_request("stays", max_tokens=5),
+        make_request("running", max_tokens=9, cancel_s=2.0),
+        make_request("queued", arrival_s=0.5, cancel_s=1.5),
+        make_request("expires", arrival_s=0.6, deadline_s=1.7),
+        make_request("after", arrival_s=4.0, max_tokens=1, cancel_s=99.0),
+    ]
+    engine, records = run(requests, batching, slots=2)
+    ended = {request_id: outcome for request_id, (outcome, _) in outcomes(records).items()}
+    assert ended == {
+        "stays": "completed",
+        "running": "cancelled",
+        "queued": "cancelled",
+        "expires": "expired",
+        "after": "completed",
+    }
+    assert engine.left == {}
+
+
+def test_a_request_held_at_the_barrier_can_be_cancelled_and_the_rest_is_released():
+    requests = [make_request("done", max_tokens=1, cancel_s=3.0), make_request("long", max_tokens=9, cancel_s=5.0)]
+    _, records = run([*requests, make_request("short", max_tokens=2)], StaticBatching(3, 0.0))
+    assert outcomes(records) == {"done": ("cancelled", 3.0), "long": ("cancelled", 5.0), "short": ("completed", 2.0)}
+
+
+def test_a_request_that_the_engine_refuses_fails_alone():
+    for batching in (ContinuousBatching(), StaticBatching(2, 0.0)):
+        _, records = run([make_request("huge", max_tokens=2000), make_request("fine")], batching)
+        assert outcomes(records) == {"huge": ("failed", 0.0), "fine": ("completed", 4.0)}
+        assert records["huge"].reason == "longer than the context"
+
+
+def test_an_engine_that_raises_fails_everything_that_is_there_and_is_heard():
+    scheduler, records = make_scheduler()
+    engine = OneTokenASecond(slots=1, fails_at=6.0)
+    requests = [make_request(i, arrival_s=i * 0.1) for i in range(3)]
+    with pytest.raises(OSError, match="the engine died"):
+        serve(requests, scheduler, engine, ContinuousBatching())
+    assert [record.outcome.value for record in records] == ["completed", "failed", "failed"]
+    assert records[1].reason == "OSError: the engine died"
+
+
+def test_a_loop_that_cannot_go_on_says_so():
+    with pytest.raises(RuntimeError, match="no progress"):
+        run([make_request("a")], ContinuousBatching(), slots=0)
+
+
+def test_queue_depth_is_sampled_at_its_interval():
+    depth = QueueDepth(interval_s=2.0)
+    run([make_request(i, tier=TIERS[i]) for i in range(3)], ContinuousBatching(), slots=1, monitor=depth)
+    times = [row[0] for row in depth.rows]
+    assert times == [0, 2, 4, 6, 8, 10, 12]
+    assert depth.rows[0][1:] == (0, 1, 1) and depth.rows[-1][1:] == (0, 0, 0)

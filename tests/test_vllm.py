@@ -1,0 +1,129 @@
+"""Real vLLM on this machine with the embedded model: one engine for the file, and the command line killed and resumed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from driftsched_lib import results
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.estimators import PaperEstimator
+from driftsched_lib.experiment import load_engine
+from driftsched_lib.params import Params
+from driftsched_lib.policies import ShortestJobFirst
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
+from driftsched_lib.tokens import TokenizerCounter
+from driftsched_lib.workloads import paper_load
+
+SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return load_engine(Params.load(SMOKE))
+
+
+@pytest.fixture
+def serve_all(engine):
+    """Serve requests under SJF and return their records as a frame by request id."""
+
+    def run(requests, batching):
+        records = []
+        counter = TokenizerCounter(engine.tokenizer)
+        scheduler = Scheduler(ShortestJobFirst(), PaperEstimator(), counter, KeywordClassifier(), records.append)
+        engine.restart_clock()
+        serve(requests, scheduler, engine, batching)
+        frame = pd.DataFrame(records).set_index("request_id")
+        assert sorted(frame.index) == sorted(request.request_id for request in requests)
+        return frame
+
+    return run
+
+
+def requests(**changes):
+    params = Params.load(SMOKE, changes)
+    return paper_load(params, 1, capacity_tokens_per_s=2000.0)[1].requests
+
+
+@pytest.mark.parametrize("batching", [ContinuousBatching(), StaticBatching(8, 0.01)], ids=["continuous", "static"])
+def test_pinned_outputs_have_exactly_their_length_and_times_are_in_order(serve_all, batching):
+    frame = serve_all(requests(), batching)
+    assert (frame.outcome == "completed").all()
+    assert (frame.output_tokens == frame.max_tokens).all() and (frame.actual_tokens == frame.max_tokens).all()
+    assert (frame.output_words > 0).all() and (frame.output_words <= frame.output_tokens).all()
+    assert (frame.arrival_s <= frame.dispatch_s).all() and (frame.dispatch_s < frame.first_token_s).all()
+    assert (frame.first_token_s <= frame.finish_s).all()
+    if isinstance(batching, StaticBatching):
+        assert (frame.groupby("batch_id").finish_s.nunique() == 1).all()
+        assert frame.groupby("batch_id").size().max() <= 8
+
+
+def test_natural_outputs_end_by_themselves_or_at_their_limit(serve_all):
+    frame = serve_all(requests(output_length="natural", length_scale=0.5), ContinuousBatching())
+    assert (frame.output_tokens <= frame.max_tokens).all()
+    assert (frame.output_tokens < frame.max_tokens).mean() > 0.5
+    assert frame.groupby("job_type").output_tokens.mean().nunique() > 1
+
+
+def test_every_iteration_has_a_row(engine, serve_all):
+    frame = serve_all(requests(), ContinuousBatching())
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+    assert steps.time_s.is_monotonic_increasing and steps.running.max() <= engine.max_num_seqs
+    assert steps.prompt_tokens.sum() == frame.prompt_tokens.sum()
+    assert steps.output_tokens.sum() + steps.prompt_requests.sum() == frame.output_tokens.sum()
+
+
+def test_clients_may_leave_in_mid_run(serve_all):
+    some = requests()
+    for request in some[::3]:
+        request.cancel_s = request.arrival_s + 0.02
+    frame = serve_all(some, ContinuousBatching())
+    assert set(frame.outcome) <= {"completed", "cancelled"}
+    assert (frame.outcome == "cancelled").any()
+    assert (frame.outcome[[request.request_id for request in some if request.cancel_s is None]] == "completed").all()
+
+
+def test_a_prompt_beyond_the_context_fails_alone(serve_all):
+    some = requests()
+    some[2].prompt = "latency " * 3000
+    frame = serve_all(some, ContinuousBatching())
+    assert frame.outcome[some[2].request_id] == "failed" and "1024" in frame.reason[some[2].request_id]
+    assert (frame.outcome.drop(some[2].request_id) == "completed").all()
+
+
+def test_an_unknown_engine_argument_is_named(engine):
+    with pytest.raises(ValueError, match="engine_args: vLLM knows no max_seqs"):
+        load_engine(Params.load(SMOKE, {"engine_args.max_seqs": 8}))
+
+
+def test_a_killed_grid_is_taken_up_where_it_stopped(tmp_path):
+    out, params = tmp_path / "out", Params.load(SMOKE)
+    command = [sys.executable, "-m", "driftsched_lib", "run", str(SMOKE), "--out", str(out)]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not list(out.glob("*/manifest.json")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    finished = {folder.name: results.load_manifest(folder) for folder in results.run_folders(out)}
+    speed = results.load_speed(out)
+    assert 0 < len(finished) < len(params.runs())
+
+    subprocess.run(command, check=True, capture_output=True)
+    assert {name: results.load_manifest(out / name) for name in finished} == finished
+    assert results.load_speed(out) == speed
+    assert not list(out.glob("*.partial"))
+    summary = pd.read_csv(out / "summary.csv")
+    assert summary.run.tolist() == [run.name for run in params.runs()]
+    assert (summary.completed == params.requests).all()
+    assert summary.notna().all().all()
+    offered = results.load(out).groupby("run")[["request_id", "tenant", "job_type", "prompt_tokens"]]
+    assert len({tuple(map(tuple, run.sort_values("request_id").to_numpy())) for _, run in offered}) == 1
+
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert pd.read_csv(out / "summary.csv").equals(summary) and "request/s" not in again.stderr
