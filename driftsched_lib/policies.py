@@ -165,26 +165,23 @@ class Weighted(Policy):
         self._tier_of[request.request_id] = request.tier
 
     def pop(self, now: float) -> Request:
-        turn = self._next_turn(self._turn, self._lengths())
+        turn = self._next_turn(self._turn, self._queues)
         request = self._queues[self.cycle[turn]].pop(now)
         self._turn = turn + 1
         del self._tier_of[request.request_id]
         return request
 
     def peek(self, now: float) -> Request:
-        return self._queues[self.cycle[self._next_turn(self._turn, self._lengths())]].peek(now)
+        return self._queues[self.cycle[self._next_turn(self._turn, self._queues)]].peek(now)
 
     def remove(self, request_id: str) -> Request:
         return self._queues[self._tier_of.pop(request_id)].remove(request_id)
 
-    def _lengths(self) -> dict[str, int]:
-        return {tier: len(queue) for tier, queue in self._queues.items()}
-
-    def _next_turn(self, turn: int, lengths: Mapping[str, int]) -> int:
+    def _next_turn(self, turn: int, queued: Mapping[str, object]) -> int:
         """The first turn from `turn` on whose tier has something queued; IndexError where none has."""
         for offset in range(len(self.cycle)):
             index = (turn + offset) % len(self.cycle)
-            if lengths[self.cycle[index]]:
+            if queued[self.cycle[index]]:
                 return index
         raise IndexError("pop from an empty queue")
 
@@ -193,7 +190,7 @@ class Weighted(Policy):
 
     def __iter__(self) -> Iterator[Request]:
         queues = {tier: iter(queue) for tier, queue in self._queues.items()}
-        lengths, turn = self._lengths(), self._turn
+        lengths, turn = {tier: len(queue) for tier, queue in self._queues.items()}, self._turn
         for _ in range(len(self)):
             turn = self._next_turn(turn, lengths)
             lengths[self.cycle[turn]] -= 1

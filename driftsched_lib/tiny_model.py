@@ -1,8 +1,9 @@
 """How the embedded model is made: a BPE tokenizer and a small Llama, trained on `corpus`, saved for vLLM."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from driftsched_lib.corpus import Document, documents
+from driftsched_lib.requests import Output, Request
+from driftsched_lib.serving import Engine
 
 VOCABULARY = 2048
 TRAINING_LOG = "training_log.csv"
@@ -50,27 +53,51 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], int]:
-    """Token ids of `prompt`, a line break, the answer and <eos>; and how many of them are the prompt's."""
+def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, and of a line break, the answer and <eos>."""
     prompt = tokenizer.encode(document.prompt, add_special_tokens=False)
     answer = tokenizer.encode("\n" + document.answer, add_special_tokens=False)
-    return [*prompt, *answer, tokenizer.eos_token_id], len(prompt)
+    return prompt, [*answer, tokenizer.eos_token_id]
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, labels) of shape (size, length); documents of like lengths together, the loss on answers only."""
     stream = documents(seed)
     while True:
-        chunk = sorted((encode(tokenizer, d) for d in islice(stream, 16 * size)), key=lambda item: len(item[0]))
-        order = torch.randperm(16).tolist()
-        for start in order:
-            rows = chunk[start * size : (start + 1) * size]
-            ids = torch.full((size, len(rows[-1][0])), tokenizer.pad_token_id)
+        encoded = [encode(tokenizer, document) for document in islice(stream, 16 * size)]
+        by_length = sorted(encoded, key=lambda parts: len(parts[0]) + len(parts[1]))
+        for start in torch.randperm(16).tolist():
+            rows = by_length[start * size : (start + 1) * size]
+            ids = torch.full((size, sum(map(len, rows[-1]))), tokenizer.pad_token_id)
             labels = torch.full_like(ids, -100)
-            for row, (tokens, prompt) in enumerate(rows):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
+            for row, (prompt, answer) in enumerate(rows):
+                end = len(prompt) + len(answer)
+                ids[row, :end] = torch.tensor(prompt + answer)
+                labels[row, len(prompt) : end] = torch.tensor(answer)
             yield ids, labels
+
+
+def generated_lengths(engine: Engine, documents: Sequence[Document], max_tokens: int = 512) -> pd.DataFrame:
+    """What the model makes of the documents' prompts beside the documents themselves, a row a document.
+
+    Columns: category, topic, style, `corpus_tokens` and `generated_tokens` (with <eos>), and `words`.
+    """
+    outputs: dict[str, Output] = {}
+    for i, document in enumerate(documents):
+        engine.add(Request(str(i), 0.0, document.prompt, "tenant", "standard", max_tokens))
+    while len(outputs) < len(documents):
+        outputs |= {output.request.request_id: output for output in engine.step(inf)}
+    return pd.DataFrame(
+        {
+            "category": document.category,
+            "topic": document.topic,
+            "style": document.style,
+            "corpus_tokens": len(encode(engine.tokenizer, document)[1]),
+            "generated_tokens": outputs[str(i)].tokens,
+            "words": outputs[str(i)].words,
+        }
+        for i, document in enumerate(documents)
+    )
 
 
 def train(out: str | Path, seed: int = 1, steps: int = 2500, batch_size: int = 32, learning_rate: float = 2e-3) -> None:

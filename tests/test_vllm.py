@@ -1,4 +1,4 @@
-"""Real vLLM on this machine with the embedded model: one engine for the file, and the command line killed and resumed."""
+"""Real vLLM on this machine with the embedded model: one engine for the file; a grid killed and taken up again."""
 
 import signal
 import subprocess
