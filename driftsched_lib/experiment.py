@@ -1,6 +1,7 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
 import gc
+import os
 import platform
 import subprocess
 import time
@@ -52,6 +53,7 @@ def run_grid(params: Params, out: str | Path, runs: Sequence[Run] | None = None)
     todo = [run for run in (params.runs() if runs is None else runs) if not results.is_complete(out / run.name)]
     if todo:
         engine = load_engine(params)
+        _serve_at_once(params, engine, engine.max_num_seqs)  # the first requests of an engine are slow
         speed = _engine_speed(params, engine, out)
         with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
             for i, run in enumerate(todo, start=1):
@@ -112,33 +114,32 @@ def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
 
 
 def measure_speed(params: Params, engine) -> EngineSpeed:
-    """Serve the last phase's mix, all at once and then one by one, after a batch that warms the engine up."""
-    phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
-    workload = params.workload.model_copy(update={"phases": [phase]})
-    probe = params.model_copy(update={"workload": workload, "output_length": "limit", "queue_timeout_s": None})
-    slots = engine.max_num_seqs
-
-    def serve_at_once(n: int) -> pd.DataFrame:
-        requests = paper_load(probe.model_copy(update={"requests": n}), 0, 1.0)[0].requests
-        for request in requests:
-            request.arrival_s = 0.0
-        records: list[Record] = []
-        engine.restart_clock()
-        fifo = replace(params.runs()[0], policy=Component("fifo"))
-        serve(requests, _scheduler(probe, fifo, engine, records.append), engine, ContinuousBatching())
-        return pd.DataFrame(records)
-
-    serve_at_once(slots)
-    serve_at_once(6 * slots)
+    """Serve the last phase's mix, all at once and then one by one."""
+    _serve_at_once(params, engine, 6 * engine.max_num_seqs)
     steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-    full = (steps.running == slots) & (steps.index > 0)
+    full = (steps.running == engine.max_num_seqs) & (steps.index > 0)
     tokens = (steps.prompt_requests + steps.output_requests)[full].sum()
-    alone = pd.concat([serve_at_once(1) for _ in range(5)]).query("output_tokens > 1")
+    alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     return EngineSpeed(
         capacity_tokens_per_s=float(tokens / steps.time_s.diff()[full].sum()),
         idle_ttft_s=float((alone.first_token_s - alone.arrival_s).median()),
         idle_tpot_s=float(((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()),
     )
+
+
+def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
+    """Records of `n` requests of the last phase's mix, every output at its limit, that all arrive at once."""
+    phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
+    changes = {"requests": n, "output_length": "limit", "queue_timeout_s": None}
+    probe = params.model_copy(update=changes | {"workload": params.workload.model_copy(update={"phases": [phase]})})
+    requests = paper_load(probe, 0, 1.0)[0].requests
+    for request in requests:
+        request.arrival_s = 0.0
+    records: list[Record] = []
+    engine.restart_clock()
+    fifo = replace(params.runs()[0], policy=Component("fifo"))
+    serve(requests, _scheduler(probe, fifo, engine, records.append), engine, ContinuousBatching())
+    return pd.DataFrame(records)
 
 
 def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], None]) -> Scheduler:
@@ -220,7 +221,7 @@ def provenance() -> dict[str, Any]:
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     hardware = {
         "cpu": get_cpu_info().get("brand_raw", platform.machine()),
-        "cores": psutil.cpu_count(logical=False),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
     }
     with suppress(pynvml.NVMLError):

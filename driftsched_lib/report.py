@@ -10,14 +10,14 @@ from tqdm.auto import tqdm
 from driftsched_lib.results import write_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-NAMES = ("01_calibration", "02_scheduler_comparison", "03_figures")
 
 
 def execute_notebooks(out: str | Path) -> None:
     """Execute notebooks 01 to 03 on a results folder; they and `report.html` are left in it."""
     out = Path(out).resolve()
-    for name in tqdm(NAMES, desc="notebooks", unit="notebook", leave=False):
-        parameters = {"out": str(out)} | ({} if name == NAMES[-1] else {"params_file": str(out / "params.yaml")})
+    experiment = {"params_file": str(out / "params.yaml"), "out": str(out)}
+    notebooks = {"01_calibration": experiment, "02_scheduler_comparison": experiment, "03_figures": {"runs": str(out)}}
+    for name, parameters in tqdm(notebooks.items(), desc="notebooks", unit="notebook", leave=False):
         papermill.execute_notebook(
             NOTEBOOKS / f"{name}.ipynb",
             out / f"{name}.ipynb",
@@ -25,7 +25,7 @@ def execute_notebooks(out: str | Path) -> None:
             cwd=str(NOTEBOOKS),
             progress_bar=False,
         )
-    write_report([out / f"{name}.ipynb" for name in NAMES], out / "report.html")
+    write_report([out / f"{name}.ipynb" for name in notebooks], out / "report.html")
 
 
 def write_report(notebooks: list[Path], path: Path) -> None:

@@ -7,11 +7,8 @@ from math import inf
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import Estimator, Feedback
 from driftsched_lib.policies import Policy
-from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request
+from driftsched_lib.requests import TIERS, Outcome, Output, Record, Request
 from driftsched_lib.tokens import TokenCounter
-
-_NO_ESTIMATE = Estimate(None, None, None, None)  # type: ignore[arg-type]
-_NO_FEEDBACK = Feedback(None, None, None)  # type: ignore[arg-type]
 
 
 class Scheduler:
@@ -138,9 +135,9 @@ class Scheduler:
         reason: str,
         output: Output | None = None,
         actual: int | None = None,
-        feedback: Feedback = _NO_FEEDBACK,
+        feedback: Feedback | None = None,
     ) -> None:
-        estimate = request.estimate or _NO_ESTIMATE
+        estimate = request.estimate
         self.on_record(
             Record(
                 request_id=request.request_id,
@@ -161,13 +158,13 @@ class Scheduler:
                 output_tokens=output and output.tokens,
                 output_words=output and output.words,
                 actual_tokens=actual,
-                estimated_tokens=estimate.output_tokens,
-                estimated_total_tokens=estimate.total_tokens,
-                base_tokens=estimate.base_tokens,
-                bias=estimate.bias,
-                bias_before=feedback.bias_before,
-                measured_bias=feedback.measured,
-                bias_after=feedback.bias_after,
+                estimated_tokens=estimate and estimate.output_tokens,
+                estimated_total_tokens=estimate and estimate.total_tokens,
+                base_tokens=estimate and estimate.base_tokens,
+                bias=estimate and estimate.bias,
+                bias_before=feedback and feedback.bias_before,
+                measured_bias=feedback and feedback.measured,
+                bias_after=feedback and feedback.bias_after,
                 batch_id=request.batch_id,
                 batch_size=request.batch_size,
             )
