@@ -88,15 +88,15 @@ def is_complete(folder: Path) -> bool:
 
 
 def run_folders(out: str | Path) -> list[Path]:
-    """The folders of the finished runs, by name.
+    """The folders of the finished runs, in the order in which they were served.
 
     Raises:
         ResultsError: there is none.
     """
-    folders = sorted(path.parent for path in Path(out).glob("*/manifest.json") if path.parent.suffix != PARTIAL)
+    folders = [path.parent for path in Path(out).glob("*/manifest.json") if path.parent.suffix != PARTIAL]
     if not folders:
         raise ResultsError(f"{out} holds no finished run; `python -m driftsched_lib run PARAMS.yaml --out {out}`")
-    return folders
+    return sorted(folders, key=lambda folder: load_manifest(folder)["started"])
 
 
 def load(out: str | Path, table: str = "requests") -> pd.DataFrame:

@@ -8,15 +8,15 @@ from driftsched_lib.params import Params
 from driftsched_lib.results import ResultsError
 
 
-def write(folder, **run):
-    results.write_run(folder, [], {"steps": (("time_s",), [(1.0,)])}, {"run": run})
+def write(folder, started="2026-01-01", **run):
+    results.write_run(folder, [], {"steps": (("time_s",), [(1.0,)])}, {"run": run, "started": started})
 
 
-def test_runs_are_read_back_with_their_settings(tmp_path):
-    write(tmp_path / "b", policy="sjf", seed=2)
-    write(tmp_path / "a", policy="fifo", seed=1)
+def test_runs_are_read_back_with_their_settings_in_the_order_of_serving(tmp_path):
+    write(tmp_path / "a", "2026-01-02", policy="sjf", seed=2)
+    write(tmp_path / "b", "2026-01-01", policy="fifo", seed=1)
     steps = results.load(tmp_path, "steps")
-    assert steps[["run", "policy", "seed", "time_s"]].values.tolist() == [["a", "fifo", 1, 1.0], ["b", "sjf", 2, 1.0]]
+    assert steps[["run", "policy", "seed", "time_s"]].values.tolist() == [["b", "fifo", 1, 1.0], ["a", "sjf", 2, 1.0]]
 
 
 def test_a_half_written_run_is_no_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isinf
@@ -10,10 +11,15 @@ from typing import Any
 # Read by vLLM when it is first imported: the engine must live in this process, or nothing could step it.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# What follows keeps notebooks and the progress bar readable; errors are still shown.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
 
 from vllm import EngineArgs, LLMEngine, SamplingParams  # noqa: E402
+from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
 
@@ -67,7 +73,8 @@ class VllmEngine:
         known = {field.name for field in fields(EngineArgs)}
         if unknown := sorted(set(engine_args) - known):
             raise ValueError(f"engine_args: vLLM knows no {', '.join(unknown)}")
-        args = EngineArgs(model=model, enable_logging_iteration_details=True, **engine_args)
+        defaults = {"enable_logging_iteration_details": True, "use_tqdm_on_load": False}
+        args = EngineArgs(**(defaults | dict(engine_args)), model=model)
         self._log = _StepLog()
         self._llm = LLMEngine.from_vllm_config(
             args.create_engine_config(), stat_loggers=[lambda config, index: self._log]
@@ -104,7 +111,10 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._llm.add_request(request.request_id, request.prompt, params)
+        try:
+            self._llm.add_request(request.request_id, request.prompt, params)
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from error
         self._in_flight[request.request_id] = request
 
     def abort(self, request_id: str) -> None:
