@@ -26,7 +26,7 @@ from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.metrics import summarize
-from driftsched_lib.params import Component, Params, Run
+from driftsched_lib.params import Component, Params, ParamsError, Run
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Record
 from driftsched_lib.results import EngineSpeed, ResultsError
@@ -88,8 +88,8 @@ def _claim(out: Path, params: Params) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            theirs = yaml.safe_load(path.read_text())
-            if changed := [key for key in mine if mine[key] != theirs.get(key)]:
+            theirs = Params.load(path).model_dump()
+            if changed := [key for key in mine if mine[key] != theirs[key]]:
                 raise ResultsError(
                     f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it"
                 )
@@ -99,11 +99,18 @@ def _claim(out: Path, params: Params) -> None:
 
 
 def load_engine(params: Params):
-    """The engine of these parameters; a model named by a folder is looked for in the project first."""
+    """The engine of these parameters; a model named by a folder is looked for in the project first.
+
+    Raises:
+        ParamsError: vLLM cannot load that model with these arguments.
+    """
     from driftsched_lib.engines.vllm_local import VllmEngine
 
     local = PROJECT / params.model
-    return VllmEngine(str(local) if local.is_dir() else params.model, params.engine_args, params.temperature)
+    try:
+        return VllmEngine(str(local) if local.is_dir() else params.model, params.engine_args, params.temperature)
+    except (ValueError, OSError) as error:
+        raise ParamsError(f"model {params.model!r} with these engine_args cannot be loaded: {error}") from error
 
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:

@@ -14,7 +14,7 @@ from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.experiment import load_engine
-from driftsched_lib.params import Params
+from driftsched_lib.params import Params, ParamsError
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
@@ -98,8 +98,13 @@ def test_a_prompt_beyond_the_context_fails_alone(serve_all):
 
 
 def test_an_unknown_engine_argument_is_named(engine):
-    with pytest.raises(ValueError, match="engine_args: vLLM knows no max_seqs"):
+    with pytest.raises(ParamsError, match="engine_args: vLLM knows no max_seqs"):
         load_engine(Params.load(SMOKE, {"engine_args.max_seqs": 8}))
+
+
+def test_a_model_that_is_not_there_is_named(engine):
+    with pytest.raises(ParamsError, match="model 'no/such-model' .* cannot be loaded"):
+        load_engine(Params.load(SMOKE, {"model": "no/such-model"}))
 
 
 def test_a_killed_grid_is_taken_up_where_it_stopped(tmp_path):

@@ -1,5 +1,6 @@
 """vLLM in this process, stepped by the serving loop; any Hugging Face model id or folder, on a CPU or a GPU."""
 
+import logging
 import os
 import time
 import warnings
@@ -14,6 +15,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 # What follows keeps notebooks and the progress bar readable; errors are still shown.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
