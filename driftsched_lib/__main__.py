@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ParamsError, ResultsError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept, the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -40,7 +43,10 @@ def _override(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.requests import TIERS, Estimate, Request
 
 BASE_TOKENS = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
@@ -42,7 +42,7 @@ class PaperEstimator:
         input_scale: input tokens that would double the estimate, were it not for `max_input_factor`.
 
     Raises:
-        KeyError: a category or tier without a base or a safety factor.
+        KeyError: a category without a base.
         ValueError: a parameter out of range, or an observed length below zero.
     """
 
@@ -62,6 +62,10 @@ class PaperEstimator:
             raise ValueError(f"clip is {clip}, it must be two rising numbers, none below 0")
         if any(base < 1 for base in base_tokens.values()):
             raise ValueError(f"base_tokens is {dict(base_tokens)}, each base must be at least one token")
+        if set(safety) != set(TIERS):
+            raise ValueError(f"safety is {dict(safety)}, it must name {', '.join(TIERS)}, each once")
+        if not input_scale > 0:
+            raise ValueError(f"input_scale is {input_scale}, it must be above 0")
         self.base_tokens = dict(base_tokens)
         self.safety = dict(safety)
         self.calibrate = calibrate

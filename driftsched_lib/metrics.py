@@ -30,15 +30,16 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
     )
 
 
-def latency_table(done: pd.DataFrame) -> pd.DataFrame:
-    """P50, P95 and P99 of E2E, TTFT, queue wait (s) and slowdown, by batching and policy; the mean over seeds.
+def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")) -> pd.DataFrame:
+    """P50, P95 and P99 of E2E, TTFT, queue wait (s) and slowdown, a row a group; the mean over seeds.
 
     Parameters:
-        done: from `latencies`, with `batching`, `policy` and `seed`.
+        done: from `latencies`, with `seed` and the columns `by`.
     """
     columns = {"e2e_s": "E2E (s)", "ttft_s": "TTFT (s)", "queue_wait_s": "queue wait (s)", "slowdown": "slowdown"}
-    quantiles = done.groupby(["batching", "policy", "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
-    table = quantiles.groupby(level=[0, 1, 3], sort=False).mean().unstack()
+    quantiles = done.groupby([*by, "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
+    levels = [*range(len(by)), len(by) + 1]  # all but the seed
+    table = quantiles.groupby(level=levels, sort=False).mean().unstack()
     return table.rename(columns=columns | {0.50: "P50", 0.95: "P95", 0.99: "P99"})
 
 

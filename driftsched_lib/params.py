@@ -1,6 +1,8 @@
 """The parameters of an experiment: one validated model, whose lists span a grid of runs."""
 
+import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -67,9 +69,10 @@ def _component(registry: Mapping[str, type], given_elsewhere: tuple[str, ...] = 
             raise ValueError(f"the arguments of {name} must be a mapping of names to values")
         parameters = inspect.signature(registry[name]).parameters.values()
         allowed = {p.name: (p.annotation, p.default) for p in parameters if p.name not in given_elsewhere}
-        arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **allowed)  # type: ignore[call-overload]
+        config = ConfigDict(extra="forbid", allow_inf_nan=False)
+        arguments = create_model(name, __config__=config, **allowed)  # type: ignore[call-overload]
         try:
-            checked = arguments.model_validate(options).model_dump(include=set(options))
+            checked = arguments.model_validate(options).model_dump(mode="json", include=set(options))
         except ValidationError as error:
             raise ValueError("; ".join(_explain(error, arguments))) from None
         registry[name](**checked)
@@ -129,7 +132,7 @@ class Phase(_Model):
     @classmethod
     def _rises(cls, gap_s: list[float]) -> list[float]:
         if gap_s[0] > gap_s[1] or gap_s[1] == 0:
-            raise ValueError("must be two rising numbers of seconds, the second above 0")
+            raise ValueError(f"must be two rising numbers of seconds, the second above 0, not {gap_s}")
         return gap_s
 
 
@@ -220,6 +223,13 @@ class Params(_Model):
             raise ValueError(f"a base for {', '.join(missing)} is missing")
         return base_tokens
 
+    @field_validator("job_class_tokens")
+    @classmethod
+    def _rise(cls, bounds: list[int]) -> list[int]:
+        if not 0 < bounds[0] < bounds[1]:
+            raise ValueError(f"must be two rising numbers of tokens above 0, not {bounds}")
+        return bounds
+
     @field_validator("vary_estimates_for")
     @classmethod
     def _known_policies(cls, names: list[str]) -> list[str]:
@@ -245,7 +255,7 @@ class Params(_Model):
             values = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise ParamsError(f"{path}: cannot be read: {error}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ParamsError(f"{path}: is not YAML: {error}") from None
         if not isinstance(values, dict):
             raise ParamsError(f"{path}: must be a mapping of parameters to values")
@@ -261,24 +271,15 @@ class Params(_Model):
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], params_file: str | Path) -> "Params":
-        """The file's parameters, overridden by those variables of a notebook that papermill injected.
+        """A file's parameters under those that a notebook's parameter cells set, its own and the one papermill injects.
 
-        Raises:
-            ParamsError: also for a plain variable that names no parameter, which is most likely a misspelt one.
+        Parameters:
+            namespace: the notebook's `globals()`.
         """
-        from IPython import get_ipython
-
-        hidden = get_ipython().user_ns_hidden
-        plain = {
-            name: value
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in hidden and isinstance(value, str | int | float | list | dict)
-        }
-        for name in ("params_file", "out"):
-            plain.pop(name, None)
-        if unknown := [name for name in plain if name not in cls.model_fields]:
-            raise ParamsError("\n".join(f"notebook: {name}: {_choice(name, cls.model_fields)}" for name in unknown))
-        return cls.load(params_file, plain)
+        cells = [cell for cell in namespace["In"] if "params_file = " in cell or cell.startswith("# Parameters")]
+        statements = [statement for cell in cells for statement in ast.parse(cell).body]
+        names = {target.id for statement in statements for target in getattr(statement, "targets", [])}
+        return cls.load(params_file, {name: namespace[name] for name in sorted(names - {"params_file", "out"})})
 
     def tokens(self, paper_tokens: int) -> int:
         """A length of the paper's at this experiment's scale, at least one token."""
@@ -334,7 +335,8 @@ class Run:
     def name(self) -> str:
         """The name of its folder."""
         calibration = "calibrated" if self.calibration else "uncalibrated"
-        return f"{self.batching}_{self.policy}_{self.estimator}_{self.token_counter}_{calibration}_seed{self.seed}"
+        name = f"{self.batching}_{self.policy}_{self.estimator}_{self.token_counter}_{calibration}_seed{self.seed}"
+        return re.sub(r"[^\w.=-]+", "-", name)
 
 
 def _choice(value: Any, allowed: Mapping[str, Any]) -> str:
@@ -347,12 +349,16 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors(include_url=False):
         *path, last = fault["loc"]
-        where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key: {_choice(last, _model_at(model, path).model_fields)}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message[0].lower()}{message[1:]}, not {fault['input']!r}")
+        match fault["type"]:
+            case "extra_forbidden":
+                message = f"unknown key: {_choice(last, _model_at(model, path).model_fields)}"
+            case "missing":
+                message = "is missing"
+            case "value_error":  # raised here, and complete in itself
+                message = str(fault["ctx"]["error"])
+            case _:
+                message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
+        lines.append(f"{'.'.join(map(str, fault['loc']))}: {message}")
     return lines
 
 

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import count
+from math import inf
 
 from driftsched_lib.requests import TIERS, Request
 
@@ -107,7 +108,7 @@ class Priority(KeyedQueue):
 
     def __init__(self, ranks: Mapping[str, float] = RANKS):
         super().__init__()
-        self.ranks = dict(ranks)
+        self.ranks = _for_each_tier("ranks", ranks)
 
     def key(self, request: Request) -> float:
         return self.ranks[request.tier]
@@ -133,11 +134,11 @@ class AgingPriority(KeyedQueue):
     """
 
     def __init__(self, rate: float = 0.01, ranks: Mapping[str, float] = RANKS):
-        if rate < 0:
-            raise ValueError(f"rate is {rate}, it must not be negative")
+        if not 0 <= rate < inf:
+            raise ValueError(f"rate is {rate}, it must be a number that is not negative")
         super().__init__()
         self.rate = rate
-        self.ranks = dict(ranks)
+        self.ranks = _for_each_tier("ranks", ranks)
 
     def key(self, request: Request) -> float:
         return self.ranks[request.tier] + self.rate * request.arrival_s
@@ -153,14 +154,17 @@ class Weighted(Policy):
     """
 
     def __init__(self, turns: Mapping[str, int] = TURNS):
-        if set(turns) != set(TIERS) or any(turn < 1 for turn in turns.values()):
-            raise ValueError(f"turns is {dict(turns)}, each of {', '.join(TIERS)} needs at least one turn")
+        turns = _for_each_tier("turns", turns)
+        if any(n < 1 for n in turns.values()):
+            raise ValueError(f"turns is {turns}, each tier needs at least one")
         self.cycle = tuple(tier for tier, n in turns.items() for _ in range(n))
         self._turn = 0
         self._queues = {tier: Fifo() for tier in turns}
         self._tier_of: dict[str, str] = {}
 
     def add(self, request: Request) -> None:
+        if request.request_id in self._tier_of:
+            raise ValueError(f"request {request.request_id!r} is queued already")
         self._queues[request.tier].add(request)
         self._tier_of[request.request_id] = request.tier
 
@@ -196,6 +200,12 @@ class Weighted(Policy):
             lengths[self.cycle[turn]] -= 1
             yield next(queues[self.cycle[turn]])
             turn += 1
+
+
+def _for_each_tier(name: str, values: Mapping[str, float]) -> dict:
+    if set(values) != set(TIERS):
+        raise ValueError(f"{name} is {dict(values)}, it must name {', '.join(TIERS)}, each once")
+    return dict(values)
 
 
 POLICIES = {

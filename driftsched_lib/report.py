@@ -31,6 +31,11 @@ def execute_notebooks(out: str | Path) -> None:
 def write_report(notebooks: list[Path], path: Path) -> None:
     """One HTML page of the notebooks' prose and outputs, pictures embedded, that needs no network."""
     cells = [cell for notebook in notebooks for cell in nbformat.read(notebook, as_version=4).cells]
-    page = nbformat.v4.new_notebook(metadata={"title": "DriftSched: the paper's experiment"}, cells=cells)
+    titles = [line[2:] for cell in cells for line in cell.source.splitlines()[:1] if line.startswith("# ")]
+    contents = [f"- [{title}](#{title.replace(' ', '-')})" for title in titles]
+    lead = nbformat.v4.new_markdown_cell(
+        "\n".join(["# DriftSched: the paper's experiment on real vLLM", "", *contents])
+    )
+    page = nbformat.v4.new_notebook(metadata={"title": "DriftSched"}, cells=[lead, *cells])
     exporter = HTMLExporter(exclude_input=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
     write_text(path, exporter.from_notebook_node(page)[0])

@@ -54,6 +54,7 @@ def write_run(
     for name, table in frames.items():
         table.round(6).to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
     write_json(partial / "manifest.json", manifest)
+    shutil.rmtree(folder, ignore_errors=True)  # what lies there is not finished, or this would not be run
     os.replace(partial, folder)
 
 

@@ -75,12 +75,14 @@ class Scheduler:
 
     def complete(self, output: Output) -> None:
         """Learn from a finished request and record it; an output with an error is recorded as failed."""
-        request = self._running.pop(output.request.request_id)
+        request = self._running[output.request.request_id]
         if output.error is not None:
+            del self._running[request.request_id]
             self._end(request, Outcome.FAILED, output.finish_s, output.error)
             return
         actual = self.counter.output(output)
         feedback = self.estimator.observe(request, actual)
+        del self._running[request.request_id]
         self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
 
     def cancel(self, request_id: str, now: float) -> Request | None:

@@ -118,13 +118,13 @@ def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
     gain = throughput(sjf) / throughput(fifo) - 1
     if batching == "static":
         why = (
-            f"SJF makes batches of like lengths: slots that wait at the barrier fall from {barrier_waste(fifo):.0%} to "
-            f"{barrier_waste(sjf):.0%}, throughput changes by {gain:+.0%}, so even the last requests end sooner"
+            f"SJF makes batches of like lengths: slots that wait at the barrier go from {barrier_waste(fifo):.0%} to "
+            f"{barrier_waste(sjf):.0%} and throughput changes by {gain:+.0%}, which reaches even the last requests"
         )
     else:
         why = (
-            f"there is no barrier to save: throughput changes by {gain:+.0%}, so the requests that SJF puts last end "
-            "when all the work is done, and under FIFO the last end no later"
+            f"there is no barrier to save: throughput changes by {gain:+.0%}, and the last requests end when all the "
+            "work is done, whatever the order"
         )
     rulings = []
     for claim, q, paper, reason in (

@@ -78,13 +78,13 @@ class StaticBatching:
         self._batches = 0
 
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
-        if self._running:
-            return
-        while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
-            if not self._open:
-                self.closes_s = now + self.wait_s
-            self._open.append(request)
-        if self._open and (len(self._open) == self.size or now >= self.closes_s):
+        while not self._running:
+            while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
+                if not self._open:
+                    self.closes_s = now + self.wait_s
+                self._open.append(request)
+            if not self._open or (len(self._open) < self.size and now < self.closes_s):
+                return
             for request in self._open:
                 request.batch_id, request.batch_size = self._batches, len(self._open)
                 if _start(request, scheduler, engine, now):
@@ -104,6 +104,8 @@ class StaticBatching:
     def abort(self, engine: Engine, request_id: str) -> list[Output]:
         engine.abort(request_id)
         self._open = [request for request in self._open if request.request_id != request_id]
+        if not self._open:
+            self.closes_s = inf
         self._finished = [output for output in self._finished if output.request.request_id != request_id]
         self._running.discard(request_id)
         return self.collect([])

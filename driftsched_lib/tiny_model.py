@@ -77,14 +77,18 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> Iterato
             yield ids, labels
 
 
-def generated_lengths(engine: Engine, documents: Sequence[Document], max_tokens: int = 512) -> pd.DataFrame:
+def generated_lengths(
+    engine: Engine, documents: Sequence[Document], max_tokens: int = 512, pinned_tokens: int | None = None
+) -> pd.DataFrame:
     """What the model makes of the documents' prompts beside the documents themselves, a row a document.
 
     Columns: category, topic, style, `corpus_tokens` and `generated_tokens` (with <eos>), and `words`.
+    With `pinned_tokens` every output has exactly that length, the end token being forbidden before.
     """
     outputs: dict[str, Output] = {}
     for i, document in enumerate(documents):
-        engine.add(Request(str(i), 0.0, document.prompt, "tenant", "standard", max_tokens))
+        request = Request(str(i), 0.0, document.prompt, "tenant", "standard", max_tokens, pinned_tokens=pinned_tokens)
+        engine.add(request)
     while len(outputs) < len(documents):
         outputs |= {output.request.request_id: output for output in engine.step(inf)}
     return pd.DataFrame(

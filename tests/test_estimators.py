@@ -51,7 +51,7 @@ def test_without_calibration_the_bias_stays_one():
 def test_every_constant_is_a_parameter():
     estimator = PaperEstimator(
         base_tokens={"summary": 10},
-        safety={"standard": 2.0},
+        safety={"premium": 3.0, "standard": 2.0, "batch": 1.0},
         alpha=0.5,
         clip=(0.0, 1.0),
         max_input_factor=3.0,
@@ -66,6 +66,12 @@ def test_bad_input_is_refused():
         PaperEstimator().observe(request(), -1)
     with pytest.raises(KeyError):
         PaperEstimator().estimate(request(category="poem"))
-    for bad in ({"alpha": 0.0}, {"alpha": 1.5}, {"clip": (3.0, 0.25)}, {"base_tokens": {"summary": 0}}):
+    for bad in (
+        {"alpha": 0.0},
+        {"alpha": 1.5},
+        {"clip": (3.0, 0.25)},
+        {"base_tokens": {"summary": 0}},
+        {"safety": {"premium": 1}},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PaperEstimator(**bad)

@@ -44,7 +44,7 @@ def test_the_papers_file_has_the_papers_constants():
         ({"batching": "dynamic"}, "batching.0: input should be 'static' or 'continuous', not 'dynamic'"),
         ({"policies": ["fifo", "sjv"]}, r"policies.1: 'sjv' is unknown, did you mean 'sjf'\? \(it may be fifo, "),
         ({"policies": [{"aging": {"rat": 1}}]}, r"policies.0: rat: unknown key.*did you mean 'rate'\?"),
-        ({"policies": [{"aging": {"rate": -1.0}}]}, "policies.0: rate is -1.0, it must not be negative"),
+        ({"policies": [{"aging": {"rate": -1.0}}]}, "policies.0: rate is -1.0, it must be a number that is not neg"),
         ({"policies": []}, "policies: list should have at least 1 item"),
         ({"seeds": [1, 2, 1]}, "seeds: the same value is given twice"),
         ({"estimators": {"paper": {"alpha": 0}}}, "estimators.0: alpha is 0.0, it must be above 0"),
@@ -95,6 +95,17 @@ def test_what_is_written_is_read_back():
     params = Params.parse({"policies": [{"aging": {"rate": 0.5}}, "fifo"]}, "test")
     assert Params.parse(yaml.safe_load(yaml.safe_dump(params.model_dump())), "again") == params
     assert params.model_dump()["policies"] == [{"aging": {"rate": 0.5}}, "fifo"]
+
+
+def test_a_notebooks_parameter_cells_override_its_file(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("requests: 30\nseeds: [1]\n")
+    cells = ["import x", f'params_file = "{path}"\nout = "runs"', "# Parameters\nseeds = [7]", "requests = 5"]
+    namespace = {"In": cells, "params_file": str(path), "out": "runs", "seeds": [7], "requests": 5, "other": [1]}
+    params = Params.from_notebook(namespace, path)
+    assert (params.requests, params.seeds) == (30, [7])  # requests was set in a cell that is not for parameters
+    with pytest.raises(ParamsError, match=r"sedes: unknown key.*did you mean 'seeds'\?"):
+        Params.from_notebook({"In": ["# Parameters\nsedes = [7]"], "sedes": [7]}, path)
 
 
 def test_the_grid_varies_estimates_only_where_they_matter():

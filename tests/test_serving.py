@@ -87,6 +87,13 @@ def test_a_request_held_at_the_barrier_can_be_cancelled_and_the_rest_is_released
     assert outcomes(records) == {"done": ("cancelled", 3.0), "long": ("cancelled", 5.0), "short": ("completed", 2.0)}
 
 
+def test_a_batch_whose_only_request_gave_up_does_not_close():
+    requests = [make_request("gone", cancel_s=0.5), make_request("later", arrival_s=10.0)]
+    engine, records = run(requests, StaticBatching(2, wait_s=1.0))
+    assert outcomes(records) == {"gone": ("cancelled", 0.5), "later": ("completed", 15.0)}
+    assert engine.log == [(11.0, "later")]
+
+
 def test_a_request_that_the_engine_refuses_fails_alone():
     for batching in (ContinuousBatching(), StaticBatching(2, 0.0)):
         _, records = run([make_request("huge", max_tokens=2000), make_request("fine")], batching)
