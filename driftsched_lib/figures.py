@@ -81,17 +81,17 @@ def change_against_fifo(done: pd.DataFrame, quantiles: Sequence[float] = (0.50, 
 
 def e2e_tails(done: pd.DataFrame) -> Figure:
     """Share of requests that took longer than x, tail on a log scale, a line a policy, a panel a batching."""
-    return _panels(
-        done,
-        "batching",
-        lambda runs, axis: [
-            axis.plot(np.sort(e2e), 1 - np.arange(len(e2e)) / len(e2e), color=POLICY_COLORS[policy])
-            for policy, e2e in _by_policy(runs, "e2e_s")
-        ],
-        xlabel="E2E latency (s)",
-        ylabel="share of requests above",
-        finish=_log_tail,
+
+    def draw(runs: pd.DataFrame, axis: plt.Axes) -> None:
+        for policy, e2e in _by_policy(runs, "e2e_s"):
+            above = 1 - np.arange(len(e2e)) / len(e2e)
+            axis.plot(np.sort(e2e), above, color=POLICY_COLORS[policy], label=POLICY_NAMES[policy])
+
+    figure = _panels(
+        done, "batching", draw, xlabel="E2E latency (s)", ylabel="share of requests above", finish=_log_tail
     )
+    _legend_below(figure, figure.axes[0])
+    return figure
 
 
 def latency_by_tier(done: pd.DataFrame) -> Figure:
@@ -307,7 +307,7 @@ def _panels(
 def _log_tail(axis: plt.Axes) -> None:
     axis.set_yscale("log")
     axis.set_ylim(bottom=5e-4)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -68,7 +68,9 @@ def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None 
 
 
 def busy_s(requests: pd.DataFrame) -> float:
-    """Seconds in which at least one request that was dispatched was in the system."""
+    """Seconds in which at least one of the requests was in the system, NaN for none."""
+    if requests.empty:
+        return float("nan")
     spans = requests[["arrival_s", "finish_s"]].astype(float).sort_values("arrival_s").to_numpy()
     ends = np.maximum.accumulate(spans[:, 1])
     gaps = spans[1:, 0] - ends[:-1]
@@ -113,8 +115,6 @@ def summarize(
         "requests": len(requests),
         **{name: int(outcomes.get(name, 0)) for name in ("completed", "rejected", "expired", "cancelled", "failed")},
     }
-    if done.empty:
-        return row
     for q in (50, 95, 99):
         row[f"p{q}_e2e_s"] = done.e2e_s.quantile(q / 100)
     row["mean_e2e_s"] = done.e2e_s.mean()

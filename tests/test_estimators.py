@@ -72,6 +72,7 @@ def test_bad_input_is_refused():
         {"clip": (3.0, 0.25)},
         {"base_tokens": {"summary": 0}},
         {"safety": {"premium": 1}},
+        {"input_scale": 0.0},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PaperEstimator(**bad)

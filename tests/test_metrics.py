@@ -111,7 +111,17 @@ def test_summary_by_hand():
 
 
 def test_a_run_in_which_nothing_completed_has_a_row():
-    assert summarize(frame([{"outcome": "failed"}]), 1.0, 0.1, [128, 512])["failed"] == 1
+    none = {
+        "outcome": "failed",
+        "output_tokens": None,
+        "dispatch_s": None,
+        "first_token_s": None,
+        "actual_tokens": None,
+    }
+    row = summarize(frame([none]).convert_dtypes(), 1.0, 0.1, [128, 512])
+    assert row.keys() == summarize(frame([{}]), 1.0, 0.1, [128, 512]).keys()
+    assert (row["requests"], row["completed"], row["failed"], row["job_class_flips"]) == (1, 0, 1, 0)
+    assert all(np.isnan(row[name]) for name in ("p99_e2e_s", "mean_queue_wait_s", "output_tokens_per_s", "jain_index"))
 
 
 def test_latency_table_averages_over_seeds():

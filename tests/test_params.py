@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from driftsched_lib.params import PAPER_PHASES, Params, ParamsError
+from driftsched_lib.__main__ import main
+from driftsched_lib.params import PAPER_PHASES, Params, ParamsError, Phase, WorkloadParams
 
 SHIPPED = sorted((Path(__file__).parents[1] / "params").glob("*.yaml"))
 PHASE = {"name": "a", "share": 1.0, "mix": {"report": 1.0}, "gap_s": [0.1, 0.2]}
@@ -19,7 +20,8 @@ def test_a_shipped_file_is_valid_and_names_every_parameter(path):
     Params.load(path)
     values = yaml.safe_load(path.read_text())
     assert set(values) == set(Params.model_fields)
-    assert set(values["workload"]) == set(type(Params().workload).model_fields)
+    assert set(values["workload"]) == set(WorkloadParams.model_fields)
+    assert all(set(phase) == set(Phase.model_fields) for phase in values["workload"]["phases"])
 
 
 def test_the_papers_file_has_the_papers_constants():
@@ -28,8 +30,17 @@ def test_the_papers_file_has_the_papers_constants():
     assert params.job_class_bounds == [128, 512]
     assert (params.batch_size, params.batch_wait_s, params.batching) == (32, 0.01, ["static"])
     assert (params.requests, len(params.seeds), params.cooling_s, params.temperature) == (3000, 3, 60.0, 0.7)
+    assert [str(policy) for policy in params.policies] == ["fifo", "priority", "weighted", "sjf", "aging"]
+    assert (params.model, params.engine_args) == ("Qwen/Qwen1.5-1.8B-Chat", Params().engine_args)
+    assert (params.engine_args["dtype"], params.engine_args["gpu_memory_utilization"]) == ("float16", 0.70)
+    assert (params.workload.tenants, params.workload.label_prefix) == (Params().workload.tenants, True)
+    assert (params.queue_depth_interval_s, params.telemetry_interval_s) == (1.0, 0.2)
+    assert [phase.gap_s for phase in PAPER_PHASES] == [[0.05, 0.15], [0.005, 0.03]]
+    mixes = [[phase.mix[category] for category in params.base_tokens] for phase in PAPER_PHASES]
+    assert mixes == [[0.40, 0.25, 0.25, 0.10], [0.10, 0.20, 0.40, 0.30]]
     for phase, paper in zip(params.workload.phases, PAPER_PHASES, strict=True):
-        assert (phase.mix, phase.gap_s, phase.pause_s) == (paper.mix, paper.gap_s, paper.pause_s)
+        assert phase == paper.model_copy(update={"share": phase.share})
+        assert phase.share == pytest.approx(paper.share)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +56,22 @@ def test_the_papers_file_has_the_papers_constants():
         ({"policies": ["fifo", "sjv"]}, r"policies.1: 'sjv' is unknown, did you mean 'sjf'\? \(it may be fifo, "),
         ({"policies": [{"aging": {"rat": 1}}]}, r"policies.0: rat: unknown key.*did you mean 'rate'\?"),
         ({"policies": [{"aging": {"rate": -1.0}}]}, "policies.0: rate is -1.0, it must be a number that is not neg"),
+        ({"policies": [{"aging": {"rate": float("nan")}}]}, "rate: input should be a finite number, not nan"),
+        ({"policies": [{"priority": {"ranks": {"premium": 1}}}]}, "policies.0: ranks is .* it must name premium"),
+        ({"policies": [{"weighted": {"turns": {"premium": "x"}}}]}, "turns.premium: input should be .*, not 'x'$"),
+        ({"policies": [{"fifo": 3}]}, "policies.0: the arguments of fifo must be a mapping of names to values$"),
+        ({"policies": None}, r"policies.0: None is unknown \(it may be fifo, "),
+        ({"vary_estimates_for": ["sjv"]}, r"vary_estimates_for: 'sjv' is unknown, did you mean 'sjf'\?"),
         ({"policies": []}, "policies: list should have at least 1 item"),
         ({"seeds": [1, 2, 1]}, "seeds: the same value is given twice"),
         ({"estimators": {"paper": {"alpha": 0}}}, "estimators.0: alpha is 0.0, it must be above 0"),
         ({"estimators": {"paper": {"calibrate": True}}}, "estimators.0: calibrate: unknown key"),
         ({"base_tokens": {"report": 5}}, "base_tokens: a base for short_qa, summary, technical is missing"),
+        ({"job_class_tokens": [512, 128]}, r"job_class_tokens: must be two rising .*not \[512, 128\]$"),
+        ({"workload": {"phases": [{"name": "a"}]}}, "workload.phases.0.share: is missing"),
+        ({"workload": {"phases": [PHASE | {"mix": {"reprot": 1.0}}]}}, "mix.reprot.*or 'report', not 'reprot'"),
+        ({"workload": {"phases": [PHASE | {"gaps": 1}]}}, r"0.gaps: unknown key.*'gap_s'\? \(it may be name, "),
+        ({"workload": {"tenants": {}}}, "workload.tenants: dictionary should have at least 1 item"),
         ({"temperature": float("nan")}, "temperature: input should be"),
         ({"workload": {"phases": [PHASE | {"mix": {"report": 0.9}}]}}, "0.mix: the shares must sum to 1, they sum to"),
         ({"workload": {"phases": [PHASE | {"gap_s": [-0.1, 0.2]}]}}, "0.gap_s.0: input should be greater than"),
@@ -72,7 +94,13 @@ def test_every_fault_has_its_line():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read"), ("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("\xff", "must be a mapping")],
+    [
+        (None, "cannot be read"),
+        ("a: [", "is not YAML"),
+        ("a: 2024-99-99", "is not YAML"),
+        ("- 1", "must be a mapping"),
+        ("\xff", "must be a mapping"),
+    ],
 )
 def test_a_file_that_is_none_is_named(tmp_path, text, message):
     path = tmp_path / "p.yaml"
@@ -92,9 +120,12 @@ def test_overrides_reach_into_mappings_and_no_further(tmp_path):
 
 
 def test_what_is_written_is_read_back():
-    params = Params.parse({"policies": [{"aging": {"rate": 0.5}}, "fifo"]}, "test")
-    assert Params.parse(yaml.safe_load(yaml.safe_dump(params.model_dump())), "again") == params
-    assert params.model_dump()["policies"] == [{"aging": {"rate": 0.5}}, "fifo"]
+    values = {"policies": [{"aging": {"rate": 0.5}}, "fifo"], "estimators": [{"paper": {"clip": [0.5, 2.0]}}]}
+    params = Params.parse(values, "test")
+    written = params.model_dump()
+    assert {name: written[name] for name in values} == values
+    assert yaml.safe_load(yaml.safe_dump(written)) == written  # or a grid with such options could not be taken up again
+    assert Params.parse(written, "again") == params
 
 
 def test_a_notebooks_parameter_cells_override_its_file(tmp_path):
@@ -118,15 +149,43 @@ def test_the_grid_varies_estimates_only_where_they_matter():
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
 
 
-def test_the_command_line_refuses_in_one_message_before_anything_heavy_is_imported(tmp_path):
+BAD_COMMANDS = [
+    ("polices: [fifo]", [], "{path}: polices: unknown key"),
+    ("seeds: [x]", [], "{path}: seeds.0: input should be a valid integer, not 'x'"),
+    ("", [], "{path}: must be a mapping"),
+    (
+        "workload: {phases: []}",
+        ["--set", "workload.phases.0.share=1"],
+        "{path}: workload.phases.0.share reaches into phases",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "message"), BAD_COMMANDS)
+def test_the_command_line_refuses_in_one_message(tmp_path, capsys, text, options, message):
     path = tmp_path / "bad.yaml"
-    path.write_text("polices: [fifo]\n")
+    path.write_text(text)
+    assert main(["run", str(path), "--out", str(tmp_path / "out"), *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(message.format(path=path)) and len(shown.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "message"), [("seeds", "is not KEY=VALUE"), ("seeds=[", "the value is not YAML")])
+def test_an_override_that_is_none_is_refused(capsys, option, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "p.yaml", "--out", "x", "--set", option])
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_before_parameters_are_refused(tmp_path):
+    """And nothing but the message is written."""
+    path = tmp_path / "bad.yaml"
+    path.write_text("polices: [fifo]")
     code = (
         "import sys; from driftsched_lib.__main__ import main; "
         f"status = main(['run', {str(path)!r}, '--out', {str(tmp_path / 'out')!r}]); "
         "assert not {'vllm', 'torch', 'transformers'} & set(sys.modules); sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"{path}: polices: unknown key") and len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -5,7 +5,7 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import POLICIES, RANKS, AgingPriority, Priority, Weighted
+from driftsched_lib.policies import POLICIES, RANKS, TURNS, AgingPriority, Priority, Weighted
 from driftsched_lib.requests import TIERS
 
 CYCLE = ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
@@ -47,9 +47,7 @@ REFERENCES = {
     "priority": lambda: NaiveScan(lambda request, now: TIERS.index(request.tier)),
     "weighted": NaiveWeighted,
     "sjf": lambda: NaiveScan(lambda request, now: request.estimate.total_tokens),
-    "aging": lambda: NaiveScan(
-        lambda request, now: round(1 + TIERS.index(request.tier) - 0.01 * (now - request.arrival_s), 9)
-    ),
+    "aging": lambda: NaiveScan(lambda request, now: 1 + TIERS.index(request.tier) - 0.01 * (now - request.arrival_s)),
 }
 
 HISTORIES = st.lists(
@@ -69,7 +67,7 @@ def test_serves_as_its_naive_reference(name, history):
     for i, (action, *arguments) in enumerate(history):
         if action == "add":
             tier, tokens, later = arguments
-            now += later
+            now += 0.999 * later  # never a multiple of 100 s apart: across tiers, round-off would decide an aging tie
             request = make_request(i, arrival_s=now, tier=tier, total_tokens=tokens)
             policy.add(request)
             queued.append(request)
@@ -84,9 +82,9 @@ def test_serves_as_its_naive_reference(name, history):
             request = queued.pop(arguments[0] % len(queued))
             assert policy.remove(request.request_id) is request
         assert len(policy) == len(queued)
+        assert sorted(request.request_id for request in policy) == sorted(request.request_id for request in queued)
     order = list(policy)
     assert order == [policy.pop(now) for _ in range(len(policy))]
-    assert sorted(request.request_id for request in order) == sorted(request.request_id for request in queued)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -99,8 +97,10 @@ def test_refuses_what_it_cannot_do(name):
     with pytest.raises(KeyError):
         policy.remove("never added")
     policy.add(make_request(1))
-    with pytest.raises(ValueError, match="'1' is queued already"):
-        policy.add(make_request(1))
+    for tier in TIERS:
+        with pytest.raises(ValueError, match="'1' is queued already"):
+            policy.add(make_request(1, tier=tier))
+    assert len(policy) == 1
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -137,8 +137,13 @@ def test_aging_lets_a_request_overtake_one_that_came_more_than_a_hundred_seconds
 
 
 def test_parameters_are_checked():
-    with pytest.raises(ValueError, match="rate"):
-        AgingPriority(rate=-0.1)
-    with pytest.raises(ValueError, match="turns"):
-        Weighted({"premium": 1})
+    for rate in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="rate is"):
+            AgingPriority(rate=rate)
+    for turns in ({"premium": 1}, TURNS | {"batch": 0}, TURNS | {"gold": 1}):
+        with pytest.raises(ValueError, match="turns is"):
+            Weighted(turns)
+    for policy in (Priority, AgingPriority):
+        with pytest.raises(ValueError, match="ranks is .* must name premium, standard, batch"):
+            policy(ranks={"premium": 1})
     assert Priority(RANKS | {"batch": 0}).key(make_request(1, tier="batch")) == 0

@@ -1,10 +1,13 @@
 """A results folder holds whole runs or says what is wrong with it."""
 
+import pandas as pd
 import pytest
+from helpers import make_request, make_scheduler
 
 from driftsched_lib import results
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
+from driftsched_lib.requests import Output
 from driftsched_lib.results import ResultsError
 
 
@@ -28,9 +31,10 @@ def test_a_half_written_run_is_no_run(tmp_path):
     assert not results.is_complete(tmp_path / "half")
 
 
-def test_what_a_killed_writer_left_is_replaced(tmp_path):
-    (tmp_path / "run.partial").mkdir()
-    (tmp_path / "run.partial" / "junk").write_text("half")
+@pytest.mark.parametrize("left", ["run.partial", "run"])
+def test_what_is_not_finished_is_replaced(tmp_path, left):
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "junk").write_text("half")
     write(tmp_path / "run", seed=1)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "manifest.json",
@@ -38,6 +42,27 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
         "steps.parquet",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_writer_that_dies_leaves_no_run(tmp_path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        results.write_run(tmp_path / "run", [], {}, {"run": object()})
+    assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
+    with pytest.raises(ResultsError, match="holds no finished run"):
+        results.run_folders(tmp_path)
+
+
+def test_records_are_kept_with_their_types(tmp_path):
+    scheduler, records = make_scheduler(capacity=1)
+    scheduler.submit(make_request(1, arrival_s=0.1234567), 0.1234567)
+    scheduler.submit(make_request(2), 0.5)
+    scheduler.complete(Output(scheduler.next(1.0), 4, 40, 32, 2.0, 3.0))
+    results.write_run(tmp_path / "run", records, {}, {"run": {"seed": 7}, "started": ""})
+    rejected, completed = results.load(tmp_path).itertuples()
+    assert (rejected.outcome, rejected.reason, rejected.seed) == ("rejected", "queue full (1)", 7)
+    assert pd.isna(rejected.output_tokens) and pd.isna(rejected.dispatch_s)
+    assert (completed.outcome, completed.output_tokens, completed.bias_after) == ("completed", 40, 0.95)
+    assert completed.arrival_s == 0.123457  # to the microsecond
 
 
 def test_an_empty_folder_says_what_fills_it(tmp_path):
@@ -57,6 +82,14 @@ def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
     run_grid(params, tmp_path, runs=[])
     with pytest.raises(ResultsError, match="holds runs with another seeds, requests: give another folder"):
         run_grid(Params.parse({"requests": 11, "seeds": [9]}, "test"), tmp_path)
+
+
+def test_a_grid_with_options_is_taken_up_again(tmp_path):
+    params = Params.parse(
+        {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}, "test"
+    )
+    for _ in range(2):
+        assert run_grid(params, tmp_path, runs=[]).empty
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -49,10 +49,12 @@ def test_conserves_requests(name, actions):
         ended = Counter(record.request_id for record in records)
         assert set(ended.values()) <= {1}
         assert len(submitted) == len(records) + len(scheduler) + len(running)
-        assert sum(scheduler.depth.values()) == len(scheduler) == len(scheduler.policy) <= 8
+        assert len(scheduler) == len(scheduler.policy) <= 8
+        assert scheduler.depth == dict.fromkeys(TIERS, 0) | Counter(request.tier for request in scheduler.policy)
+        assert scheduler.is_idle == (not running and not len(scheduler))
     scheduler.fail_all("the end", now)
     assert sorted(record.request_id for record in records) == sorted(submitted)
-    assert scheduler.is_idle
+    assert scheduler.is_idle and set(scheduler.depth.values()) == {0}
 
 
 def test_submission_classifies_counts_and_estimates():
@@ -96,8 +98,33 @@ def test_a_queued_request_expires_at_its_deadline_and_a_running_one_does_not():
     assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0)]
 
 
+def test_a_running_request_is_handed_back_when_its_client_gives_up():
+    scheduler, records = make_scheduler()
+    scheduler.submit(make_request(1), 0.0)
+    scheduler.submit(make_request(2), 0.0)
+    running = scheduler.next(1.0)
+    assert scheduler.cancel("2", 2.0) is None and scheduler.cancel("1", 3.0) is running
+    assert scheduler.cancel("1", 4.0) is None and scheduler.cancel("never seen", 4.0) is None
+    ended = [(r.request_id, r.outcome, r.finish_s, r.reason) for r in records]
+    assert ended == [
+        ("2", "cancelled", 2.0, "cancelled while queued"),
+        ("1", "cancelled", 3.0, "cancelled while running"),
+    ]
+
+
+def test_an_output_that_cannot_be_counted_leaves_its_request_to_be_failed():
+    scheduler, records = make_scheduler()
+    scheduler.submit(make_request(1), 0.0)
+    with pytest.raises(ValueError, match="needs the generated text"):
+        scheduler.complete(Output(scheduler.next(0.0), 4, 4, None, 1.0, 2.0))
+    scheduler.fail_all("no text", 2.0)
+    assert [(r.outcome, r.reason) for r in records] == [("failed", "no text")]
+
+
 def test_an_id_that_is_here_is_refused():
     scheduler, _ = make_scheduler()
     scheduler.submit(make_request(1), 0.0)
-    with pytest.raises(ValueError, match="already here"):
-        scheduler.submit(make_request(1), 0.0)
+    for _ in ("queued", "running"):
+        with pytest.raises(ValueError, match="already here"):
+            scheduler.submit(make_request(1), 0.0)
+        scheduler.next(0.0)

@@ -29,11 +29,10 @@ def test_throughput_by_hand():
 
 
 def test_the_report_shows_prose_and_outputs_without_code_or_network(tmp_path):
-    cells = [nb.new_markdown_cell("# Findings"), nb.new_code_cell("secret = 1")]
-    cells[1].outputs = [nb.new_output("stream", text="forty-two\n")]
     for name in ("a", "b"):
-        nbformat_path = tmp_path / f"{name}.ipynb"
-        nbformat_path.write_text(nb.writes(nb.new_notebook(cells=cells)))
+        code = nb.new_code_cell("secret = 1", outputs=[nb.new_output("stream", text="forty-two\n")])
+        notebook = nb.new_notebook(cells=[nb.new_markdown_cell("# Findings"), code])
+        (tmp_path / f"{name}.ipynb").write_text(nb.writes(notebook))
     write_report([tmp_path / "a.ipynb", tmp_path / "b.ipynb"], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("forty-two") == 2 and page.count('id="Findings"') == 2 and 'href="#Findings"' in page

@@ -2,6 +2,8 @@
 
 import pytest
 from helpers import OneTokenASecond, make_request, make_scheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.requests import TIERS
@@ -95,7 +97,7 @@ def test_a_batch_whose_only_request_gave_up_does_not_close():
 
 
 def test_a_request_that_the_engine_refuses_fails_alone():
-    for batching in (ContinuousBatching(), StaticBatching(2, 0.0)):
+    for batching in (ContinuousBatching(), StaticBatching(2, 0.0), StaticBatching(1, 0.0)):
         _, records = run([make_request("huge", max_tokens=2000), make_request("fine")], batching)
         assert outcomes(records) == {"huge": ("failed", 0.0), "fine": ("completed", 4.0)}
         assert records["huge"].reason == "longer than the context"
@@ -114,6 +116,62 @@ def test_an_engine_that_raises_fails_everything_that_is_there_and_is_heard():
 def test_a_loop_that_cannot_go_on_says_so():
     with pytest.raises(RuntimeError, match="no progress"):
         run([make_request("a")], ContinuousBatching(), slots=0)
+
+
+LOADS = st.lists(
+    st.tuples(
+        st.integers(0, 20),  # arrival
+        st.sampled_from([1, 2, 5, 2000]),  # length; the last one is refused
+        st.none() | st.integers(0, 30),  # patience of the client
+        st.none() | st.integers(1, 30),  # patience in the queue
+    ),
+    max_size=15,
+)
+
+
+def requests_of(load):
+    return [
+        make_request(
+            i,
+            arrival_s=float(arrival),
+            max_tokens=length,
+            cancel_s=None if patience is None else arrival + patience,
+            deadline_s=None if timeout is None else arrival + timeout,
+        )
+        for i, (arrival, length, patience, timeout) in enumerate(sorted(load, key=lambda row: row[0]))
+    ]
+
+
+@given(LOADS)
+def test_any_load_ends_within_capacity_and_in_order(load):
+    engine, records = run(requests_of(load), ContinuousBatching(), slots=2)
+    assert engine.left == {}
+    assert [int(request_id) for _, request_id in engine.log] == sorted(int(request_id) for _, request_id in engine.log)
+    dispatched = [record for record in records.values() if record.dispatch_s is not None]
+    for record in dispatched:
+        assert (record.outcome == "failed") == (record.max_tokens == 2000)
+        running = [other for other in dispatched if other.dispatch_s <= record.dispatch_s < other.finish_s]
+        assert len(running) <= 2
+        if record.outcome == "completed":
+            assert record.finish_s == record.dispatch_s + record.max_tokens
+
+
+@given(LOADS, st.sampled_from([0.0, 1.5, 4.0]))
+def test_any_load_goes_through_the_barrier_batch_by_batch(load, wait_s):
+    engine, records = run(requests_of(load), StaticBatching(3, wait_s))
+    assert engine.left == {}
+    batches = {}
+    for record in records.values():
+        if record.batch_id is not None:
+            batches.setdefault(record.batch_id, []).append(record)
+    free_s = 0.0
+    for _, batch in sorted(batches.items()):
+        assert {record.batch_size for record in batch} == {len(batch)} and len(batch) <= 3
+        [dispatch_s] = {record.dispatch_s for record in batch}
+        assert dispatch_s >= free_s
+        assert len({record.finish_s for record in batch if record.outcome == "completed"}) <= 1
+        free_s = max(record.finish_s for record in batch)
+    assert sorted(batches) == list(range(len(batches)))
 
 
 def test_queue_depth_is_sampled_at_its_interval():

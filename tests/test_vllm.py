@@ -21,6 +21,11 @@ from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.workloads import paper_load
 
+SUMMARY_COLUMNS = (
+    "engine model batching policy estimator calibration token_counter seed requests completed "
+    "p50_e2e_s p95_e2e_s p99_e2e_s mean_e2e_s p50_ttft_s p99_ttft_s mean_queue_wait_s "
+    "output_tokens_per_s mae_tokens rmse_tokens jain_index"
+).split()
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 
 
@@ -75,6 +80,7 @@ def test_every_iteration_has_a_row(engine, serve_all):
     frame = serve_all(requests(), ContinuousBatching())
     steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
     assert steps.time_s.is_monotonic_increasing and steps.running.max() <= engine.max_num_seqs
+    assert (steps.duration_s > 0).all() and (steps.duration_s <= steps.time_s.diff().fillna(steps.time_s)).all()
     assert steps.prompt_tokens.sum() == frame.prompt_tokens.sum()
     assert steps.output_tokens.sum() + steps.prompt_requests.sum() == frame.output_tokens.sum()
 
@@ -126,7 +132,7 @@ def test_a_killed_grid_is_taken_up_where_it_stopped(tmp_path):
     summary = pd.read_csv(out / "summary.csv")
     assert summary.run.tolist() == [run.name for run in params.runs()]
     assert (summary.completed == params.requests).all()
-    assert summary.notna().all().all()
+    assert summary.notna().all().all() and set(SUMMARY_COLUMNS) <= set(summary)
     offered = results.load(out).groupby("run")[["request_id", "tenant", "job_type", "prompt_tokens"]]
     assert len({tuple(map(tuple, run.sort_values("request_id").to_numpy())) for _, run in offered}) == 1
 

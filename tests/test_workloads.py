@@ -1,10 +1,15 @@
 """The paper's load: seeded, shaped as the paper says, and stretched to a load factor without losing its shape."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from driftsched_lib.params import Params
+from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt
 from driftsched_lib.requests import TIERS
 from driftsched_lib.workloads import mean_gap_s, paper_load
 
@@ -29,6 +34,31 @@ def test_gaps_categories_and_tenants_have_their_distributions(index):
     assert stats.chisquare(observed, np.array(list(phase.mix.values())) * len(job_types)).pvalue > 0.001
     tiers = [request.tier for request in load.requests]
     assert stats.chisquare([tiers.count(tier) for tier in TIERS]).pvalue > 0.001
+
+
+def test_topics_and_templates_are_uniform():
+    params = PAPER.model_copy(update={"workload": PAPER.workload.model_copy(update={"label_prefix": False})})
+    prompts = Counter(request.prompt for phase in paper_load(params, 5, 1.0) for request in phase.requests)
+    for category in CATEGORIES:
+        counts = [
+            [prompts[build_prompt(category, topic, template)] for template in range(len(TEMPLATES[category]))]
+            for topic in TOPICS
+        ]
+        assert stats.chisquare(np.sum(counts, axis=0)).pvalue > 0.001
+        assert stats.chisquare(np.sum(counts, axis=1)).pvalue > 0.001
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=5), st.integers(1, 400))
+def test_phases_share_all_requests_within_one(weights, total):
+    shares = [weight / sum(weights) for weight in weights]
+    phase = PAPER.workload.phases[0]
+    phases = [phase.model_copy(update={"share": share}) for share in shares]
+    workload = PAPER.workload.model_copy(update={"phases": phases})
+    params = PAPER.model_copy(update={"workload": workload, "requests": total})
+    counts = [len(phase.requests) for phase in paper_load(params, 1, 1.0)]
+    assert sum(counts) == total
+    assert np.abs(np.array(counts) - np.array(shares) * total).max() <= 1
 
 
 def test_the_same_seed_gives_the_same_requests_and_another_seed_others():

@@ -12,4 +12,4 @@ STEP_COLUMNS = (
     "preemptions",
     "kv_cache_usage",
 )
-"""The columns of `steps.parquet`, a row an iteration: its end, how long the model ran, what it held and made."""
+"""The columns of `steps.parquet`, a row an iteration: its end, how long it took, what it held and made."""

@@ -33,6 +33,7 @@ class _StepLog(StatLoggerBase):
 
     def __init__(self):
         self.rows: list[tuple] = []
+        self.step_began = 0.0
 
     def log_engine_initialized(self):
         pass
@@ -40,10 +41,11 @@ class _StepLog(StatLoggerBase):
     def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0):
         details = scheduler_stats and scheduler_stats.iteration_details
         if details is not None:
+            now = time.monotonic()
             self.rows.append(
                 (
-                    time.monotonic(),
-                    details.elapsed_ms / 1000,
+                    now,
+                    now - self.step_began,
                     scheduler_stats.num_running_reqs,
                     scheduler_stats.num_waiting_reqs,
                     details.num_ctx_requests,
@@ -125,6 +127,7 @@ class VllmEngine:
 
     def step(self, until: float) -> list[Output]:
         if self._in_flight:
+            self._log.step_began = time.monotonic()
             outputs = self._llm.step()
             now = self.now()
             return [self._finished(output, now) for output in outputs if output.finished]
