@@ -63,6 +63,7 @@ def _notebooks(options: argparse.Namespace) -> None:
 
     run_grid(params, options.out)
     execute_notebooks(options.out)
+    print(f"The report is {options.out}/report.html, the executed notebooks and the results lie beside it.")
 
 
 def _bench(options: argparse.Namespace) -> None:

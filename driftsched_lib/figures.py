@@ -16,7 +16,7 @@ from driftsched_lib.requests import TIERS
 _COLORS = sns.color_palette("colorblind")
 POLICY_COLORS = dict(zip(("fifo", "priority", "weighted", "sjf", "aging"), _COLORS, strict=False))
 POLICY_NAMES = {"fifo": "FIFO", "priority": "Priority", "weighted": "Weighted", "sjf": "SJF", "aging": "Aging"}
-CATEGORY_COLORS = dict(zip(CATEGORIES, _COLORS[5:9], strict=True))
+CATEGORY_COLORS = dict(zip(CATEGORIES, sns.color_palette("viridis", 5)[:4], strict=True))  # from short to long
 CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": _COLORS[0]}
 PAPER_CHANGE = {("sjf", 0.50): -0.42, ("sjf", 0.99): -0.16}
 
@@ -39,7 +39,7 @@ def use_style() -> None:
 def change_against_fifo(done: pd.DataFrame, quantiles: Sequence[float] = (0.50, 0.99)) -> Figure:
     """Change of E2E quantiles against FIFO with 95% intervals, a panel a batching; the paper's numbers as diamonds."""
     policies = [policy for policy in POLICY_NAMES if policy != "fifo" and policy in set(done.policy)]
-    batchings = list(done.batching.unique())
+    batchings = _batchings(done)
     figure, axes = plt.subplots(1, len(batchings), figsize=(5.2 * len(batchings), 3.6), sharex=True, squeeze=False)
     for axis, batching in zip(axes[0], batchings, strict=True):
         runs = select(done, batching=batching)
@@ -96,7 +96,7 @@ def e2e_tails(done: pd.DataFrame) -> Figure:
 
 def latency_by_tier(done: pd.DataFrame) -> Figure:
     """P50 (dot) to P99 (bar end) of E2E by tier and policy, a row a batching, a panel a tier."""
-    batchings = list(done.batching.unique())
+    batchings = _batchings(done)
     figure, axes = plt.subplots(
         len(batchings), len(TIERS), figsize=(10.5, 2.6 * len(batchings)), sharex="row", sharey=True, squeeze=False
     )
@@ -125,7 +125,7 @@ def queue_depth(depth: pd.DataFrame) -> Figure:
         depth: `results.load(out, "queue_depth")`.
     """
     depth = depth[depth.seed == depth.seed.min()]
-    batchings = list(depth.batching.unique())
+    batchings = _batchings(depth)
     figure, axes = plt.subplots(
         len(batchings), len(TIERS), figsize=(10.5, 2.5 * len(batchings)), sharex="row", sharey=True, squeeze=False
     )
@@ -149,7 +149,8 @@ def estimate_against_actual(done: pd.DataFrame) -> Figure:
     top = done[["estimated_tokens", "actual_tokens"]].max().max()
     for axis, (counter, calibration) in zip(np.atleast_1d(axes), settings, strict=True):
         runs = select(done, token_counter=counter, calibration=calibration)
-        for category, points in runs.groupby("category"):
+        for category in CATEGORIES:
+            points = select(runs, category=category)
             x = points.actual_tokens.astype(float) + rng.uniform(-0.4, 0.4, len(points))
             axis.scatter(x, points.estimated_tokens, s=6, alpha=0.3, color=CATEGORY_COLORS[category], label=category)
         axis.plot([0, top], [0, top], color="black", linewidth=1)
@@ -244,7 +245,7 @@ def telemetry(samples: pd.DataFrame) -> Figure:
         "process_memory_mib": "process memory (MiB)",
     }
     shown = [column for column in wanted if column in samples][:3]
-    batchings = list(samples.batching.unique())
+    batchings = _batchings(samples)
     figure, axes = plt.subplots(
         len(shown), len(batchings), figsize=(10.5, 2.2 * len(shown)), sharex="col", sharey="row", squeeze=False
     )
@@ -275,6 +276,11 @@ def confusion(labels: pd.DataFrame) -> Figure:
 
     figure = _panels(labels, "prompts", draw, xlabel="classified as (% of the row)", ylabel="job type", sharex=False)
     return figure
+
+
+def _batchings(frame: pd.DataFrame) -> list[str]:
+    """The batchings that are there, the paper's first."""
+    return [batching for batching in ("static", "continuous") if batching in set(frame.batching)]
 
 
 def _by_policy(runs: pd.DataFrame, column: str) -> list[tuple[str, pd.Series]]:

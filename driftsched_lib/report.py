@@ -31,7 +31,8 @@ def execute_notebooks(out: str | Path) -> None:
 def write_report(notebooks: list[Path], path: Path) -> None:
     """One HTML page of the notebooks' prose and outputs, pictures embedded, that needs no network."""
     cells = [cell for notebook in notebooks for cell in nbformat.read(notebook, as_version=4).cells]
-    titles = [line[2:] for cell in cells for line in cell.source.splitlines()[:1] if line.startswith("# ")]
+    leads = [cell.source.splitlines()[0] for cell in cells if cell.cell_type == "markdown"]
+    titles = [lead.removeprefix("# ") for lead in leads if lead.startswith("# ")]
     contents = [f"- [{title}](#{title.replace(' ', '-')})" for title in titles]
     lead = nbformat.v4.new_markdown_cell(
         "\n".join(["# DriftSched: the paper's experiment on real vLLM", "", *contents])

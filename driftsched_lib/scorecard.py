@@ -47,9 +47,10 @@ class Ruling:
 
 
 def completed_requests(out: str | Path) -> pd.DataFrame:
-    """Every completed request of a results folder, with its latencies, estimation error and job class."""
+    """Every completed request of a results folder, in grid order, with its latencies, error and job class."""
     params = Params.load(Path(out) / "params.yaml")
-    requests = results.load(out)
+    place = {run.name: i for i, run in enumerate(params.runs())}
+    requests = results.load(out).sort_values("run", key=lambda names: names.map(place), kind="stable")
     speed = results.load_speed(out)
     done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)
     done = done.assign(error_tokens=estimation_errors(requests), bias_deviation=(done.bias_after - 1).abs())

@@ -121,7 +121,7 @@ def test_a_run_in_which_nothing_completed_has_a_row():
     row = summarize(frame([none]).convert_dtypes(), 1.0, 0.1, [128, 512])
     assert row.keys() == summarize(frame([{}]), 1.0, 0.1, [128, 512]).keys()
     assert (row["requests"], row["completed"], row["failed"], row["job_class_flips"]) == (1, 0, 1, 0)
-    assert all(np.isnan(row[name]) for name in ("p99_e2e_s", "mean_queue_wait_s", "output_tokens_per_s", "jain_index"))
+    assert all(pd.isna(row[name]) for name in ("p99_e2e_s", "mean_queue_wait_s", "output_tokens_per_s", "jain_index"))
 
 
 def test_latency_table_averages_over_seeds():

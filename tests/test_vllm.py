@@ -1,5 +1,6 @@
 """Real vLLM on this machine with the embedded model: one engine for the file; a grid killed and taken up again."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -21,11 +22,29 @@ from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.workloads import paper_load
 
-SUMMARY_COLUMNS = (
-    "engine model batching policy estimator calibration token_counter seed requests completed "
-    "p50_e2e_s p95_e2e_s p99_e2e_s mean_e2e_s p50_ttft_s p99_ttft_s mean_queue_wait_s "
-    "output_tokens_per_s mae_tokens rmse_tokens jain_index"
-).split()
+SUMMARY_COLUMNS = [
+    "engine",
+    "model",
+    "batching",
+    "policy",
+    "estimator",
+    "calibration",
+    "token_counter",
+    "seed",
+    "requests",
+    "completed",
+    "p50_e2e_s",
+    "p95_e2e_s",
+    "p99_e2e_s",
+    "mean_e2e_s",
+    "p50_ttft_s",
+    "p99_ttft_s",
+    "mean_queue_wait_s",
+    "output_tokens_per_s",
+    "mae_tokens",
+    "rmse_tokens",
+    "jain_index",
+]
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 
 
@@ -56,7 +75,14 @@ def requests(**changes):
     return paper_load(params, 1, capacity_tokens_per_s=2000.0)[1].requests
 
 
-@pytest.mark.parametrize("batching", [ContinuousBatching(), StaticBatching(8, 0.01)], ids=["continuous", "static"])
+BATCHINGS = {"continuous": ContinuousBatching, "static": lambda: StaticBatching(8, 0.01)}
+
+
+@pytest.fixture(params=BATCHINGS)
+def batching(request):
+    return BATCHINGS[request.param]()
+
+
 def test_pinned_outputs_have_exactly_their_length_and_times_are_in_order(serve_all, batching):
     frame = serve_all(requests(), batching)
     assert (frame.outcome == "completed").all()
@@ -85,11 +111,12 @@ def test_every_iteration_has_a_row(engine, serve_all):
     assert steps.output_tokens.sum() + steps.prompt_requests.sum() == frame.output_tokens.sum()
 
 
-def test_clients_may_leave_in_mid_run(serve_all):
+def test_clients_may_leave_in_mid_run(engine, serve_all, batching):
     some = requests()
     for request in some[::3]:
         request.cancel_s = request.arrival_s + 0.02
-    frame = serve_all(some, ContinuousBatching())
+    frame = serve_all(some, batching)
+    assert engine.has_room() and not engine.steps[-1][STEP_COLUMNS.index("waiting")]
     assert set(frame.outcome) <= {"completed", "cancelled"}
     assert (frame.outcome == "cancelled").any()
     assert (frame.outcome[[request.request_id for request in some if request.cancel_s is None]] == "completed").all()
@@ -103,14 +130,22 @@ def test_a_prompt_beyond_the_context_fails_alone(serve_all):
     assert (frame.outcome.drop(some[2].request_id) == "completed").all()
 
 
+def test_a_pinned_length_beyond_the_context_is_a_failure_and_not_a_shorter_output(serve_all):
+    some = requests()[:2]
+    some[1].pinned_tokens = 1020
+    frame = serve_all(some, ContinuousBatching())
+    assert list(frame.outcome[[request.request_id for request in some]]) == ["completed", "failed"]
+    assert re.match(r"the context holds \d+ of 1020 pinned", frame.reason[some[1].request_id])
+
+
 def test_an_unknown_engine_argument_is_named(engine):
     with pytest.raises(ParamsError, match="engine_args: vLLM knows no max_seqs"):
         load_engine(Params.load(SMOKE, {"engine_args.max_seqs": 8}))
 
 
-def test_a_model_that_is_not_there_is_named(engine):
-    with pytest.raises(ParamsError, match="model 'no/such-model' .* cannot be loaded"):
-        load_engine(Params.load(SMOKE, {"model": "no/such-model"}))
+def test_a_model_that_is_not_there_is_named(engine, tmp_path):
+    with pytest.raises(ParamsError, match=f"model '{tmp_path}' .* cannot be loaded"):
+        load_engine(Params.load(SMOKE, {"model": str(tmp_path)}))
 
 
 def test_a_killed_grid_is_taken_up_where_it_stopped(tmp_path):

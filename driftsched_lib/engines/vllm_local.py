@@ -138,11 +138,14 @@ class VllmEngine:
 
     def _finished(self, output, now: float) -> Output:
         completion = output.outputs[0]
+        request = self._in_flight.pop(output.request_id)
+        pinned, made = request.pinned_tokens, len(completion.token_ids)
         return Output(
-            request=self._in_flight.pop(output.request_id),
+            request=request,
             prompt_tokens=len(output.prompt_token_ids),
-            tokens=len(completion.token_ids),
+            tokens=made,
             words=len(self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).split()),
             first_token_s=output.metrics.first_token_ts - self._started,
             finish_s=now,
+            error=None if pinned in (None, made) else f"the context holds {made} of {pinned} pinned tokens",
         )
