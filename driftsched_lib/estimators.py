@@ -10,7 +10,7 @@ BASE_TOKENS = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Feedback:
     """What one observation changed: the bias before it, the measured ratio, the bias after it."""
 

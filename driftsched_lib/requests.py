@@ -16,7 +16,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Estimate:
     """What is believed of a request before it runs (lengths in tokens, counted as the run's token counter counts)."""
 
@@ -70,7 +70,7 @@ class Request:
             raise ValueError(f"request {self.request_id!r}: an output length is at least one token")
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Output:
     """What an engine returns for a finished request.
 
@@ -89,7 +89,7 @@ class Output:
     error: str | None = None
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Record:
     """One row of `requests.parquet`: everything known of a submitted request once it has ended.
 

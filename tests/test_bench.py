@@ -1,10 +1,58 @@
-"""The benchmarks measure what they say, at sizes that take a moment."""
+"""The benchmarks measure what they say, at sizes that take a moment; no test here asks how fast this machine is."""
 
-from driftsched_lib.bench import decision_costs
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import OneTokenASecond
+
+from driftsched_lib.bench import QUEUED, decision_costs, goals, loop_throughput_ratios
+from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
+
+SMOKE = Params.load(Path(__file__).parents[1] / "params" / "smoke.yaml")
+
+
+class WithoutLimit(OneTokenASecond):
+    """Works on `slots` requests at a time and lets the others wait, as vLLM does; its clock starts anew."""
+
+    def restart_clock(self):
+        self.time = 0.0
+
+    def step(self, until):
+        waiting = dict(list(self.left.items())[self.slots :])
+        self.left = dict(list(self.left.items())[: self.slots])
+        done = super().step(until)
+        self.left |= waiting
+        return done
 
 
 def test_decision_costs_has_a_positive_cost_for_each_policy_and_length():
-    costs = decision_costs(queued=(5, 50), cycles=20, repeats=2)
+    costs = decision_costs(SMOKE, queued=(5, 50), blocks=3, size=4)
     assert set(costs.index) == set(POLICIES) and list(costs.columns) == [5, 50]
     assert (costs > 0).all().all()
+
+
+def test_a_loop_that_keeps_the_engine_full_has_its_throughput():
+    assert loop_throughput_ratios(SMOKE, WithoutLimit(slots=4), requests=20, pairs=3) == [1.0] * 3
+
+
+def test_a_loop_that_leaves_slots_empty_is_seen():
+    class HalfOpen(WithoutLimit):
+        def has_room(self):
+            return len(self.left) < self.slots / 2
+
+    assert max(loop_throughput_ratios(SMOKE, HalfOpen(slots=4), requests=20, pairs=3)) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("costs", "ratios", "met"),
+    [
+        ([10, 15, 20], [0.9, 0.98, 0.99], ["yes", "yes", "yes"]),
+        ([10, 20, 20], [0.9, 0.96, 0.99], ["no", "no", "yes"]),
+        ([10, 15, 26], [0.97] * 3, ["yes", "yes", "no"]),
+    ],
+)
+def test_goals_are_judged_by_the_median_ratio_and_the_worst_policy(costs, ratios, met):
+    table = pd.DataFrame([[1, 1, 1], costs], index=["quick", "slow"], columns=list(QUEUED))
+    assert goals(table, ratios).met.tolist() == met

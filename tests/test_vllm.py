@@ -132,7 +132,7 @@ def test_a_prompt_beyond_the_context_fails_alone(serve_all):
 
 def test_a_pinned_length_beyond_the_context_is_a_failure_and_not_a_shorter_output(serve_all):
     some = requests()[:2]
-    some[1].pinned_tokens = 1020
+    some[1].prompt, some[1].pinned_tokens = "latency " * 450, 1020
     frame = serve_all(some, ContinuousBatching())
     assert list(frame.outcome[[request.request_id for request in some]]) == ["completed", "failed"]
     assert re.match(r"the context holds \d+ of 1020 pinned", frame.reason[some[1].request_id])
@@ -149,8 +149,9 @@ def test_a_model_that_is_not_there_is_named(engine, tmp_path):
 
 
 def test_a_killed_grid_is_taken_up_where_it_stopped(tmp_path):
-    out, params = tmp_path / "out", Params.load(SMOKE)
+    out, params = tmp_path / "out", Params.load(SMOKE, {"vary_estimates_for": []})
     command = [sys.executable, "-m", "driftsched_lib", "run", str(SMOKE), "--out", str(out)]
+    command += ["--set", "vary_estimates_for=[]"]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while killed.poll() is None and not list(out.glob("*/manifest.json")):
         time.sleep(0.01)
