@@ -1,0 +1,130 @@
+"""Several engines behind a router, in virtual time: one engine to `serving.serve`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import isinf
+
+from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.requests import Output, Request
+
+
+@dataclass
+class Replica:
+    """An engine, the estimated total tokens of each request that it was given and has not finished, and the outputs
+    of the iteration that it is in."""
+
+    index: int
+    engine: SimulatedEngine
+    busy: bool = False
+    outstanding: dict[str, int] = field(default_factory=dict)
+    outputs: list[Output] = field(default_factory=list)
+
+
+Router = Callable[[Sequence[Replica]], Replica]
+"""Chooses among the replicas that have room."""
+
+
+class RoundRobin:
+    """The next in turn; the turn of one without room passes on."""
+
+    def __init__(self):
+        self._last = -1
+
+    def __call__(self, replicas: Sequence[Replica]) -> Replica:
+        chosen = min(replicas, key=lambda replica: (replica.index <= self._last, replica.index))
+        self._last = chosen.index
+        return chosen
+
+
+def least_requests(replicas: Sequence[Replica]) -> Replica:
+    """The fewest outstanding requests."""
+    return min(replicas, key=lambda replica: len(replica.outstanding))
+
+
+def least_estimated_tokens(replicas: Sequence[Replica]) -> Replica:
+    """The fewest estimated tokens, input and output, of outstanding requests."""
+    return min(replicas, key=lambda replica: sum(replica.outstanding.values()))
+
+
+class ReplicatedEngine:
+    """Replicas whose iterations are passed in the order of their ends.
+
+    A busy replica is always taken to the end of the iteration that it is in, and its outputs are kept until the common
+    time is there; a request that it is given meanwhile waits for that end, as it would in reality.
+
+    Parameters:
+        max_outstanding: the most requests that a replica is given; beyond its `max_num_seqs` they wait in its own
+            queue, first come first served.  None for its `max_num_seqs`, so that all waiting is left to the policy.
+    """
+
+    def __init__(self, engines: Sequence[SimulatedEngine], router: Router, max_outstanding: int | None = None):
+        self._replicas = [Replica(index, engine) for index, engine in enumerate(engines)]
+        self._router = router
+        self._max_outstanding = max_outstanding
+        self.max_num_seqs = sum(engine.max_num_seqs for engine in engines)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Time zero is now and the step logs are empty: a new run begins."""
+        for replica in self._replicas:
+            replica.engine.restart_clock()
+        self._now = 0.0
+        self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends the iteration that it is in
+        self._ready: list[Replica] = []  # busy ones whose last iteration has ended
+
+    @property
+    def steps(self) -> list[tuple]:
+        """The rows of all replicas, in the order of time."""
+        return sorted(row for replica in self._replicas for row in replica.engine.steps)
+
+    def now(self) -> float:
+        return self._now
+
+    def has_room(self) -> bool:
+        return any(map(self._has_room, self._replicas))
+
+    def add(self, request: Request) -> None:
+        replica = self._router([replica for replica in self._replicas if self._has_room(replica)])
+        if not replica.busy:
+            replica.engine.step(self._now)
+        replica.engine.add(request)
+        replica.outstanding[request.request_id] = request.estimate.total_tokens
+        if not replica.busy:
+            replica.busy = True
+            self._ready.append(replica)
+
+    def abort(self, request_id: str) -> None:
+        for replica in self._replicas:
+            if replica.outstanding.pop(request_id, None) is not None:
+                replica.engine.abort(request_id)
+                replica.outputs = [output for output in replica.outputs if output.request.request_id != request_id]
+
+    def step(self, until: float) -> list[Output]:
+        """Pass time to the next end of an iteration, or to `until` where that comes first.
+
+        Raises:
+            RuntimeError: nothing is here and `until` is infinite.
+        """
+        horizon = until if len(self._ready) + len(self._due) == 1 else self._now  # alone, a replica may jump
+        for replica in self._ready:
+            replica.busy = bool(replica.outstanding)
+            if replica.busy:
+                replica.outputs = replica.engine.step(horizon)
+                heappush(self._due, (replica.engine.now(), replica.index))
+        self._ready = []
+        if not self._due and isinf(until):
+            raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+        if not self._due or self._due[0][0] > until:
+            self._now = max(self._now, until)
+            return []
+        self._now, index = heappop(self._due)
+        replica = self._replicas[index]
+        outputs, replica.outputs = replica.outputs, []
+        for output in outputs:
+            del replica.outstanding[output.request.request_id]
+        self._ready.append(replica)
+        return outputs
+
+    def _has_room(self, replica: Replica) -> bool:
+        return len(replica.outstanding) < (self._max_outstanding or replica.engine.max_num_seqs)

@@ -1,0 +1,349 @@
+"""A simulated vLLM: iteration-level continuous batching in virtual time, behind the face that `serving` drives."""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
+from math import ceil, isinf, log, sqrt
+from operator import attrgetter
+from random import Random
+
+from driftsched_lib.profiles import Profile
+from driftsched_lib.requests import Output, Request
+
+
+class LognormalLengths:
+    """Natural output lengths: lognormal around a share of the request's limit, the same for a request in every run.
+
+    Parameters:
+        mean_share: mean length as a share of `max_tokens`.
+        cv: coefficient of variation, standard deviation over mean.
+    """
+
+    def __init__(self, mean_share: float, cv: float, seed: int):
+        if mean_share <= 0 or cv < 0:
+            raise ValueError(f"mean_share is {mean_share} and cv {cv}: one must be above 0, the other not below")
+        self.sigma = sqrt(log(1 + cv**2))
+        self.mu = log(mean_share) - self.sigma**2 / 2
+        self.seed = seed
+
+    def __call__(self, request: Request) -> int:
+        draw = Random(f"{self.seed} {request.request_id}").lognormvariate(self.mu, self.sigma)
+        return max(1, round(draw * request.max_tokens))
+
+
+class _Sequence:
+    """A request in the engine.
+
+    Until its first token, and again after a preemption, `computed` of its `prompt_tokens + generated` tokens are in the
+    KV cache.  While it decodes, all but the last are, and it has made `iteration - origin` tokens.
+    """
+
+    __slots__ = ("computed", "first_token_s", "generated", "origin", "output_tokens", "prompt_tokens", "request")
+
+    def __init__(self, request: Request, prompt_tokens: int, output_tokens: int):
+        self.request = request
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.generated = 0
+        self.computed = 0
+        self.origin = 0
+        self.first_token_s: float | None = None
+
+    @property
+    def missing(self) -> int:
+        """Tokens yet to compute before it can decode."""
+        return self.prompt_tokens + self.generated - self.computed
+
+
+class SimulatedEngine:
+    """vLLM's v1 scheduler (`vllm/v1/core/sched/scheduler.py`) with a cost function in the place of the model.
+
+    An iteration gives each decoding sequence one token, in the order of admission; what is left of
+    `max_num_batched_tokens` goes to prompts, first come first served and in chunks where it must.  The iteration that
+    computes the last of a prompt yields the first token.  When KV blocks run out, the sequence admitted last goes back
+    to the front of the waiting, and all its tokens are computed again.  There is no prefix caching.
+
+    While sequences only decode, none ends and blocks suffice, nothing that happens depends on the iteration: such
+    iterations are passed in one jump, whose end is the closed form of their summed costs.
+
+    Parameters:
+        profile: costs and limits of the engine.
+        prompt_tokens: tokens of a request's prompt; None counts its words by the profile's `tokens_per_prompt_word`.
+        output_tokens: natural length of the output of a request that pins none; None for its `max_tokens`.
+        log_steps: keep a row an iteration in `steps`, as `VllmEngine` does.  The engine then steps and does not jump,
+            which changes its speed and no result.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        prompt_tokens: Callable[[Request], int] | None = None,
+        output_tokens: Callable[[Request], int] | None = None,
+        log_steps: bool = False,
+    ):
+        self.profile = profile
+        self.max_num_seqs = profile.limits.max_num_seqs
+        self._limits, self._cost = profile.limits, profile.step
+        self._prompt_tokens = prompt_tokens or self._count_words
+        self._output_tokens = output_tokens or attrgetter("max_tokens")
+        self._log_steps = log_steps
+        self._in_flight: dict[str, _Sequence] = {}
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Time zero is now and the step log is empty: a new run begins."""
+        if self._in_flight:
+            raise RuntimeError(f"{len(self._in_flight)} requests are still in flight")
+        self.steps: list[tuple] = []
+        self._now = 0.0
+        self._iteration = 0
+        self._waiting: deque[_Sequence] = deque()
+        self._decoding: dict[str, _Sequence] = {}  # in the order of admission
+        self._prefilling: _Sequence | None = None  # with a part of its prompt computed: one at most, admitted last
+        self._ends: list[tuple[int, int, _Sequence]] = []  # heap: the iterations that make the last tokens
+        self._ties = count()
+        self._promised = 0  # blocks that all in flight would hold at their ends
+        # When the decoding sequences last changed, and the tokens they attended to.  Times are reckoned from there, so
+        # that they are the same to the last bit however many iterations a step passes.
+        self._since_iteration, self._since_s, self._since_context = 0, 0.0, 0
+
+    def now(self) -> float:
+        return self._now
+
+    def has_room(self) -> bool:
+        return len(self._in_flight) < self.max_num_seqs
+
+    def add(self, request: Request) -> None:
+        limits, prompt = self._limits, self._prompt_tokens(request)
+        if not 1 <= prompt < limits.max_model_len:
+            raise ValueError(
+                f"the prompt has {prompt} tokens, and a context of {limits.max_model_len} takes 1 to "
+                f"{limits.max_model_len - 1}, to leave one for the output"
+            )
+        output = request.pinned_tokens or min(request.max_tokens, self._output_tokens(request))
+        output = min(output, limits.max_model_len - prompt)
+        if self._blocks(prompt + output - 1) > limits.kv_blocks:
+            raise ValueError(
+                f"{prompt} prompt and {output} output tokens can never fit the KV cache, "
+                f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
+            )
+        sequence = self._in_flight[request.request_id] = _Sequence(request, prompt, output)
+        self._waiting.append(sequence)
+        self._promised += self._blocks(prompt + output)
+
+    def abort(self, request_id: str) -> None:
+        sequence = self._in_flight.get(request_id)
+        if sequence is None:
+            return
+        self._forget(sequence)
+        if request_id in self._decoding:
+            self._interrupt(sequence)
+        elif sequence is self._prefilling:
+            self._prefilling = None
+        else:
+            self._waiting.remove(sequence)
+
+    def step(self, until: float) -> list[Output]:
+        """Pass one iteration, or all that are alike, up to the first that ends at or after `until`.
+
+        Raises:
+            RuntimeError: nothing is here and `until` is infinite.
+        """
+        if not self._in_flight:
+            if isinf(until):
+                raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+            self._now = self._since_s = max(self._now, until)
+            return []
+        preemptions = self._make_room()
+        prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
+        started, decoding = self._now, len(self._decoding)
+        unlike = preemptions or prefills or self._log_steps
+        self._iteration += 1 if unlike else self._iterations_alike(until)
+        self._now = self._end_s(self._iteration)
+        if prefills:
+            self._complete_prefills(prefills)
+        outputs = self._complete_sequences()
+        if self._log_steps:
+            self._log(started, decoding, prefills, preemptions)
+        return outputs
+
+    def _make_room(self) -> int:
+        """Preempt those admitted last until the rest can go on in the blocks there are; return how many."""
+        preempted = 0
+        while not self._fits(1, self._growth()):
+            sequence = self._prefilling or next(reversed(self._decoding.values()))
+            if sequence is self._prefilling:
+                self._prefilling = None
+            else:
+                sequence.generated = self._iteration - sequence.origin
+                self._interrupt(sequence)
+            sequence.computed = 0
+            self._waiting.appendleft(sequence)
+            preempted += 1
+        return preempted
+
+    def _schedule_prefills(self, admit: bool) -> list[tuple[_Sequence, int]]:
+        """The sequences whose prompts this iteration computes, and how many tokens of each.
+
+        A sequence is admitted only when all of it fits (vLLM's `scheduler_reserve_full_isl`), and none in an iteration
+        that preempts.
+        """
+        prefills = []
+        budget = self._budget()
+        running = len(self._decoding)
+        claimed = self._growth()
+        if self._prefilling is not None and budget:
+            running += 1
+            prefills.append((self._prefilling, min(self._prefilling.missing, budget)))
+            budget -= prefills[-1][1]
+        while admit and self._waiting and budget and running < self.max_num_seqs:
+            sequence = self._waiting[0]
+            claimed += self._blocks(sequence.missing)
+            if not self._fits(1, claimed):
+                break
+            running += 1
+            prefills.append((self._waiting.popleft(), min(sequence.missing, budget)))
+            budget -= prefills[-1][1]
+        return prefills
+
+    def _iterations_alike(self, until: float) -> int:
+        """How many iterations end before a sequence does, blocks run out or `until` has come; the one where it happens
+        counts, unless it is blocks that it lacks."""
+        most = self._ends[0][0] - self._iteration
+        if not self._fits(most):
+            most = bisect_right(range(1, most + 1), self._limits.kv_blocks, key=self._used_blocks)
+        if self._end_s(self._iteration + most) <= until:
+            return most
+        # The root of `_end_s`, a quadratic, is near; rounding decides about the last.
+        growth = len(self._decoding) * self._cost.per_context_token_s
+        pace = self._end_s(self._since_iteration + 1) - self._since_s - growth / 2
+        left = until - self._since_s
+        end = self._since_iteration + ceil(2 * left / (pace + sqrt(pace * pace + 2 * growth * left)))
+        end = max(end, self._iteration + 1)
+        while self._end_s(end) < until:
+            end += 1
+        while end > self._iteration + 1 and self._end_s(end - 1) >= until:
+            end -= 1
+        return end - self._iteration
+
+    def _end_s(self, iteration: int) -> float:
+        """When an iteration ends, if since the last change of the decoding sequences there was nothing but decoding."""
+        n, decoding = iteration - self._since_iteration, len(self._decoding)
+        context = n * self._since_context + decoding * (n * (n - 1) // 2)
+        cost = self._cost
+        return self._since_s + n * (cost.base_s + decoding * cost.per_decode_seq_s) + context * cost.per_context_token_s
+
+    def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> None:
+        tokens = sum(computed for _, computed in prefills)
+        cost = self._cost
+        self._now += tokens * cost.per_prefill_token_s + len(prefills) * cost.per_prefill_request_s
+        self._reckon_from_here()
+        self._prefilling = None
+        for sequence, computed in prefills:
+            sequence.computed += computed
+            if sequence.missing:
+                self._prefilling = sequence
+                continue
+            if sequence.first_token_s is None:
+                sequence.first_token_s = self._now
+            sequence.generated += 1
+            sequence.origin = self._iteration - sequence.generated
+            self._decoding[sequence.request.request_id] = sequence
+            self._since_context += sequence.prompt_tokens + sequence.generated
+            heappush(self._ends, (sequence.origin + sequence.output_tokens, next(self._ties), sequence))
+
+    def _complete_sequences(self) -> list[Output]:
+        outputs = []
+        words = self.profile.words_per_output_token
+        while self._ends and self._ends[0][0] == self._iteration:
+            sequence = heappop(self._ends)[2]
+            request, tokens = sequence.request, sequence.output_tokens
+            self._stop_decoding(sequence)
+            self._forget(sequence)
+            outputs.append(
+                Output(
+                    request=request,
+                    prompt_tokens=sequence.prompt_tokens,
+                    tokens=tokens,
+                    words=None if words is None else round(tokens * words),
+                    first_token_s=sequence.first_token_s,
+                    finish_s=self._now,
+                )
+            )
+        return outputs
+
+    def _forget(self, sequence: _Sequence) -> None:
+        self._promised -= self._blocks(sequence.prompt_tokens + sequence.output_tokens)
+        del self._in_flight[sequence.request.request_id]
+
+    def _interrupt(self, sequence: _Sequence) -> None:
+        """Take a sequence out before it ends."""
+        self._stop_decoding(sequence)
+        self._ends = [end for end in self._ends if end[2] is not sequence]
+        heapify(self._ends)
+
+    def _stop_decoding(self, sequence: _Sequence) -> None:
+        self._reckon_from_here()
+        self._since_context -= sequence.prompt_tokens + self._iteration - sequence.origin
+        del self._decoding[sequence.request.request_id]
+
+    def _reckon_from_here(self) -> None:
+        """The decoding sequences are about to change."""
+        self._since_context += len(self._decoding) * (self._iteration - self._since_iteration)
+        self._since_iteration, self._since_s = self._iteration, self._now
+
+    def _budget(self) -> int:
+        """Tokens of prompts that the iteration may hold."""
+        return self._limits.max_num_batched_tokens - len(self._decoding)
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._limits.block_size)
+
+    def _growth(self) -> int:
+        """The blocks that the next chunk of the half computed prompt needs on top of its own."""
+        if self._prefilling is None:
+            return 0
+        computed = self._prefilling.computed
+        return self._blocks(computed + min(self._prefilling.missing, self._budget())) - self._blocks(computed)
+
+    def _fits(self, ahead: int, extra: int = 0) -> bool:
+        """Whether the KV cache holds `extra` blocks and what the running sequences have in it `ahead` iterations on."""
+        if self._promised <= self._limits.kv_blocks:
+            return True
+        running, tokens = len(self._decoding), self._since_context
+        tokens += running * (self._iteration - self._since_iteration + ahead - 1)
+        if self._prefilling is not None:
+            running, tokens = running + 1, tokens + self._prefilling.computed
+        at_most = tokens // self._limits.block_size + running  # no sequence wastes a whole block
+        spare = self._limits.kv_blocks - extra
+        return at_most <= spare or self._used_blocks(ahead) <= spare
+
+    def _used_blocks(self, ahead: int) -> int:
+        """The blocks that the running sequences have `ahead` iterations on, none ending and no prompt computed."""
+        made = self._iteration + ahead - 1
+        used = sum(self._blocks(running.prompt_tokens + made - running.origin) for running in self._decoding.values())
+        return used if self._prefilling is None else used + self._blocks(self._prefilling.computed)
+
+    def _log(self, started: float, decoding: int, prefills: list[tuple[_Sequence, int]], preemptions: int) -> None:
+        """A row of `steps`, with the columns `STEP_COLUMNS`; what is computed again counts as output, as in vLLM."""
+        prompts = [tokens for sequence, tokens in prefills if sequence.first_token_s in (None, self._now)]
+        again = [tokens for sequence, tokens in prefills if sequence.first_token_s not in (None, self._now)]
+        self.steps.append(
+            (
+                self._now,
+                self._now - started,
+                len(self._decoding) + (self._prefilling is not None),
+                len(self._waiting),
+                len(prompts),
+                sum(prompts),
+                decoding + len(again),
+                decoding + sum(again),
+                preemptions,
+                self._used_blocks(0) / self._limits.kv_blocks,
+            )
+        )
+
+    def _count_words(self, request: Request) -> int:
+        return ceil(len(request.prompt.split()) * self.profile.tokens_per_prompt_word)

@@ -1,0 +1,75 @@
+"""What the simulator's tests build: profiles, requests of known lengths, a served load."""
+
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.estimators import Feedback
+from driftsched_lib.policies import Fifo
+from driftsched_lib.profiles import EngineLimits, Profile, Provenance, StepCost
+from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, serve
+
+COSTS = {
+    "base_s": 1e-2,
+    "per_prefill_token_s": 1e-4,
+    "per_prefill_request_s": 1e-3,
+    "per_decode_seq_s": 2e-4,
+    "per_context_token_s": 3e-6,
+}
+LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256, "block_size": 16, "kv_blocks": 64}
+
+
+def make_profile(costs=COSTS, **limits):
+    provenance = Provenance(measured=False, model="none", hardware="none", date="2026-01-01")
+    return Profile(
+        step=StepCost(**costs),
+        limits=EngineLimits(**(LIMITS | limits)),
+        tokens_per_prompt_word=1.0,
+        words_per_output_token=0.5,
+        provenance=provenance,
+    )
+
+
+def words(n):
+    return " ".join(["word"] * n)
+
+
+def request(request_id, arrival_s=0.0, prompt=1, output=1, tier="standard", **fields):
+    """A request with a prompt of so many words and an output of so many tokens."""
+    return Request(str(request_id), arrival_s, words(prompt), "tenant", tier, output, **fields)
+
+
+class Oracle:
+    """Knows the output's length: `pinned_tokens`, or else `max_tokens`."""
+
+    def estimate(self, request):
+        output = request.pinned_tokens or request.max_tokens
+        return Estimate(output, request.input_tokens + output, 1.0, output)
+
+    def observe(self, request, output_tokens):
+        return Feedback(1.0, 1.0, 1.0)
+
+
+class EngineTokens:
+    """Prompts by the word, outputs by the engine's tokens."""
+
+    def prompt(self, text):
+        return len(text.split())
+
+    def output(self, output):
+        return output.tokens
+
+
+def served(requests, engine, policy=None, batching=None, **options):
+    """Serve, and return the records by request id."""
+    records = []
+    policy = Fifo() if policy is None else policy  # an empty queue is false
+    scheduler = Scheduler(policy, Oracle(), EngineTokens(), KeywordClassifier(), records.append)
+    serve(requests, scheduler, engine, batching or ContinuousBatching(), **options)
+    return {record.request_id: record for record in records}
+
+
+def simulated(requests, profile=None, log_steps=False, **options):
+    """Serve by a new simulated engine, and return it and the records by request id."""
+    engine = SimulatedEngine(profile or make_profile(), log_steps=log_steps)
+    return engine, served(requests, engine, **options)

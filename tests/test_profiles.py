@@ -1,0 +1,128 @@
+"""Profiles: files that are wrong are named, and a fit finds the costs that made the run."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulation import COSTS, LIMITS, make_profile, request, simulated
+
+from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.experiment import PROJECT
+from driftsched_lib.profiles import (
+    EngineLimits,
+    Profile,
+    ProfileError,
+    fit,
+    fit_costs,
+    iterations,
+)
+from driftsched_lib.serving import ContinuousBatching, StaticBatching
+
+COMMITTED = sorted((PROJECT / "data" / "profiles").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_profiles_load_and_say_where_they_come_from(path):
+    provenance = Profile.load(path).provenance
+    assert provenance.fit is not None if provenance.measured else provenance.derivation
+
+
+def test_the_derived_l4_is_of_the_scale_of_the_papers_rough_model():
+    step = Profile.load(PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json").step
+    batch, context = 32, 250
+    seconds = step.base_s + batch * (step.per_decode_seq_s + context * step.per_context_token_s)
+    assert seconds == pytest.approx(0.0215 + batch * 0.0002, rel=0.05)
+
+
+def test_a_profile_survives_its_file(tmp_path):
+    make_profile().save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path / "profile.json") == make_profile()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["step"].pop("base_s"), r"step\.base_s: Field required"),
+        (
+            lambda values: values["step"].update(per_decode_seq_s=-1e-3),
+            r"step\.per_decode_seq_s: .*greater than or equal",
+        ),
+        (lambda values: values["step"].update(base_s=0.0), r"step\.base_s: .*greater than 0"),
+        (lambda values: values["step"].update(base_ms=1.0), r"step\.base_ms: Extra inputs"),
+        (lambda values: values["limits"].update(kv_blocks=0), r"limits\.kv_blocks: "),
+        (lambda values: values["limits"].update(max_num_batched_tokens=2), r"limits: .*at least max_num_seqs"),
+        (lambda values: values.pop("provenance"), r"provenance: Field required"),
+    ],
+)
+def test_a_wrong_profile_names_file_and_field(tmp_path, change, message):
+    values = make_profile().model_dump()
+    change(values)
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ProfileError, match=rf"^{path}: {message}"):
+        Profile.load(path)
+
+
+def test_a_file_that_is_no_profile_is_named(tmp_path):
+    path = tmp_path / "text.json"
+    path.write_text("not JSON")
+    with pytest.raises(ProfileError, match=rf"^{path}: Invalid JSON"):
+        Profile.load(path)
+    with pytest.raises(ProfileError, match="cannot be read"):
+        Profile.load(tmp_path / "nowhere.json")
+
+
+def test_other_limits_are_checked():
+    assert make_profile().with_limits(max_num_seqs=8).limits.max_num_seqs == 8
+    with pytest.raises(ValueError, match="max_num_seqs"):
+        make_profile().with_limits(max_num_seqs=0)
+
+
+def run(batching, n=150, rate=6.0, **limits):
+    """The tables `steps` and `requests` of a simulated run with idle stretches."""
+    rng = np.random.default_rng(1)
+    arrivals = rng.exponential(1 / rate, n).cumsum()
+    load = [
+        request(i, at, int(rng.integers(1, 40)), int(rng.integers(1, 40))) for i, at in enumerate(arrivals.tolist())
+    ]
+    engine, records = simulated(load, make_profile(**limits), log_steps=True, batching=batching)
+    requests = pd.DataFrame(records.values()).convert_dtypes()  # as a run's folder gives them back
+    return pd.DataFrame(engine.steps, columns=STEP_COLUMNS), requests
+
+
+@pytest.mark.parametrize("batching", [ContinuousBatching(), StaticBatching(4, 0.01)], ids=["continuous", "static"])
+def test_a_fit_finds_the_costs_that_made_the_run(batching):
+    steps, requests = run(batching)
+    held = iterations(steps, requests)
+    assert held.seconds.to_numpy() == pytest.approx(steps.duration_s.to_numpy())
+    profile = fit(steps, requests, EngineLimits(**LIMITS), 1.0, make_profile().provenance)
+    assert profile.step.model_dump() == pytest.approx(COSTS, rel=1e-6)
+    assert profile.words_per_output_token == pytest.approx(0.5, rel=0.05)
+    assert profile.provenance.measured and profile.provenance.fit.iterations == len(steps)
+    assert profile.provenance.fit.median_relative_error < 1e-6 and profile.provenance.fit.r2 > 1 - 1e-9
+
+
+def test_slow_iterations_raise_the_level_of_a_fit_and_not_its_proportions():
+    held = iterations(*run(ContinuousBatching()))
+    rng = np.random.default_rng(2)
+    slow = held.assign(seconds=held.seconds * rng.normal(1, 0.01, len(held)))
+    slow.loc[rng.random(len(held)) < 0.05, "seconds"] += 0.05  # something else had the processor
+    costs, error = fit_costs(slow)
+    level = slow.seconds.sum() / held.seconds.sum()
+    assert costs.base_s == pytest.approx(level * COSTS["base_s"], rel=0.02)
+    assert costs.per_prefill_token_s == pytest.approx(level * COSTS["per_prefill_token_s"], rel=0.1)
+    assert error.slow_share == pytest.approx(1 - 1 / level, rel=0.05)
+
+
+def test_no_cost_is_negative():
+    held = iterations(*run(ContinuousBatching()))
+    costs, _ = fit_costs(held.assign(seconds=0.01 - 1e-6 * held.context_tokens))
+    assert costs.per_context_token_s == 0.0
+
+
+def test_a_run_with_preemptions_is_refused():
+    steps, requests = run(ContinuousBatching(), kv_blocks=5)
+    assert steps.preemptions.sum() > 0
+    with pytest.raises(ValueError, match="KV cache to spare"):
+        iterations(steps, requests)

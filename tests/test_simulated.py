@@ -1,0 +1,442 @@
+"""The simulated engine: by hand, jumping against stepping, and against vLLM's own scheduler."""
+
+from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simulation import COSTS, LIMITS, Oracle, make_profile, request, served, simulated
+
+from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.engines.replicated import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
+from driftsched_lib.engines.simulated import LognormalLengths, SimulatedEngine
+from driftsched_lib.policies import POLICIES, ShortestJobFirst
+from driftsched_lib.profiles import StepCost
+from driftsched_lib.requests import Output
+from driftsched_lib.serving import ContinuousBatching, StaticBatching
+
+COST = StepCost(**COSTS)
+MODEL = Path(__file__).parents[1] / "data" / "models" / "driftsched-tiny"
+
+
+def seconds(prefill_tokens=0, prefill_requests=0, decode_seqs=0, context_tokens=0):
+    return (
+        COST.base_s
+        + prefill_tokens * COST.per_prefill_token_s
+        + prefill_requests * COST.per_prefill_request_s
+        + decode_seqs * COST.per_decode_seq_s
+        + context_tokens * COST.per_context_token_s
+    )
+
+
+def test_one_request_by_hand():
+    _, records = simulated([request(0, arrival_s=2.0, prompt=5, output=4)])
+    first = 2.0 + seconds(prefill_tokens=5, prefill_requests=1)
+    assert records["0"].dispatch_s == 2.0
+    assert records["0"].first_token_s == pytest.approx(first)
+    assert records["0"].finish_s == pytest.approx(first + sum(seconds(0, 0, 1, context) for context in (6, 7, 8)))
+    assert (records["0"].prompt_tokens, records["0"].output_tokens, records["0"].output_words) == (5, 4, 2)
+
+
+def test_a_prompt_is_computed_in_chunks_beside_those_that_decode():
+    requests = [request("a", prompt=4, output=9), request("b", prompt=20, output=2), request("c", prompt=3, output=2)]
+    engine, records = simulated(requests, make_profile(max_num_batched_tokens=10), log_steps=True)
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+    assert steps.prompt_tokens.tolist()[:4] == [4 + 6, 9, 5 + 3, 0]  # b: 6, 9, 5; c gets what b's last chunk leaves
+    assert steps.prompt_requests.tolist()[:4] == [2, 1, 2, 0]
+    assert steps.output_requests.tolist()[:5] == [0, 1, 1, 3, 1]
+    assert records["b"].first_token_s == records["c"].first_token_s == steps.time_s[2]
+    assert steps.duration_s[3] == pytest.approx(seconds(decode_seqs=3, context_tokens=(4 + 3) + 21 + 4))
+
+
+def test_the_last_admitted_is_preempted_and_computed_again():
+    requests = [request("a", prompt=4, output=9), request("b", prompt=4, output=9)]
+    engine, records = simulated(requests, make_profile(block_size=4, kv_blocks=5), log_steps=True)
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+    # Both hold 2 blocks until their 8 tokens are full; then a takes the fifth, and b must give up its two.
+    assert steps.preemptions.tolist()[:6] == [0, 0, 0, 0, 0, 1]
+    assert steps.running.tolist()[5] == 1 and steps.waiting.tolist()[5] == 1
+    back = steps.index[steps.output_tokens > steps.output_requests].tolist()
+    assert back == [9] and steps.output_tokens[9] == 4 + 5  # b's prompt and its five tokens, when a is done
+    assert records["b"].first_token_s == steps.time_s[0] and records["b"].output_tokens == 9
+    assert (steps.kv_cache_usage <= 1).all() and steps.kv_cache_usage.iloc[-1] == 0
+
+
+def test_static_batches_end_together():
+    requests = [request(i, prompt=3, output=2 + 5 * i) for i in range(4)]
+    _, records = simulated(requests, batching=StaticBatching(4, 0.01))
+    assert len({record.finish_s for record in records.values()}) == 1
+    assert {record.first_token_s for record in records.values()} == {seconds(12, 4)}
+
+
+def test_the_oracle_serves_the_short_first():
+    requests = [request(i, output=output) for i, output in enumerate((9, 5, 7))]
+    _, records = simulated(requests, make_profile(max_num_seqs=1), policy=ShortestJobFirst())
+    assert sorted(records, key=lambda i: records[i].finish_s) == ["1", "2", "0"]
+
+
+def test_requests_that_can_never_be_served_fail_alone():
+    requests = [
+        request("context", prompt=256),
+        request("empty", prompt=0),
+        request("cache", prompt=100, output=102),
+        request("fits", prompt=100, output=100),
+        request("cut", prompt=250, output=100),
+    ]
+    _, records = simulated(requests, make_profile(kv_blocks=25, block_size=8))
+    assert {i: record.outcome.value for i, record in records.items()} == {
+        "context": "failed",
+        "empty": "failed",
+        "cache": "failed",
+        "fits": "completed",
+        "cut": "failed",
+    }
+    assert "takes 1 to 255" in records["context"].reason
+    assert "can never fit the KV cache, 25 blocks of 8 tokens" in records["cache"].reason
+    _, records = simulated([request("cut", prompt=250, output=100)])
+    assert records["cut"].output_tokens == 6  # vLLM ends a sequence that fills the context
+
+
+def test_an_engine_with_nothing_to_do_waits_or_says_so():
+    engine = SimulatedEngine(make_profile())
+    assert engine.step(3.0) == [] and engine.now() == 3.0
+    with pytest.raises(RuntimeError, match="no progress"):
+        engine.step(float("inf"))
+    engine.add(request(0))
+    with pytest.raises(RuntimeError, match="1 requests are still in flight"):
+        engine.restart_clock()
+    engine.abort("0")
+    engine.restart_clock()
+    assert engine.now() == 0.0
+
+
+def test_natural_lengths_are_the_requests_own():
+    lengths = LognormalLengths(mean_share=0.6, cv=0.5, seed=1)
+    requests = [request(i, output=1000) for i in range(20_000)]
+    drawn = np.array([lengths(some) for some in requests])
+    assert drawn.mean() == pytest.approx(600, rel=0.02) and drawn.std() == pytest.approx(300, rel=0.04)
+    assert lengths(requests[7]) == drawn[7] != LognormalLengths(0.6, 0.5, seed=2)(requests[7])
+    engine = SimulatedEngine(make_profile(max_model_len=2048, kv_blocks=1000), output_tokens=lengths)
+    records = served(
+        [request(i, output=1000) for i in range(50)] + [request("pinned", 0.0, 1, 9, pinned_tokens=9)], engine
+    )
+    assert [records[str(i)].output_tokens for i in range(50)] == np.minimum(drawn[:50], 1000).tolist()
+    assert records["pinned"].output_tokens == 9
+    with pytest.raises(ValueError, match="mean_share is 0"):
+        LognormalLengths(0, 0.5, 1)
+
+
+# Random loads on engines so small that prompts are cut, blocks run out and sequences are preempted.
+
+small = st.fixed_dictionaries(
+    {
+        "max_num_seqs": st.integers(1, 4),
+        "max_num_batched_tokens": st.integers(4, 12),
+        "max_model_len": st.integers(8, 24),
+        "block_size": st.integers(1, 5),
+        "kv_blocks": st.integers(3, 12),
+    }
+)
+lengths = st.tuples(st.integers(1, 12), st.integers(1, 16))
+gaps = st.sampled_from([0.0, 0.0, 0.001, 0.02, 0.05, 0.5])
+gives_up = st.sampled_from([None, None, None, 0.03, 0.2])
+loads = st.lists(st.tuples(lengths, gaps, gives_up), min_size=1, max_size=10)
+
+
+def requests_of(load):
+    now, requests = 0.0, []
+    for i, ((prompt, output), gap, patience) in enumerate(load):
+        now += gap
+        cancel_s = None if patience is None else now + patience
+        requests.append(request(i, now, prompt, output, cancel_s=cancel_s))
+    return requests
+
+
+@given(small, loads, st.sampled_from(sorted(POLICIES)), st.booleans())
+def test_jumping_and_stepping_agree_to_the_last_bit(limits, load, policy, static):
+    runs = []
+    for log_steps in (False, True):
+        batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
+        engine, records = simulated(
+            requests_of(load), make_profile(**limits), log_steps, policy=POLICIES[policy](), batching=batching
+        )
+        assert len(records) == len(load)
+        runs.append((records, engine.now()))
+    assert runs[0] == runs[1]
+
+
+@given(small, loads, st.booleans())
+def test_stepping_does_what_vllm_is_written_to_do(limits, load, static):
+    profile = make_profile(**limits)
+    literal = LiteralEngine(profile)
+    batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
+    expected = served(requests_of(load), literal, batching=batching)
+    batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
+    engine, records = simulated(requests_of(load), profile, log_steps=True, batching=batching)
+    assert [row[2:9] for row in engine.steps] == [row[2:9] for row in literal.steps]
+    assert np.array(engine.steps) == pytest.approx(np.array(literal.steps))
+    for request_id, record in records.items():
+        assert record.outcome == expected[request_id].outcome
+        assert record.finish_s == pytest.approx(expected[request_id].finish_s)
+        assert record.first_token_s == pytest.approx(expected[request_id].first_token_s)
+
+
+@dataclass(eq=False)
+class Sequence:
+    request: object
+    prompt: int
+    output: int
+    generated: int = 0
+    computed: int = 0
+    blocks: int = 0
+    decodes: bool = False
+    first_token_s: float | None = None
+
+
+class LiteralEngine:
+    """vLLM's `Scheduler.schedule` written down line by line, block by block: slow and plain."""
+
+    def __init__(self, profile):
+        self.limits, self.cost, self.max_num_seqs = profile.limits, profile.step, profile.limits.max_num_seqs
+        self.time, self.running, self.waiting, self.steps, self.free = 0.0, [], [], [], profile.limits.kv_blocks
+
+    def now(self):
+        return self.time
+
+    def has_room(self):
+        return len(self.running) + len(self.waiting) < self.max_num_seqs
+
+    def add(self, request):
+        prompt = len(request.prompt.split())
+        output = min(request.max_tokens, self.limits.max_model_len - prompt)
+        if output < 1 or prompt + output - 1 > self.limits.kv_blocks * self.limits.block_size:
+            raise ValueError("too long")
+        self.waiting.append(Sequence(request, prompt, output))
+
+    def abort(self, request_id):
+        for queue in (self.running, self.waiting):
+            for sequence in [one for one in queue if one.request.request_id == request_id]:
+                queue.remove(sequence)
+                self.release(sequence)
+
+    def allocate(self, sequence, tokens):
+        blocks = -(-tokens // self.limits.block_size)
+        if blocks - sequence.blocks > self.free:
+            return False
+        self.free -= blocks - sequence.blocks
+        sequence.blocks = blocks
+        return True
+
+    def release(self, sequence):
+        self.free += sequence.blocks
+        sequence.blocks = 0
+
+    def step(self, until):
+        if not self.running and not self.waiting:
+            assert not isinf(until)
+            self.time = max(self.time, until)
+            return []
+        budget, scheduled, preempted = self.limits.max_num_batched_tokens, [], []
+        i = 0
+        while i < len(self.running) and budget:
+            sequence = self.running[i]
+            tokens = min(sequence.prompt + sequence.generated - sequence.computed, budget)
+            while not (allocated := self.allocate(sequence, sequence.computed + tokens)):
+                last = self.running.pop()
+                self.release(last)
+                last.computed, last.decodes = 0, False
+                self.waiting.insert(0, last)
+                preempted.append(last)
+                if last is sequence:
+                    break
+            if not allocated:
+                break
+            scheduled.append((sequence, tokens))
+            budget -= tokens
+            i += 1
+        while not preempted and self.waiting and budget and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            whole = sequence.prompt + sequence.generated
+            if -(-whole // self.limits.block_size) > self.free:
+                break
+            tokens = min(whole, budget)
+            self.allocate(sequence, tokens)
+            self.running.append(self.waiting.pop(0))
+            scheduled.append((sequence, tokens))
+            budget -= tokens
+        return self.execute(scheduled, len(preempted))
+
+    def execute(self, scheduled, preemptions):
+        decodes = [one for one, _ in scheduled if one.decodes]
+        prefills = [(one, tokens) for one, tokens in scheduled if not one.decodes]
+        fresh = [tokens for one, tokens in prefills if one.generated == 0]
+        duration = seconds(
+            sum(tokens for _, tokens in prefills),
+            len(prefills),
+            len(decodes),
+            sum(one.prompt + one.generated for one in decodes),
+        )
+        self.time += duration
+        outputs = []
+        for one, tokens in scheduled:
+            one.computed += tokens
+            if one.computed < one.prompt + one.generated:
+                continue
+            one.decodes = True
+            one.generated += 1
+            one.first_token_s = one.first_token_s or self.time
+            if one.generated == one.output:
+                self.running.remove(one)
+                self.release(one)
+                outputs.append(Output(one.request, one.prompt, one.output, None, one.first_token_s, self.time))
+        others = sum(tokens for _, tokens in scheduled) - sum(fresh)
+        usage = 1 - self.free / self.limits.kv_blocks
+        held = (len(self.running), len(self.waiting), len(fresh), sum(fresh), len(scheduled) - len(fresh), others)
+        self.steps.append((self.time, duration, *held, preemptions, usage))
+        return outputs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_iterations_are_those_of_vllms_own_scheduler(seed):
+    """All requests are there at once; every iteration must hold the same tokens of the same kind."""
+    pytest.importorskip("vllm")
+    rng = np.random.default_rng(seed)
+    limits = {
+        "max_num_seqs": int(rng.integers(2, 9)),
+        "max_num_batched_tokens": int(rng.integers(16, 65)),
+        "max_model_len": 128,
+        "block_size": 16,
+        "kv_blocks": int(rng.integers(9, 20)),
+    }
+    load = [(int(rng.integers(1, 60)), int(rng.integers(1, 60))) for _ in range(30)]
+    engine = SimulatedEngine(make_profile(**limits), log_steps=True)
+    for i, (prompt, output) in enumerate(load):
+        engine.add(request(i, 0.0, prompt, output))
+    while engine.step(0.0) or engine._in_flight:
+        pass
+    assert [row[2:9] for row in engine.steps] == vllm_iterations(load, limits)
+    assert seed > 0 or sum(row[8] for row in engine.steps) > 0  # blocks did run out
+
+
+def vllm_iterations(load, limits):
+    """The iterations of vLLM's v1 scheduler for (prompt, output) lengths: the columns of `steps` from `running` to
+    `preemptions`."""
+    import torch
+    from vllm import SamplingParams
+    from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.utils import compute_iteration_details
+
+    block_size = limits["block_size"]
+    cache = CacheConfig(block_size=block_size, enable_prefix_caching=False)
+    cache.num_gpu_blocks = limits["kv_blocks"] + 1  # one is vLLM's own null block
+    config = VllmConfig(
+        model_config=ModelConfig(model=str(MODEL), max_model_len=limits["max_model_len"], dtype="float32"),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=limits["max_num_seqs"],
+            max_num_batched_tokens=limits["max_num_batched_tokens"],
+            max_model_len=limits["max_model_len"],
+            is_encoder_decoder=False,
+            enable_chunked_prefill=True,
+            async_scheduling=False,
+        ),
+        cache_config=cache,
+        device_config=DeviceConfig("cpu"),
+    )
+    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    kv_cache = KVCacheConfig(cache.num_gpu_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
+    scheduler = Scheduler(config, kv_cache, StructuredOutputManager(config), block_size)
+    for i, (prompt, output) in enumerate(load):
+        params = SamplingParams(max_tokens=output, ignore_eos=True)
+        params.update_from_generation_config({}, eos_token_id=0)
+        scheduler.add_request(Request(str(i), [1] * prompt, params, None))
+    rows = []
+    while scheduler.has_unfinished_requests():
+        scheduled = scheduler.schedule()
+        details = compute_iteration_details(scheduled)
+        ids = list(scheduled.num_scheduled_tokens)
+        complete = [not scheduler.requests[i].is_prefill_chunk for i in ids]
+        output = ModelRunnerOutput(ids, {i: n for n, i in enumerate(ids)}, [[1] if done else [] for done in complete])
+        scheduler.update_from_output(scheduled, output)
+        rows.append(
+            (
+                len(scheduler.running),
+                len(scheduler.waiting),
+                details.num_ctx_requests,
+                details.num_ctx_tokens,
+                details.num_generation_requests,
+                details.num_generation_tokens,
+                len(scheduled.preempted_req_ids or ()),
+            )
+        )
+    return rows
+
+
+# Several replicas.
+
+
+def engines(n, **limits):
+    return [SimulatedEngine(make_profile(**limits)) for _ in range(n)]
+
+
+def patient(load):
+    return [some for some in requests_of(load) if some.cancel_s is None]
+
+
+def assert_same_service(records, expected):
+    for request_id, record in expected.items():
+        assert records[request_id].outcome == record.outcome
+        assert records[request_id].first_token_s == pytest.approx(record.first_token_s)
+        if record.outcome == "completed":  # a refusal is met at dispatch, between two iterations' ends
+            assert records[request_id].finish_s == pytest.approx(record.finish_s)
+
+
+@given(small, loads)
+def test_one_replica_is_the_engine_itself(limits, load):
+    _, alone = simulated(patient(load), make_profile(**limits))
+    records = served(patient(load), ReplicatedEngine(engines(1, **limits), RoundRobin()))
+    assert_same_service(records, alone)
+
+
+@given(small, loads)
+def test_turns_taken_make_independent_engines(limits, load):
+    replicated = ReplicatedEngine(engines(3, **limits), RoundRobin(), max_outstanding=len(load))
+    records = served(patient(load), replicated)
+    for turn in range(3):
+        _, alone = simulated(patient(load)[turn::3], make_profile(**limits))
+        assert_same_service(records, alone)
+
+
+@given(small, loads)
+def test_clients_of_replicas_may_leave(limits, load):
+    replicated = ReplicatedEngine(engines(2, **limits), RoundRobin())
+    assert len(served(requests_of(load), replicated)) == len(load)
+    replicated.restart_clock()  # refuses where a request is left
+
+
+def test_routers_follow_requests_or_estimated_tokens():
+    for router, first in ((least_requests, ["0", "2", "4"]), (least_estimated_tokens, ["0"])):
+        replicated = ReplicatedEngine(engines(2), router, max_outstanding=9)
+        for i, output in enumerate((100, 9, 9, 9, 9)):
+            one = request(i, output=output)
+            one.estimate = Oracle().estimate(one)
+            replicated.add(one)
+        assert list(replicated._replicas[0].outstanding) == first
+
+
+def test_replicas_have_one_clock_and_say_when_nothing_can_happen():
+    replicated = ReplicatedEngine(engines(2), RoundRobin())
+    assert replicated.step(2.0) == [] and replicated.now() == 2.0
+    with pytest.raises(RuntimeError, match="no progress"):
+        replicated.step(float("inf"))
+    records = served([request(i, 2.0 + i, 3, 20) for i in range(9)], replicated)
+    assert all(record.outcome == "completed" for record in records.values())
+    assert replicated.steps == [] and replicated.max_num_seqs == 2 * LIMITS["max_num_seqs"]
