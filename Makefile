@@ -1,7 +1,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.driftsched
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell grep '^torch==' requirements-cpu.lock)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # The Jupyter kernel named python3 starts the first `python` on PATH: it has to be this one.

@@ -98,6 +98,17 @@ def test_a_queued_request_expires_at_its_deadline_and_a_running_one_does_not():
     assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0)]
 
 
+def test_an_id_that_comes_back_has_its_new_deadline():
+    scheduler, records = make_scheduler()
+    scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
+    scheduler.cancel("1", 1.0)
+    scheduler.submit(make_request(1, deadline_s=10.0), 2.0)
+    scheduler.expire(9.0)
+    assert len(records) == len(scheduler) == 1
+    scheduler.expire(10.0)
+    assert [r.outcome for r in records] == ["cancelled", "expired"]
+
+
 def test_a_running_request_is_handed_back_when_its_client_gives_up():
     scheduler, records = make_scheduler()
     scheduler.submit(make_request(1), 0.0)
