@@ -10,7 +10,9 @@ from itertools import count, cycle, islice
 from math import inf, log2
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
@@ -40,6 +42,9 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     ratios = loop_throughput_ratios(params, load_engine(params))
     print("\nour loop (FIFO, continuous) over vLLM given all requests at once, output tokens a second, each pair")
     print("  ".join(f"{ratio:.3f}" for ratio in ratios))
+    low, high = median_interval(ratios)
+    print(f"95% interval of the median {low:.3f} to {high:.3f}", end="")
+    print(": too wide to decide the goal, the machine is not quiet" if low < LEAST_RATIO <= high else "")
 
     print(f"\n{goals(costs, ratios).to_string(float_format='{:.3f}'.format)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
@@ -68,6 +73,12 @@ def goals(costs: pd.DataFrame, ratios: Sequence[float]) -> pd.DataFrame:
         orient="index",
         columns=["measured", "least", "most", "goal", "met"],
     )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of the median."""
+    interval = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int = 200, size: int = 50) -> pd.DataFrame:

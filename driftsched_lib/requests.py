@@ -18,12 +18,24 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Estimate:
-    """What is believed of a request before it runs (lengths in tokens, counted as the run's token counter counts)."""
+    """What is believed of a request before it runs (lengths in tokens, counted as the run's token counter counts).
+
+    Attributes:
+        output_tokens: the point that policies take for the output's length.
+        total_tokens: input and output together.
+        base_tokens, bias: what is expected without having learnt, and the factor learnt on it.
+        low_tokens, high_tokens: an interval that holds 90% of the outputs; None for an estimator that knows none.
+        quantiles: rising output lengths of equal probability, the middles of as many equal slices of the distribution;
+            None for an estimator that knows none.
+    """
 
     output_tokens: int
     total_tokens: int
     bias: float
     base_tokens: int
+    low_tokens: float | None = None
+    high_tokens: float | None = None
+    quantiles: tuple[float, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -122,6 +134,8 @@ class Record:
     estimated_tokens: int | None
     estimated_total_tokens: int | None
     base_tokens: int | None
+    estimated_low_tokens: float | None
+    estimated_high_tokens: float | None
     bias: float | None
     bias_before: float | None
     measured_bias: float | None

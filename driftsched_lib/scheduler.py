@@ -163,6 +163,8 @@ class Scheduler:
                 estimated_tokens=estimate and estimate.output_tokens,
                 estimated_total_tokens=estimate and estimate.total_tokens,
                 base_tokens=estimate and estimate.base_tokens,
+                estimated_low_tokens=estimate and estimate.low_tokens,
+                estimated_high_tokens=estimate and estimate.high_tokens,
                 bias=estimate and estimate.bias,
                 bias_before=feedback and feedback.bias_before,
                 measured_bias=feedback and feedback.measured,

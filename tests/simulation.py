@@ -2,7 +2,6 @@
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.estimators import Feedback
 from driftsched_lib.policies import Fifo
 from driftsched_lib.profiles import EngineLimits, Profile, Provenance, StepCost
 from driftsched_lib.requests import Estimate, Request
@@ -39,15 +38,15 @@ def request(request_id, arrival_s=0.0, prompt=1, output=1, tier="standard", **fi
     return Request(str(request_id), arrival_s, words(prompt), "tenant", tier, output, **fields)
 
 
-class Oracle:
-    """Knows the output's length: `pinned_tokens`, or else `max_tokens`."""
+class KnowsLimits:
+    """An estimator that knows the output's length: `pinned_tokens`, or else `max_tokens`."""
 
     def estimate(self, request):
         output = request.pinned_tokens or request.max_tokens
         return Estimate(output, request.input_tokens + output, 1.0, output)
 
     def observe(self, request, output_tokens):
-        return Feedback(1.0, 1.0, 1.0)
+        return None
 
 
 class EngineTokens:
@@ -64,7 +63,7 @@ def served(requests, engine, policy=None, batching=None, **options):
     """Serve, and return the records by request id."""
     records = []
     policy = Fifo() if policy is None else policy  # an empty queue is false
-    scheduler = Scheduler(policy, Oracle(), EngineTokens(), KeywordClassifier(), records.append)
+    scheduler = Scheduler(policy, KnowsLimits(), EngineTokens(), KeywordClassifier(), records.append)
     serve(requests, scheduler, engine, batching or ContinuousBatching(), **options)
     return {record.request_id: record for record in records}
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from helpers import OneTokenASecond
 
-from driftsched_lib.bench import QUEUED, decision_costs, goals, loop_throughput_ratios
+from driftsched_lib.bench import QUEUED, decision_costs, goals, loop_throughput_ratios, median_interval
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
 
@@ -56,3 +56,9 @@ def test_a_loop_that_leaves_slots_empty_is_seen():
 def test_goals_are_judged_by_the_median_ratio_and_the_worst_policy(costs, ratios, met):
     table = pd.DataFrame([[1, 1, 1], costs], index=["quick", "slow"], columns=list(QUEUED))
     assert goals(table, ratios).met.tolist() == met
+
+
+def test_the_interval_of_the_median_is_around_it_and_narrows_with_more_pairs():
+    few, many = [0.8, 0.9, 1.0, 1.1, 1.2], [0.8, 0.9, 1.0, 1.1, 1.2] * 20
+    (low, high), (lower, upper) = median_interval(many), median_interval(few)
+    assert lower <= low <= 1.0 <= high <= upper and high - low < upper - lower

@@ -43,6 +43,29 @@ def test_intervals_cover_about_as_often_as_they_say():
     assert covered >= 48  # 95% of 60 are 57; fewer than 48 has a probability below 0.001 even at 90%
 
 
+def one_run(values):
+    rows = [(1, str(i), "new", value) for i, value in enumerate(values)]
+    frame = pd.DataFrame(rows, columns=["seed", "request_id", "policy", "e2e_s"])
+    return frame.sample(frac=1, random_state=1)
+
+
+def width(frame, **options):
+    interval = single(frame, "e2e_s", mean, NEW, **options)
+    return interval.high - interval.low
+
+
+@pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.960), (0.90, 1.645)])
+def test_independent_requests_give_the_textbooks_interval(confidence, z):
+    frame = one_run(np.random.default_rng(4).normal(size=1000))
+    expected = 2 * z * frame.e2e_s.std() / np.sqrt(len(frame))
+    assert width(frame, block=1, resamples=4000, confidence=confidence) == pytest.approx(expected, rel=0.08)
+
+
+def test_neighbours_that_met_the_same_queue_widen_the_interval():
+    frame = one_run(np.sin(np.arange(1000) / 50))
+    assert width(frame, block=50) > 3 * width(frame, block=1)
+
+
 def test_difference_and_single_agree_with_plain_means():
     frame = two_policies(np.random.default_rng(3))
     means = frame.groupby("policy").e2e_s.mean()

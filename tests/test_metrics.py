@@ -54,6 +54,11 @@ def test_latencies_by_hand():
     assert row.slowdown == pytest.approx(8.0 / (0.5 + 5 * 0.3))
 
 
+def test_one_token_has_the_time_that_it_was_held_back():
+    [row] = latencies(frame([{"first_token_s": 1.0, "finish_s": 4.0, "output_tokens": 1}]), 0.5, 0.3).itertuples()
+    assert (row.tpot_s, row.slowdown) == (3.0, 4.0 / 0.5)
+
+
 def test_only_completed_requests_have_latencies():
     assert (
         latencies(frame([{}, {"outcome": "cancelled"}, {"outcome": "rejected", "dispatch_s": None}]), 1, 1).shape[0]
@@ -66,6 +71,12 @@ def test_fairness_looks_at_the_time_in_which_all_have_work():
     requests = frame([{"tenant": tenant, "dispatch_s": at} for tenant, at in served])
     assert tenant_fairness(requests) == pytest.approx(jain_index([30, 10]))  # until a's last dispatch, at 2
     assert tenant_fairness(requests, {"a": 3.0, "b": 1.0}) == pytest.approx(1.0)
+
+
+def test_phases_count_by_their_tokens():
+    fair = [{"phase": "fair", "tenant": tenant, "output_tokens": 30} for tenant in "ab"]
+    unfair = [{"phase": "unfair", "tenant": "a", "dispatch_s": 0}, {"phase": "unfair", "tenant": "b", "dispatch_s": 5}]
+    assert tenant_fairness(frame(fair + unfair)) == pytest.approx((60 * 1.0 + 20 * 0.5) / 80)
 
 
 def test_a_tenant_that_got_nothing_while_others_worked_counts():
@@ -99,6 +110,8 @@ def test_flips_compare_neighbours_of_one_category_and_tier():
     classes = job_classes(requests, [128, 512])
     assert classes.flip.tolist() == [False, False, True, False, False]
     assert classes.misjudged.tolist() == [False, True, True, True, True]  # each came to 120: short
+    assert job_classes(requests[::-1], [128, 512]).flip.tolist() == classes.flip.tolist()
+    assert not job_classes(requests.assign(tier=["premium", "batch", "batch", "batch", "batch"]), [128, 512]).flip.any()
 
 
 def test_summary_by_hand():

@@ -62,6 +62,13 @@ def test_arrivals_are_open_loop_and_phases_follow_each_other():
     assert [(r.request_id, r.arrival_s, r.dispatch_s) for r in records] == [("a", 0, 0), ("b", 1, 9), ("c", 21, 21)]
 
 
+def test_a_phase_shifts_all_times_of_its_requests_and_the_loop_wakes_for_a_deadline():
+    requests = [make_request("expires", deadline_s=5.0), make_request("leaves", cancel_s=7.0)]
+    _, records = run(requests, ContinuousBatching(), slots=0, start_s=20.0)
+    assert outcomes(records) == {"expires": ("expired", 25.0), "leaves": ("cancelled", 27.0)}
+    assert {record.arrival_s for record in records.values()} == {20.0}
+
+
 @pytest.mark.parametrize("batching", [ContinuousBatching(), StaticBatching(2, 0.0)], ids=["continuous", "static"])
 def test_clients_that_give_up(batching):
     requests = [

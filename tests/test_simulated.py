@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import COSTS, LIMITS, Oracle, make_profile, request, served, simulated
+from simulation import COSTS, LIMITS, KnowsLimits, make_profile, request, served, simulated
 
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.engines.replicated import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
@@ -427,7 +427,7 @@ def test_routers_follow_requests_or_estimated_tokens():
         replicated = ReplicatedEngine(engines(2), router, max_outstanding=9)
         for i, output in enumerate((100, 9, 9, 9, 9)):
             one = request(i, output=output)
-            one.estimate = Oracle().estimate(one)
+            one.estimate = KnowsLimits().estimate(one)
             replicated.add(one)
         assert list(replicated._replicas[0].outstanding) == first
 

@@ -94,6 +94,7 @@ def test_requests_carry_what_the_parameters_say():
             assert request.pinned_tokens is None and not request.prompt.startswith("Request ID")
             assert request.max_tokens == {"short_qa": 8, "summary": 32, "technical": 48, "report": 64}[request.job_type]
             assert request.deadline_s == pytest.approx(request.arrival_s + 5.0)
-    pinned = paper_load(PAPER, 1, 1.0)[0].requests[0]
-    assert pinned.pinned_tokens == pinned.max_tokens
-    assert pinned.prompt.startswith(f"Request ID 0. Tenant {pinned.tenant}. Job type {pinned.job_type}. ")
+    for i, phase in zip((0, 1000), paper_load(PAPER, 1, 1.0), strict=True):
+        pinned = phase.requests[0]
+        assert pinned.pinned_tokens == pinned.max_tokens
+        assert pinned.prompt.startswith(f"Request ID {i}. Tenant {pinned.tenant}. Job type {pinned.job_type}. ")

@@ -1,30 +1,12 @@
-"""Output-length estimators that learn online: `estimate(request)`, then `observe(request, output_tokens)`."""
+"""The paper's estimator: static, or calibrated by an exponential moving average."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
+from driftsched_lib.estimators.base import Feedback
 from driftsched_lib.requests import TIERS, Estimate, Request
 
 BASE_TOKENS = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
-
-
-@dataclass(slots=True)
-class Feedback:
-    """What one observation changed: the bias before it, the measured ratio, the bias after it."""
-
-    bias_before: float
-    measured: float
-    bias_after: float
-
-
-class Estimator(Protocol):
-    """Estimates a request whose `category`, `tier` and `input_tokens` are known, and learns from what it came to."""
-
-    def estimate(self, request: Request) -> Estimate: ...
-
-    def observe(self, request: Request, output_tokens: int) -> Feedback: ...
 
 
 class PaperEstimator:
@@ -91,6 +73,3 @@ class PaperEstimator:
         if self.calibrate:
             self.bias_[request.category] = (1 - self.alpha) * before + self.alpha * measured
         return Feedback(before, measured, self.bias_[request.category])
-
-
-ESTIMATORS = {"paper": PaperEstimator}

@@ -1,0 +1,29 @@
+"""The bound on all estimators: it knows what nobody can."""
+
+from collections.abc import Mapping
+
+from driftsched_lib.estimators.paper import BASE_TOKENS
+from driftsched_lib.requests import Estimate, Request
+
+
+class Oracle:
+    """Knows the length at which the experiment pins a request's output, in the engine's tokens.
+
+    Under whitespace accounting its unit is not that of what is observed; the order of requests is right all the same.
+
+    Raises:
+        ValueError: a request whose output ends by itself.
+    """
+
+    def __init__(self, base_tokens: Mapping[str, int] = BASE_TOKENS):
+        self.base_tokens = dict(base_tokens)
+
+    def estimate(self, request: Request) -> Estimate:
+        length = request.pinned_tokens
+        if length is None:
+            raise ValueError(f"request {request.request_id!r}: the oracle knows pinned output lengths alone")
+        base = self.base_tokens[request.category]
+        return Estimate(length, request.input_tokens + length, length / base, base)
+
+    def observe(self, request: Request, output_tokens: int) -> None:
+        """There is nothing to learn."""
