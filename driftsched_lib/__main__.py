@@ -2,10 +2,13 @@
 
 import argparse
 import sys
+from typing import get_args
 
 import yaml
 
+from driftsched_lib.parallel import Backend
 from driftsched_lib.params import Params, ParamsError
+from driftsched_lib.profiles import ProfileError
 from driftsched_lib.results import ResultsError
 
 
@@ -24,13 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument(
             "--set", action="append", default=[], type=_override, metavar="KEY=VALUE", help="override a parameter"
         )
+    run.add_argument("--jobs", type=int, metavar="N", help="simulated runs at a time (default: one a core)")
+    run.add_argument(
+        "--backend", choices=get_args(Backend), default="loky", help="where: processes here, or a Ray cluster"
+    )
+    profile = commands.add_parser("profile", help="fit an engine profile for the simulator from a finished run")
+    profile.set_defaults(command=_profile)
+    profile.add_argument("run", metavar="RUN", help="a run's folder, of a run without preemptions")
+    profile.add_argument("--out", required=True, metavar="FILE.json")
     bench = commands.add_parser("bench", help="print the benchmarks' ratios")
     bench.set_defaults(command=_bench)
 
     options = parser.parse_args(arguments)
     try:
         options.command(options)
-    except (ParamsError, ResultsError) as error:
+    except (ParamsError, ProfileError, ResultsError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -53,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
     params = Params.load(options.params, dict(options.set))
     from driftsched_lib.experiment import run_grid
 
-    print(run_grid(params, options.out).to_string(max_cols=14))
+    print(run_grid(params, options.out, jobs=options.jobs, backend=options.backend).to_string(max_cols=14))
 
 
 def _notebooks(options: argparse.Namespace) -> None:
@@ -64,6 +75,14 @@ def _notebooks(options: argparse.Namespace) -> None:
     run_grid(params, options.out)
     execute_notebooks(options.out)
     print(f"The report is {options.out}/report.html, the executed notebooks and the results lie beside it.")
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from driftsched_lib.profiling import profile_of_run
+
+    profile = profile_of_run(options.run)
+    profile.save(options.out)
+    print(profile.model_dump_json(indent=2, include={"step", "provenance"}))
 
 
 def _bench(options: argparse.Namespace) -> None:

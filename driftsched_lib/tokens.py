@@ -1,5 +1,6 @@
 """How lengths are counted: by whitespace words, as the paper's first variant, or by the model's own tokenizer."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from driftsched_lib.requests import Output
@@ -29,14 +30,11 @@ class TokenizerCounter:
     """The model's own tokenizer without special tokens, and the generated token ids (the paper's `tokenizer`).
 
     Parameters:
-        tokenizer: anything with Hugging Face's `encode(text, add_special_tokens=False)`.
+        count_tokens: an engine's count of the tokens of a text.
     """
 
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def prompt(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+    def __init__(self, count_tokens: Callable[[str], int]):
+        self.prompt = count_tokens
 
     def output(self, output: Output) -> int:
         return output.tokens

@@ -1,13 +1,16 @@
 """Loads: seeded streams of requests, the same whatever the policy that serves them."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.params import Params, Phase
+from driftsched_lib.length_mix import LengthMix
+from driftsched_lib.params import Params, Phase, in_project
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
 from driftsched_lib.requests import Request
 
@@ -21,26 +24,40 @@ class PhaseLoad:
     requests: list[Request]
 
 
-def paper_load(params: Params, seed: int, capacity_tokens_per_s: float) -> list[PhaseLoad]:
+def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: float = 1.0) -> list[PhaseLoad]:
     """The paper's load: tenants drawn uniformly, categories by the phase's mix, topics and templates uniformly.
 
     Parameters:
         capacity_tokens_per_s: what a phase's `load_factor` refers to; not used by phases without one.
+        rate: how many times as fast as the phases say requests arrive.
     """
     counts = _counts([phase.share for phase in params.workload.phases], params.requests)
     generators = np.random.default_rng(seed).spawn(len(counts))
     first = np.cumsum([0, *counts[:-1]])
     return [
-        PhaseLoad(phase.name, phase.pause_s, _phase(params, phase, int(start), n, rng, capacity_tokens_per_s))
+        PhaseLoad(
+            phase.name,
+            phase.pause_s,
+            _phase(params, phase, int(start), n, rng, mean_gap_s(params, phase, capacity_tokens_per_s) / rate),
+        )
         for phase, start, n, rng in zip(params.workload.phases, first, counts, generators, strict=True)
     ]
+
+
+@cache
+def length_mix(path: str) -> LengthMix:
+    """A length mix by its file, looked for in the project first."""
+    return LengthMix.load(in_project(path))
 
 
 def mean_gap_s(params: Params, phase: Phase, capacity_tokens_per_s: float) -> float:
     """Mean seconds between arrivals of a phase."""
     if phase.load_factor is None:
         return sum(phase.gap_s) / 2
-    tokens = sum(share * params.max_tokens[category] for category, share in phase.mix.items())
+    if params.workload.lengths is not None:
+        tokens = length_mix(params.workload.lengths).mean_output_tokens * params.length_scale
+    else:
+        tokens = sum(share * params.max_tokens[category] for category, share in phase.mix.items())
     return tokens / (capacity_tokens_per_s * phase.load_factor)
 
 
@@ -57,37 +74,65 @@ def classified_prompts() -> pd.DataFrame:
 
 
 def _phase(
-    params: Params, phase: Phase, first_id: int, n: int, rng: np.random.Generator, capacity_tokens_per_s: float
+    params: Params, phase: Phase, first_id: int, n: int, rng: np.random.Generator, gap_s: float
 ) -> list[Request]:
-    stretch = mean_gap_s(params, phase, capacity_tokens_per_s) / (sum(phase.gap_s) / 2)
-    arrivals = np.cumsum(rng.uniform(*phase.gap_s, n) * stretch)
-    tenants = rng.choice(list(params.workload.tenants), n)
+    workload = params.workload
+    arrivals = np.cumsum(rng.uniform(*phase.gap_s, n) * gap_s / (sum(phase.gap_s) / 2))
+    tenants = rng.choice(list(workload.tenants), n)
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
     topics = rng.choice(TOPICS, n)
     templates = rng.random(n)
+    if workload.lengths is None:
+        lengths, fillers = _pinned_lengths(params, categories, rng), [""] * n
+    else:
+        lengths, categories, fillers = _mixed_lengths(params, n, rng)
     requests = []
     for i in range(n):
         tenant, category = str(tenants[i]), str(categories[i])
         template = int(templates[i] * len(TEMPLATES[category]))
-        prompt = build_prompt(category, str(topics[i]), template)
-        if params.workload.label_prefix:
+        prompt = fillers[i] + build_prompt(category, str(topics[i]), template)
+        if workload.label_prefix:
             prompt = label_prefix(first_id + i, tenant, category) + prompt
-        arrival, limit = float(arrivals[i]), params.max_tokens[category]
+        arrival = float(arrivals[i])
         requests.append(
             Request(
                 request_id=str(first_id + i),
                 arrival_s=arrival,
                 prompt=prompt,
                 tenant=tenant,
-                tier=params.workload.tenants[tenant],
-                max_tokens=limit,
+                tier=workload.tenants[tenant],
+                max_tokens=max(params.max_tokens[category], lengths[i] or 0),
                 job_type=category,
                 phase=phase.name,
-                pinned_tokens=limit if params.output_length == "limit" else None,
+                pinned_tokens=lengths[i],
                 deadline_s=None if params.queue_timeout_s is None else arrival + params.queue_timeout_s,
             )
         )
     return requests
+
+
+def _pinned_lengths(params: Params, categories: np.ndarray, rng: np.random.Generator) -> list[int | None]:
+    if params.output_length == "natural":
+        return [None] * len(categories)
+    limits = np.array([params.max_tokens[category] for category in categories])
+    if params.output_length == "spread":
+        variance = np.log1p(params.spread.cv**2)
+        shares = params.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
+        limits = np.clip(np.rint(shares * limits), 1, limits).astype(int)
+    return limits.tolist()
+
+
+def _mixed_lengths(params: Params, n: int, rng: np.random.Generator) -> tuple[list[int], list[str], list[str]]:
+    """Output lengths drawn from the length mix, the category of each, and words that fill the prompts up."""
+    prompts, outputs = (
+        np.rint(lengths * params.length_scale).clip(min=1).astype(int).tolist()
+        for lengths in length_mix(params.workload.lengths).draw(n, rng)
+    )
+    by_base = sorted(params.max_tokens, key=params.max_tokens.get)
+    limits = [params.max_tokens[category] for category in by_base]
+    categories = [by_base[min(bisect_left(limits, output), len(limits) - 1)] for output in outputs]
+    words_of_a_prompt = len(build_prompt("technical", "DNS", 0).split())
+    return outputs, categories, ["the " * max(0, prompt - words_of_a_prompt) for prompt in prompts]
 
 
 def _counts(shares: list[float], total: int) -> list[int]:

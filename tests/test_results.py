@@ -12,7 +12,8 @@ from driftsched_lib.results import ResultsError
 
 
 def write(folder, started="2026-01-01", **run):
-    results.write_run(folder, [], {"steps": (("time_s",), [(1.0,)])}, {"run": run, "started": started})
+    tables = {"requests": results.requests_table([]), "steps": pd.DataFrame({"time_s": [1.0]})}
+    results.write_run(folder, tables, {"run": run, "started": started})
 
 
 def test_runs_are_read_back_with_their_settings_in_the_order_of_serving(tmp_path):
@@ -46,7 +47,7 @@ def test_what_is_not_finished_is_replaced(tmp_path, left):
 
 def test_a_writer_that_dies_leaves_no_run(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        results.write_run(tmp_path / "run", [], {}, {"run": object()})
+        results.write_run(tmp_path / "run", {}, {"run": object()})
     assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
     with pytest.raises(ResultsError, match="holds no finished run"):
         results.run_folders(tmp_path)
@@ -57,7 +58,8 @@ def test_records_are_kept_with_their_types(tmp_path):
     scheduler.submit(make_request(1, arrival_s=0.1234567), 0.1234567)
     scheduler.submit(make_request(2), 0.5)
     scheduler.complete(Output(scheduler.next(1.0), 4, 40, 32, 2.0, 3.0))
-    results.write_run(tmp_path / "run", records, {}, {"run": {"seed": 7}, "started": ""})
+    tables = {"requests": results.requests_table(records)}
+    results.write_run(tmp_path / "run", tables, {"run": {"seed": 7}, "started": ""})
     rejected, completed = results.load(tmp_path).itertuples()
     assert (rejected.outcome, rejected.reason, rejected.seed) == ("rejected", "queue full (1)", 7)
     assert pd.isna(rejected.output_tokens) and pd.isna(rejected.dispatch_s)

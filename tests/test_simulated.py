@@ -13,7 +13,7 @@ from simulation import COSTS, LIMITS, KnowsLimits, make_profile, request, served
 
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.engines.replicated import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
-from driftsched_lib.engines.simulated import LognormalLengths, SimulatedEngine
+from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, ShortestJobFirst
 from driftsched_lib.profiles import StepCost
 from driftsched_lib.requests import Output
@@ -114,20 +114,15 @@ def test_an_engine_with_nothing_to_do_waits_or_says_so():
     assert engine.now() == 0.0
 
 
-def test_natural_lengths_are_the_requests_own():
-    lengths = LognormalLengths(mean_share=0.6, cv=0.5, seed=1)
-    requests = [request(i, output=1000) for i in range(20_000)]
-    drawn = np.array([lengths(some) for some in requests])
-    assert drawn.mean() == pytest.approx(600, rel=0.02) and drawn.std() == pytest.approx(300, rel=0.04)
-    assert lengths(requests[7]) == drawn[7] != LognormalLengths(0.6, 0.5, seed=2)(requests[7])
-    engine = SimulatedEngine(make_profile(max_model_len=2048, kv_blocks=1000), output_tokens=lengths)
-    records = served(
-        [request(i, output=1000) for i in range(50)] + [request("pinned", 0.0, 1, 9, pinned_tokens=9)], engine
-    )
-    assert [records[str(i)].output_tokens for i in range(50)] == np.minimum(drawn[:50], 1000).tolist()
-    assert records["pinned"].output_tokens == 9
-    with pytest.raises(ValueError, match="mean_share is 0"):
-        LognormalLengths(0, 0.5, 1)
+def test_lengths_are_the_requests_own_or_those_that_are_given():
+    requests = [request("pinned", output=20, pinned_tokens=9), request("limited", output=20), request("given")]
+    engine = SimulatedEngine(make_profile())
+    known = {"pinned": (1, 9), "limited": (1, 20), "given": (7, 3)}
+    given = SimulatedEngine(make_profile(), lambda request: known[request.request_id])
+    assert served(requests[:2], engine)["pinned"].output_tokens == 9
+    records = served(requests, given)
+    lengths = {name: (record.prompt_tokens, record.output_tokens) for name, record in records.items()}
+    assert lengths == known
 
 
 # Random loads on engines so small that prompts are cut, blocks run out and sequences are preempted.

@@ -59,7 +59,7 @@ def serve_all(engine):
 
     def run(requests, batching):
         records = []
-        counter = TokenizerCounter(engine.tokenizer)
+        counter = TokenizerCounter(engine.count_tokens)
         scheduler = Scheduler(ShortestJobFirst(), PaperEstimator(), counter, KeywordClassifier(), records.append)
         engine.restart_clock()
         serve(requests, scheduler, engine, batching)

@@ -47,6 +47,13 @@ def least_estimated_tokens(replicas: Sequence[Replica]) -> Replica:
     return min(replicas, key=lambda replica: sum(replica.outstanding.values()))
 
 
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "round_robin": RoundRobin,
+    "least_requests": lambda: least_requests,
+    "least_estimated_tokens": lambda: least_estimated_tokens,
+}
+
+
 class ReplicatedEngine:
     """Replicas whose iterations are passed in the order of their ends.
 
@@ -54,6 +61,7 @@ class ReplicatedEngine:
     time is there; a request that it is given meanwhile waits for that end, as it would in reality.
 
     Parameters:
+        engines: replicas of one engine.
         max_outstanding: the most requests that a replica is given; beyond its `max_num_seqs` they wait in its own
             queue, first come first served.  None for its `max_num_seqs`, so that all waiting is left to the policy.
     """
@@ -63,6 +71,8 @@ class ReplicatedEngine:
         self._router = router
         self._max_outstanding = max_outstanding
         self.max_num_seqs = sum(engine.max_num_seqs for engine in engines)
+        self.limits = engines[0].limits
+        self.count_tokens = engines[0].count_tokens
         self.restart_clock()
 
     def restart_clock(self) -> None:

@@ -5,32 +5,10 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
-from math import ceil, isinf, log, sqrt
-from operator import attrgetter
-from random import Random
+from math import ceil, isinf, sqrt
 
 from driftsched_lib.profiles import Profile
 from driftsched_lib.requests import Output, Request
-
-
-class LognormalLengths:
-    """Natural output lengths: lognormal around a share of the request's limit, the same for a request in every run.
-
-    Parameters:
-        mean_share: mean length as a share of `max_tokens`.
-        cv: coefficient of variation, standard deviation over mean.
-    """
-
-    def __init__(self, mean_share: float, cv: float, seed: int):
-        if mean_share <= 0 or cv < 0:
-            raise ValueError(f"mean_share is {mean_share} and cv {cv}: one must be above 0, the other not below")
-        self.sigma = sqrt(log(1 + cv**2))
-        self.mu = log(mean_share) - self.sigma**2 / 2
-        self.seed = seed
-
-    def __call__(self, request: Request) -> int:
-        draw = Random(f"{self.seed} {request.request_id}").lognormvariate(self.mu, self.sigma)
-        return max(1, round(draw * request.max_tokens))
 
 
 class _Sequence:
@@ -70,8 +48,8 @@ class SimulatedEngine:
 
     Parameters:
         profile: costs and limits of the engine.
-        prompt_tokens: tokens of a request's prompt; None counts its words by the profile's `tokens_per_prompt_word`.
-        output_tokens: natural length of the output of a request that pins none; None for its `max_tokens`.
+        lengths: prompt and output tokens of a request; None for `count_tokens` of its prompt, and the length at which
+            its output is pinned or else its limit.
         log_steps: keep a row an iteration in `steps`, as `VllmEngine` does.  The engine then steps and does not jump,
             which changes its speed and no result.
     """
@@ -79,15 +57,13 @@ class SimulatedEngine:
     def __init__(
         self,
         profile: Profile,
-        prompt_tokens: Callable[[Request], int] | None = None,
-        output_tokens: Callable[[Request], int] | None = None,
+        lengths: Callable[[Request], tuple[int, int]] | None = None,
         log_steps: bool = False,
     ):
         self.profile = profile
         self.max_num_seqs = profile.limits.max_num_seqs
-        self._limits, self._cost = profile.limits, profile.step
-        self._prompt_tokens = prompt_tokens or self._count_words
-        self._output_tokens = output_tokens or attrgetter("max_tokens")
+        self.limits, self._cost = profile.limits, profile.step
+        self._lengths = lengths or self._own_lengths
         self._log_steps = log_steps
         self._in_flight: dict[str, _Sequence] = {}
         self.restart_clock()
@@ -109,6 +85,10 @@ class SimulatedEngine:
         # that they are the same to the last bit however many iterations a step passes.
         self._since_iteration, self._since_s, self._since_context = 0, 0.0, 0
 
+    def count_tokens(self, text: str) -> int:
+        """A prompt's length in tokens, from its words."""
+        return ceil(len(text.split()) * self.profile.tokens_per_prompt_word)
+
     def now(self) -> float:
         return self._now
 
@@ -116,13 +96,12 @@ class SimulatedEngine:
         return len(self._in_flight) < self.max_num_seqs
 
     def add(self, request: Request) -> None:
-        limits, prompt = self._limits, self._prompt_tokens(request)
+        limits, (prompt, output) = self.limits, self._lengths(request)
         if not 1 <= prompt < limits.max_model_len:
             raise ValueError(
                 f"the prompt has {prompt} tokens, and a context of {limits.max_model_len} takes 1 to "
                 f"{limits.max_model_len - 1}, to leave one for the output"
             )
-        output = request.pinned_tokens or min(request.max_tokens, self._output_tokens(request))
         output = min(output, limits.max_model_len - prompt)
         if self._blocks(prompt + output - 1) > limits.kv_blocks:
             raise ValueError(
@@ -213,7 +192,7 @@ class SimulatedEngine:
         counts, unless it is blocks that it lacks."""
         most = self._ends[0][0] - self._iteration
         if not self._fits(most):
-            most = bisect_right(range(1, most + 1), self._limits.kv_blocks, key=self._used_blocks)
+            most = bisect_right(range(1, most + 1), self.limits.kv_blocks, key=self._used_blocks)
         if self._end_s(self._iteration + most) <= until:
             return most
         # The root of `_end_s`, a quadratic, is near; rounding decides about the last.
@@ -296,10 +275,10 @@ class SimulatedEngine:
 
     def _budget(self) -> int:
         """Tokens of prompts that the iteration may hold."""
-        return self._limits.max_num_batched_tokens - len(self._decoding)
+        return self.limits.max_num_batched_tokens - len(self._decoding)
 
     def _blocks(self, tokens: int) -> int:
-        return -(-tokens // self._limits.block_size)
+        return -(-tokens // self.limits.block_size)
 
     def _growth(self) -> int:
         """The blocks that the next chunk of the half computed prompt needs on top of its own."""
@@ -310,14 +289,14 @@ class SimulatedEngine:
 
     def _fits(self, ahead: int, extra: int = 0) -> bool:
         """Whether the KV cache holds `extra` blocks and what the running sequences have in it `ahead` iterations on."""
-        if self._promised <= self._limits.kv_blocks:
+        if self._promised <= self.limits.kv_blocks:
             return True
         running, tokens = len(self._decoding), self._since_context
         tokens += running * (self._iteration - self._since_iteration + ahead - 1)
         if self._prefilling is not None:
             running, tokens = running + 1, tokens + self._prefilling.computed
-        at_most = tokens // self._limits.block_size + running  # no sequence wastes a whole block
-        spare = self._limits.kv_blocks - extra
+        at_most = tokens // self.limits.block_size + running  # no sequence wastes a whole block
+        spare = self.limits.kv_blocks - extra
         return at_most <= spare or self._used_blocks(ahead) <= spare
 
     def _used_blocks(self, ahead: int) -> int:
@@ -341,9 +320,9 @@ class SimulatedEngine:
                 decoding + len(again),
                 decoding + sum(again),
                 preemptions,
-                self._used_blocks(0) / self._limits.kv_blocks,
+                self._used_blocks(0) / self.limits.kv_blocks,
             )
         )
 
-    def _count_words(self, request: Request) -> int:
-        return ceil(len(request.prompt.split()) * self.profile.tokens_per_prompt_word)
+    def _own_lengths(self, request: Request) -> tuple[int, int]:
+        return self.count_tokens(request.prompt), request.pinned_tokens or request.max_tokens

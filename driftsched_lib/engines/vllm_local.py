@@ -25,6 +25,7 @@ from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
 
+from driftsched_lib.profiles import EngineLimits  # noqa: E402
 from driftsched_lib.requests import Output, Request  # noqa: E402
 
 
@@ -84,7 +85,15 @@ class VllmEngine:
             args.create_engine_config(), stat_loggers=[lambda config, index: self._log]
         )
         self.tokenizer = self._llm.get_tokenizer()
-        self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
+        config = self._llm.vllm_config
+        self.max_num_seqs = config.scheduler_config.max_num_seqs
+        self.limits = EngineLimits(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            max_model_len=config.model_config.max_model_len,
+            block_size=config.cache_config.block_size,
+            kv_blocks=config.cache_config.num_gpu_blocks - 1,  # vLLM keeps one that no request gets
+        )
         self.temperature = temperature
         self._in_flight: dict[str, Request] = {}
         self.restart_clock()
@@ -100,6 +109,10 @@ class VllmEngine:
     def steps(self) -> list[tuple]:
         """A row for each iteration since the clock was started, with the columns `STEP_COLUMNS`."""
         return [(row[0] - self._started, *row[1:]) for row in self._log.rows]
+
+    def count_tokens(self, text: str) -> int:
+        """A prompt's length in tokens, special ones left out."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def now(self) -> float:
         return time.monotonic() - self._started

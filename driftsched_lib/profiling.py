@@ -1,0 +1,136 @@
+"""From a finished run to the profile of the engine that served it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from driftsched_lib import results
+from driftsched_lib.params import Params
+from driftsched_lib.profiles import EngineLimits, FitError, Profile, ProfileError, Provenance, StepCost
+from driftsched_lib.workloads import paper_load
+
+HUBER = 1.345
+"""Residuals beyond this many robust standard deviations lose weight (95% efficiency under a normal; Huber 1964)."""
+
+
+def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
+    """What each iteration of a run held and how long it took, a row for each row of `steps`.
+
+    An iteration lasts from the end of the one before it, or, where that left the engine empty, from the dispatch that
+    ended the idleness.  A sequence makes a token in every iteration from its first token on, so its context is known
+    in each.
+
+    Parameters:
+        steps, requests: the tables of a run's folder.
+
+    Returns:
+        Columns `seconds`, then those of `StepCost` in its order: `base` (ones), `prefill_tokens`, `prefill_requests`,
+        `decode_seqs`, `context_tokens`.
+
+    Raises:
+        ValueError: sequences were preempted, so that contexts cannot be told.
+    """
+    if steps.preemptions.any():
+        raise ValueError("contexts cannot be told from a run with preemptions: fit a run that had KV cache to spare")
+    ends = steps.time_s.to_numpy()
+    starts = np.concatenate([[0.0], ends[:-1]])
+    was_empty = np.concatenate([[True], steps.running.to_numpy()[:-1] == 0])
+    dispatches = np.sort(requests.dispatch_s.dropna().to_numpy(float))
+    first_dispatch = dispatches[np.searchsorted(dispatches, starts).clip(max=len(dispatches) - 1)]
+
+    done = requests[requests.outcome == "completed"]
+    prompts, outputs = (done[column].to_numpy(int) for column in ("prompt_tokens", "output_tokens"))
+    first = np.searchsorted(ends, done.first_token_s.to_numpy(float))
+    last = first + outputs - 1
+    n = len(steps)
+    decoding, context = np.zeros(n + 1), np.zeros(n + 1)  # by their differences from row to row
+    np.add.at(decoding, (first + 1).clip(max=n), 1)
+    np.add.at(decoding, (last + 1).clip(max=n), -1)
+    np.add.at(context, (first + 1).clip(max=n), prompts)
+    np.add.at(context, (last + 1).clip(max=n), -(prompts + outputs - 1))
+    decode_seqs = decoding.cumsum()[:n]
+    return pd.DataFrame(
+        {
+            "seconds": ends - np.where(was_empty, first_dispatch, starts),
+            "base": 1.0,
+            "prefill_tokens": steps.prompt_tokens,
+            "prefill_requests": steps.prompt_requests,
+            "decode_seqs": steps.output_requests,
+            "context_tokens": (context[:n] + decode_seqs).cumsum(),
+        }
+    )
+
+
+def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
+    """Non-negative least squares of an iteration's seconds on what it held, reweighted by Huber's weights so that
+    neither a garbage collection nor another process decides which cost is how large.
+
+    Such slow iterations happen all the same, and a request waits for the sum: all costs are then scaled so that the
+    predicted seconds add up to the measured.
+
+    Parameters:
+        held: as `iterations` returns.
+    """
+    measured, design = held.seconds.to_numpy(), held.drop(columns="seconds").to_numpy(float)
+    scale = design.max(axis=0).clip(min=1.0)  # columns of one size: nnls has an absolute tolerance
+    weights = np.ones(len(held))
+    for _ in range(50):
+        root = np.sqrt(weights)
+        costs = nnls(design / scale * root[:, None], measured * root)[0] / scale
+        residuals = np.abs(measured - design @ costs)
+        width = HUBER * np.median(residuals) / 0.6745
+        weights = width / np.maximum(residuals, width) if width > 0 else np.ones(len(held))
+    slowdown = measured.sum() / (design @ costs).sum()
+    costs = costs * slowdown
+    predicted = design @ costs
+    error = FitError(
+        iterations=len(held),
+        median_relative_error=float(np.median(np.abs(predicted - measured) / measured)),
+        slow_share=float(1 - 1 / slowdown),
+        r2=float(1 - ((measured - predicted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum()),
+    )
+    return StepCost(**dict(zip(StepCost.model_fields, map(float, costs), strict=True))), error
+
+
+def profile_of_run(folder: str | Path) -> Profile:
+    """The profile of the engine that served a finished run.
+
+    Raises:
+        ProfileError: the folder holds no finished run, or one whose costs cannot be told.
+    """
+    folder = Path(folder)
+    if not results.is_complete(folder):
+        raise ProfileError(f"{folder}: holds no finished run, it has no manifest.json")
+    manifest = results.load_manifest(folder)
+    try:
+        steps, requests = (pd.read_parquet(folder / f"{table}.parquet") for table in ("steps", "requests"))
+        if steps.empty:
+            raise ValueError("the run kept no steps")
+        step, error = fit_costs(iterations(steps, requests))
+        limits = EngineLimits(**manifest["engine_limits"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ProfileError(f"{folder}: no profile can be fitted: {error}") from error
+    done = requests[requests.outcome == "completed"]
+    prompts = prompt_words(Params.parse(manifest["params"], str(folder)), manifest["run"]["seed"])
+    return Profile(
+        step=step,
+        limits=limits,
+        tokens_per_prompt_word=float(done.prompt_tokens.sum() / done.request_id.map(prompts).sum()),
+        words_per_output_token=float(done.output_words.sum() / done.output_tokens.sum()),
+        provenance=Provenance(
+            measured=True,
+            model=manifest["run"]["model"],
+            hardware=", ".join(f"{name} {value}" for name, value in manifest["hardware"].items()),
+            date=manifest["started"][:10],
+            versions=manifest["versions"],
+            fit=error,
+        ),
+    )
+
+
+def prompt_words(params: Params, seed: int) -> dict[str, int]:
+    """Words of each prompt of a run, by request id."""
+    load = paper_load(params, seed, capacity_tokens_per_s=1.0)
+    return {request.request_id: len(request.prompt.split()) for phase in load for request in phase.requests}
