@@ -6,8 +6,9 @@ from typing import get_args
 
 import yaml
 
-from driftsched_lib.parallel import Backend
-from driftsched_lib.params import Params, ParamsError
+from driftsched_lib.length_mix import LengthMixError
+from driftsched_lib.parallel import Backend, ParallelError
+from driftsched_lib.params import PROJECT, Params, ParamsError
 from driftsched_lib.profiles import ProfileError
 from driftsched_lib.results import ResultsError
 
@@ -35,13 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     profile.set_defaults(command=_profile)
     profile.add_argument("run", metavar="RUN", help="a run's folder, of a run without preemptions")
     profile.add_argument("--out", required=True, metavar="FILE.json")
+    fidelity = commands.add_parser("fidelity", help="serve the real runs that notebook 04 lays the simulator beside")
+    fidelity.set_defaults(command=_fidelity)
+    fidelity.add_argument("--out", required=True, metavar="DIR", help="a finished run in it is not repeated")
     bench = commands.add_parser("bench", help="print the benchmarks' ratios")
     bench.set_defaults(command=_bench)
 
     options = parser.parse_args(arguments)
     try:
         options.command(options)
-    except (ParamsError, ProfileError, ResultsError) as error:
+    except (LengthMixError, ParallelError, ParamsError, ProfileError, ResultsError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -83,6 +87,12 @@ def _profile(options: argparse.Namespace) -> None:
     profile = profile_of_run(options.run)
     profile.save(options.out)
     print(profile.model_dump_json(indent=2, include={"step", "provenance"}))
+
+
+def _fidelity(options: argparse.Namespace) -> None:
+    from driftsched_lib.fidelity import measure
+
+    measure(PROJECT / "params" / "fidelity.yaml", options.out)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.experiment import load_engine
@@ -28,6 +29,7 @@ from driftsched_lib.workloads import paper_load
 QUEUED = (100, 10_000, 100_000)
 MOST_US = 20
 LEAST_RATIO = 0.97
+MOST_S = 10
 
 
 def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
@@ -39,6 +41,10 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     growth = costs[QUEUED[-1]] / costs[QUEUED[0]]
     print(costs.assign(growth=growth).to_string(float_format="{:.2f}".format))
 
+    simulators = simulator_speed()
+    print("\nsimulated on one core, seconds of CPU time, each in a process of its own")
+    print(simulators.to_string(index=False, float_format="{:,.1f}".format))
+
     ratios = loop_throughput_ratios(params, load_engine(params))
     print("\nour loop (FIFO, continuous) over vLLM given all requests at once, output tokens a second, each pair")
     print("  ".join(f"{ratio:.3f}" for ratio in ratios))
@@ -46,24 +52,38 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     print(f"95% interval of the median {low:.3f} to {high:.3f}", end="")
     print(": too wide to decide the goal, the machine is not quiet" if low < LEAST_RATIO <= high else "")
 
-    print(f"\n{goals(costs, ratios).to_string(float_format='{:.3f}'.format)}")
+    print(f"\n{goals(costs, ratios, simulators).to_string(float_format='{:.3f}'.format)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
-def goals(costs: pd.DataFrame, ratios: Sequence[float]) -> pd.DataFrame:
+def goals(costs: pd.DataFrame, ratios: Sequence[float], simulators: pd.DataFrame) -> pd.DataFrame:
     """A row a goal: what was measured, its range over the pairs or the policies, the goal, and whether it is met.
 
     Parameters:
         costs: of `decision_costs`, for `QUEUED`.
         ratios: of `loop_throughput_ratios`.
+        simulators: of `simulator_speed`.
     """
     few, many, most = QUEUED
     growth, log_growth = costs[most] / costs[few], log2(most) / log2(few)
     ratio, cost, grown = statistics.median(ratios), costs[many].max(), growth.max()
+    ours = simulators[simulators.simulator.str.startswith("DriftSched")]
+    big = ours.iloc[-1]
+    per_request = ours.cpu_s / ours.requests
+    spread, log_spread = per_request.iloc[-1] / per_request.iloc[0], log2(big.requests) / log2(ours.requests.iloc[0])
     rows = {
         "throughput, loop over vLLM, median": (ratio, ratios, f">= {LEAST_RATIO}", ratio >= LEAST_RATIO),
         f"microseconds, {many:,} queued, worst": (cost, costs[many], f"< {MOST_US}", cost < MOST_US),
         f"cost, {most:,} over {few:,}, worst": (grown, growth, f"<= {log_growth} (log n)", grown <= log_growth),
+        "requests simulated, times Ciw": (big.times_ciw, ours.times_ciw, ">= 5", big.times_ciw >= 5),
+        f"seconds, {big.requests:,} requests": (big.cpu_s, [big.cpu_s], f"< {MOST_S}", big.cpu_s < MOST_S),
+        f"MiB, {big.requests:,} requests": (big.memory_mib, [big.memory_mib], "< 1,500", big.memory_mib < 1500),
+        "a simulated request's cost, most over fewest": (
+            spread,
+            per_request / per_request.iloc[0],
+            f"<= {log_spread:.2f} (log n)",
+            spread <= log_spread,
+        ),
     }
     return pd.DataFrame.from_dict(
         {

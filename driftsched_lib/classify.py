@@ -24,7 +24,7 @@ class KeywordClassifier:
         text = prompt.lower()
         best, most = self.default, 0
         for category, words in self.keywords.items():
-            hits = sum(text.count(word) for word in words)
+            hits = sum(map(text.count, words))
             if hits > most:
                 best, most = category, hits
         return best

@@ -32,7 +32,7 @@ from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.workloads import paper_load
+from driftsched_lib.workloads import length_mix, paper_load
 
 
 def run_grid(
@@ -51,13 +51,17 @@ def run_grid(
         backend: see `parallel.finish_all`.
 
     Raises:
-        ParamsError: several jobs, or a cluster, for a real engine.
+        ParamsError: several jobs, or a cluster, for a real engine; an engine that cannot be loaded.
+        LengthMixError: a length mix that cannot be read.
         ResultsError: `out` holds runs of other parameters, or cannot be written.
     """
     out = Path(out)
     simulated = params.engine == "simulated"
     if not simulated and (jobs not in (None, 1) or backend != "loky"):
         raise ParamsError("jobs: runs on real vLLM would share this machine's cores: they are served one at a time")
+    for phase in params.workload.phases:
+        if phase.lengths is not None:
+            length_mix(phase.lengths)  # one that is wrong is named before an engine is loaded
     _claim(out, params)
     todo = [run for run in (params.runs() if runs is None else runs) if not results.is_complete(out / run.name)]
     if todo:

@@ -1,22 +1,98 @@
-"""The simulator beside reality: a real run served again in virtual time, and how far apart the two are."""
+"""The simulator beside reality: real runs served again in virtual time, and how far apart the two are."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from driftsched_lib import results
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.experiment import serve_run
+from driftsched_lib.experiment import run_grid, serve_run
 from driftsched_lib.metrics import busy_s, latencies
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import EngineLimits, Profile
+from driftsched_lib.profiling import iterations, predicted_s
+from driftsched_lib.requests import Request
 
 QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
+GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "throughput": 0.015}
+"""Relative errors that the simulator is to stay within."""
+
+_PHASE = {
+    "name": "mixed",
+    "share": 1.0,
+    "mix": {"short_qa": 0.25, "summary": 0.25, "technical": 0.25, "report": 0.25},
+    "gap_s": [0.005, 0.03],
+    "load_factor": 2.0,
+}
+_AZURE = _PHASE | {"name": "azure", "lengths": "data/traces/azure-conv-2023.json"}
+ENGINES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "llama-130m": {
+        "model": "data/models/llama-130m-shape",
+        "engine_args.load_format": "dummy",
+        "engine_args.tokenizer": "data/models/driftsched-tiny",
+        "engine_args.max_num_batched_tokens": 512,
+        "length_scale": 0.0625,
+        "requests": 128,
+    },
+}
+"""Two engines with different cost curves, as changes to params/fidelity.yaml: the embedded model, and a Llama of 130
+million random weights."""
+_STRETCHES = [
+    _AZURE | {"name": "light azure", "load_factor": 0.1, "share": 0.04},
+    _AZURE | {"name": "heavy azure", "load_factor": 4.0, "share": 0.05},
+    _PHASE | {"name": "light", "load_factor": 0.4, "share": 0.04},
+    _PHASE | {"name": "heavy", "load_factor": 4.0, "share": 0.12},
+]
+FIT = {
+    "policies": ["fifo"],
+    "batching": ["continuous"],
+    "rates": [1.0],
+    "seeds": [100],
+    "workload.phases": [
+        stretch | {"name": f"{stretch['name']} {turn}"} for turn in range(1, 5) for stretch in _STRETCHES
+    ],
+}
+"""The run that a profile is fitted to.  Few and many sequences and short and long prompts take turns, so that neither
+stands for the other, nor any of them for a minute in which the machine was slow."""
+MEASUREMENTS: dict[str, dict[str, Any]] = {
+    "policies": {},
+    "rates": {"policies": ["fifo", "sjf"], "batching": ["continuous"], "rates": [0.2, 0.45]},
+    "azure": {
+        "policies": ["fifo", "sjf"],
+        "batching": ["continuous"],
+        "rates": [0.1, 2.0],
+        "workload.phases": [_AZURE],
+    },
+}
+"""The runs that the fit never sees."""
+SERVED_AGAIN = ("policies",)
+
+
+def measure(params_file: str | Path, out: str | Path) -> None:
+    """Serve every measurement on real vLLM, on both engines; some twice, to see reality differ from itself.
+
+    Arrivals are those that the engine's speed before the first run asked for, in all of them.
+    """
+    for engine, changes in ENGINES.items():
+        base = Params.load(params_file, changes)
+        grids = {"fit": FIT | {"requests": 2 * base.requests}, **MEASUREMENTS}
+        grids |= {f"{name}-again": MEASUREMENTS[name] for name in SERVED_AGAIN}
+        for name, difference in grids.items():
+            folder = Path(out) / f"{engine}-{name}"
+            if name != "fit":
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(Path(out) / f"{engine}-fit" / results.SPEED, folder)
+            run_grid(Params.load(params_file, changes | difference), folder)
 
 
 def replay(folder: str | Path, profile: Profile) -> pd.DataFrame:
-    """Serve a real run's load on a simulated engine: the same requests, arrivals, policy, batching and limits, and the
-    prompt and output lengths that the engine reported; only the time of an iteration is the profile's.
+    """Serve a real run's load on a simulated engine.
+
+    Requests, arrivals, policy, batching and limits are the run's, prompts and outputs are as long as the engine said
+    they were; what an iteration costs is the profile's.
 
     Returns:
         A row a request, as in `requests.parquet`.
@@ -25,35 +101,76 @@ def replay(folder: str | Path, profile: Profile) -> pd.DataFrame:
     manifest = results.load_manifest(folder)
     params = Params.parse(manifest["params"], f"{folder}/manifest.json")
     [run] = [run for run in params.runs() if run.name == folder.name]
-    real = pd.read_parquet(folder / "requests.parquet").set_index("request_id")
-    lengths = real[["prompt_tokens", "output_tokens"]].dropna().astype(int)
-    known = dict(zip(lengths.index, lengths.itertuples(index=False, name=None), strict=True))
     limits = EngineLimits(**manifest["engine_limits"])
-    refused = (limits.max_model_len, 1)  # what reality refused is refused again
+    real = pd.read_parquet(folder / "requests.parquet").set_index("request_id")
+    served = real.loc[real.outcome == "completed", ["prompt_tokens", "output_tokens"]].astype(int)
+    known = dict(zip(served.index, served.itertuples(index=False, name=None), strict=True))
+    too_long = (limits.max_model_len, 1)
 
-    engine = SimulatedEngine(
-        profile.model_copy(update={"limits": limits}), lambda request: known.get(request.request_id, refused)
-    )
+    def lengths(request: Request) -> tuple[int, int]:
+        return known.get(request.request_id, too_long)  # what reality refused is refused again
+
+    engine = SimulatedEngine(profile.model_copy(update={"limits": limits}), lengths)
     speed = results.EngineSpeed(**manifest["engine_speed"])
-    tables, _ = serve_run(params, run, engine, speed, lambda record: None)
-    return tables["requests"]
+    return serve_run(params, run, engine, speed, lambda record: None)[0]["requests"]
 
 
-def errors(real: pd.DataFrame, simulated: pd.DataFrame) -> pd.Series:
-    """Relative errors of the simulated run: mean, P50 and P99 of each of `QUANTITIES`, and throughput.
-
-    Parameters:
-        real, simulated: the requests of one run.
-    """
-    theirs, ours = measures(real), measures(simulated)
-    return ours / theirs - 1
+def slowness(folder: str | Path, profile: Profile) -> float:
+    """Seconds that a run's iterations took, over those that the profile gives the same iterations: how slow the machine
+    was in that run against the one that the profile was fitted to."""
+    steps, requests = (pd.read_parquet(Path(folder) / f"{table}.parquet") for table in ("steps", "requests"))
+    held = iterations(steps, requests)
+    return float(held.seconds.sum() / predicted_s(held, profile.step).sum())
 
 
 def measures(requests: pd.DataFrame) -> pd.Series:
-    """Mean, P50 and P99 of each of `QUANTITIES` (s), and output tokens a second."""
+    """Throughput (output tokens a second), and mean, P50 and P99 of each of `QUANTITIES` (s)."""
     done = latencies(requests, 1.0, 1.0)
     values = {"throughput": done.output_tokens.sum() / busy_s(done)}
     for column, name in QUANTITIES.items():
         values[f"{name} mean"] = done[column].mean()
         values[f"{name} P50"], values[f"{name} P99"] = done[column].quantile([0.50, 0.99])
     return pd.Series(values, dtype=float)
+
+
+def compare(out: str | Path, profile: Profile, again: str | Path | None = None) -> pd.DataFrame:
+    """Relative errors of every run of a folder, a row a run.
+
+    Three sources stand side by side under `source`: `simulated`; `at its speed`, the same with the profile slowed to
+    what the machine was in that run; and, where `again` holds the same runs served a second time, `reality again`.
+    """
+    rows = []
+    for folder in results.run_folders(out):
+        real = measures(pd.read_parquet(folder / "requests.parquet"))
+        slow = slowness(folder, profile)
+        others = {"simulated": replay(folder, profile), "at its speed": replay(folder, profile.slowed(slow))}
+        if again is not None:
+            others["reality again"] = pd.read_parquet(Path(again) / folder.name / "requests.parquet")
+        run = results.load_manifest(folder)["run"]
+        setting = {key: run[key] for key in ("batching", "policy", "rate")} | {"run": folder.name, "slowness": slow}
+        rows += [
+            setting | {"source": source} | (measures(other) / real - 1).to_dict() for source, other in others.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def ranking(out: str | Path, profile: Profile | None = None, measure: str = "E2E P50") -> list[str]:
+    """The policies of a folder's continuous runs, best first: as they were, or as a profile has them."""
+    scores = {}
+    for folder in results.run_folders(out):
+        run = results.load_manifest(folder)["run"]
+        if run["batching"] == "continuous":
+            requests = pd.read_parquet(folder / "requests.parquet") if profile is None else replay(folder, profile)
+            scores[run["policy"]] = measures(requests)[measure]
+    return sorted(scores, key=scores.get)
+
+
+def request_by_request(out: str | Path, profile: Profile) -> pd.DataFrame:
+    """Real and simulated E2E of every request that completed, with the setting of its run."""
+    frames = []
+    for folder in results.run_folders(out):
+        sides = (pd.read_parquet(folder / "requests.parquet"), replay(folder, profile))
+        real, simulated = (latencies(side, 1.0, 1.0).set_index("request_id").e2e_s for side in sides)
+        run = results.load_manifest(folder)["run"]
+        frames.append(pd.DataFrame({"real_s": real, "simulated_s": simulated}).assign(**run))
+    return pd.concat(frames, ignore_index=True)

@@ -12,6 +12,10 @@ MOST_DEATHS = 3
 """So many times in a row may workers die without a single task finished in between."""
 
 
+class ParallelError(RuntimeError):
+    """Work that cannot be shared out; the message says why."""
+
+
 def finish_all(
     function: Callable[..., Any], tasks: Sequence[tuple], jobs: int = -1, backend: Backend = "loky"
 ) -> Iterator[Any]:
@@ -23,7 +27,7 @@ def finish_all(
             the extra of that name).
 
     Raises:
-        RuntimeError: workers die and nothing gets done.
+        ParallelError: workers die and nothing gets done, or Ray is not installed.
         Whatever `function` raises.
     """
     worker_died: tuple[type[Exception], ...] = (TerminatedWorkerError,)
@@ -45,7 +49,7 @@ def finish_all(
         except worker_died as error:
             deaths += 1
             if deaths == MOST_DEATHS:
-                raise RuntimeError(
+                raise ParallelError(
                     f"workers died {deaths} times in a row and nothing got done: is there memory for so many at once? "
                     f"({error})"
                 ) from error
@@ -57,8 +61,10 @@ def _numbered(number: int, function: Callable[..., Any], task: tuple) -> tuple[i
 
 def _register_ray() -> tuple[type[Exception], ...]:
     """Make Ray known to joblib, and return what it raises when a worker dies."""
-    import ray.exceptions
-    from ray.util.joblib import register_ray
-
+    try:
+        import ray.exceptions
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise ParallelError(f"backend: Ray is not installed; it is in the extra driftsched[ray] ({error})") from None
     register_ray()
     return ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError

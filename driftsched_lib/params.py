@@ -116,6 +116,9 @@ class Phase(_Model):
     Gaps between arrivals are uniform in `gap_s`.  With a `load_factor` they keep that shape but are stretched until
     the offered output tokens a second, every output at its limit, are that multiple of the engine's measured capacity.
     A phase begins when the one before it has drained and `pause_s` more seconds have passed.
+
+    `lengths` is the file of a `LengthMix`, as in data/traces: prompts are filled up and outputs pinned to its lengths
+    (times `length_scale`), and a request is of the first category whose base holds its output, whatever the `mix`.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Phase(_Model):
     gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
+    lengths: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("mix")
     @classmethod
@@ -161,12 +165,9 @@ class WorkloadParams(_Model):
     """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.
 
     `label_prefix` puts the generator's prefix before each prompt, which tells a key-word classifier the category.
-    `lengths` is the file of a `LengthMix`, as in data/traces: prompts are filled up and outputs pinned to its lengths
-    (times `length_scale`), and a request is of the first category whose base holds its output, whatever a phase's mix.
     """
 
     label_prefix: bool = True
-    lengths: Annotated[str, Field(min_length=1)] | None = None
     tenants: Annotated[dict[str, Tier], Field(min_length=1)] = {
         "tenant-premium": "premium",
         "tenant-standard": "standard",
@@ -256,8 +257,8 @@ class Params(_Model):
                 )
         elif self.profile is not None or self.replicas > 1:
             raise ValueError("engine: a profile and replicas are for the simulated engine")
-        if self.workload.lengths is not None and self.output_length != "limit":
-            raise ValueError("output_length: workload.lengths pins the outputs, so it may be limit alone")
+        if any(phase.lengths for phase in self.workload.phases) and self.output_length != "limit":
+            raise ValueError("output_length: a phase's lengths pin the outputs, so it may be limit alone")
         if self.output_length == "natural" and any(estimator.name == "oracle" for estimator in self.estimators):
             raise ValueError("estimators: the oracle knows pinned lengths alone, and natural ones are not")
         return self

@@ -111,3 +111,8 @@ class Profile(_Model):
     def with_limits(self, **limits: int) -> "Profile":
         """The same engine with other limits; ValidationError for one it cannot have."""
         return self.model_copy(update={"limits": EngineLimits(**(self.limits.model_dump() | limits))})
+
+    def slowed(self, factor: float) -> "Profile":
+        """The same engine with every cost `factor` times as high."""
+        costs = {name: cost * factor for name, cost in self.step.model_dump().items()}
+        return self.model_copy(update={"step": StepCost(**costs)})

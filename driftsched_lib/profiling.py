@@ -94,6 +94,15 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     return StepCost(**dict(zip(StepCost.model_fields, map(float, costs), strict=True))), error
 
 
+def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
+    """Seconds that iterations take by these costs.
+
+    Parameters:
+        held: as `iterations` returns.
+    """
+    return held.drop(columns="seconds").to_numpy(float) @ np.array(list(step.model_dump().values()))
+
+
 def profile_of_run(folder: str | Path) -> Profile:
     """The profile of the engine that served a finished run.
 

@@ -70,9 +70,9 @@ def scorecard(done: pd.DataFrame) -> pd.DataFrame:
     """A row a claim and setting; a claim whose runs are not in `done` is left out.
 
     Parameters:
-        done: from `completed_requests`.
+        done: from `completed_requests`; the first estimator in it is ruled on.
     """
-    done = done.assign(abs_error_tokens=done.error_tokens.abs())
+    done = select(done, estimator=done.estimator.iloc[0]).assign(abs_error_tokens=done.error_tokens.abs())
     rulings: list[Ruling] = []
     for batching in done.batching.unique():
         runs = select(done, batching=batching)

@@ -54,8 +54,8 @@ def mean_gap_s(params: Params, phase: Phase, capacity_tokens_per_s: float) -> fl
     """Mean seconds between arrivals of a phase."""
     if phase.load_factor is None:
         return sum(phase.gap_s) / 2
-    if params.workload.lengths is not None:
-        tokens = length_mix(params.workload.lengths).mean_output_tokens * params.length_scale
+    if phase.lengths is not None:
+        tokens = length_mix(phase.lengths).mean_output_tokens * params.length_scale
     else:
         tokens = sum(share * params.max_tokens[category] for category, share in phase.mix.items())
     return tokens / (capacity_tokens_per_s * phase.load_factor)
@@ -82,10 +82,10 @@ def _phase(
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
     topics = rng.choice(TOPICS, n)
     templates = rng.random(n)
-    if workload.lengths is None:
+    if phase.lengths is None:
         lengths, fillers = _pinned_lengths(params, categories, rng), [""] * n
     else:
-        lengths, categories, fillers = _mixed_lengths(params, n, rng)
+        lengths, categories, fillers = _mixed_lengths(params, phase.lengths, n, rng)
     requests = []
     for i in range(n):
         tenant, category = str(tenants[i]), str(categories[i])
@@ -122,11 +122,13 @@ def _pinned_lengths(params: Params, categories: np.ndarray, rng: np.random.Gener
     return limits.tolist()
 
 
-def _mixed_lengths(params: Params, n: int, rng: np.random.Generator) -> tuple[list[int], list[str], list[str]]:
+def _mixed_lengths(
+    params: Params, mix: str, n: int, rng: np.random.Generator
+) -> tuple[list[int], list[str], list[str]]:
     """Output lengths drawn from the length mix, the category of each, and words that fill the prompts up."""
     prompts, outputs = (
         np.rint(lengths * params.length_scale).clip(min=1).astype(int).tolist()
-        for lengths in length_mix(params.workload.lengths).draw(n, rng)
+        for lengths in length_mix(mix).draw(n, rng)
     )
     by_base = sorted(params.max_tokens, key=params.max_tokens.get)
     limits = [params.max_tokens[category] for category in by_base]

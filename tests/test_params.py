@@ -57,7 +57,10 @@ def test_the_papers_file_has_the_papers_constants():
         ({"profile": "a.json"}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
         ({"engine": "simulated", "profile": "a", "output_length": "natural"}, "output_length: no model ends an output"),
         ({"estimators": "oracle", "output_length": "natural"}, "estimators: the oracle knows pinned lengths alone"),
-        ({"workload": {"lengths": "a.json"}, "output_length": "spread"}, "output_length: workload.lengths pins"),
+        (
+            {"workload": {"phases": [PHASE | {"lengths": "a.json"}]}, "output_length": "spread"},
+            "output_length: a phase's lengths pin the outputs",
+        ),
         ({"spread": {"mean_share": 0.0, "cv": 0.5}}, "spread.mean_share: input should be greater than 0"),
         ({"batching": "dynamic"}, "batching.0: input should be 'static' or 'continuous', not 'dynamic'"),
         ({"policies": ["fifo", "sjv"]}, r"policies.1: 'sjv' is unknown, did you mean 'sjf'\? \(it may be fifo, "),

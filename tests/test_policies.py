@@ -5,7 +5,7 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import POLICIES, RANKS, TURNS, AgingPriority, Priority, Weighted
+from driftsched_lib.policies import POLICIES, RANKS, TURNS, AgingPriority, Grouped, Priority, Weighted
 from driftsched_lib.requests import TIERS
 
 CYCLE = ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
@@ -42,7 +42,25 @@ class NaiveScan:
         pass
 
 
+class NaiveGrouped:
+    """The oldest, then 31 more of its category."""
+
+    def __init__(self):
+        self.category, self.left = None, 0
+
+    def choose(self, queued, now):
+        alike = [request for request in queued if request.category == self.category]
+        self.chosen = alike[0] if self.left and alike else queued[0]
+        self.goes_on = bool(self.left and alike)
+        return self.chosen
+
+    def popped(self):
+        self.left = (self.left if self.goes_on else 32) - 1
+        self.category = self.chosen.category
+
+
 REFERENCES = {
+    "grouped": NaiveGrouped,
     "fifo": lambda: NaiveScan(lambda request, now: 0),
     "priority": lambda: NaiveScan(lambda request, now: TIERS.index(request.tier)),
     "weighted": NaiveWeighted,
@@ -69,6 +87,7 @@ def test_serves_as_its_naive_reference(name, history):
             tier, tokens, later = arguments
             now += 0.999 * later  # never a multiple of 100 s apart: across tiers, round-off would decide an aging tie
             request = make_request(i, arrival_s=now, tier=tier, total_tokens=tokens)
+            request.category = str(tokens)
             policy.add(request)
             queued.append(request)
         elif action == "pop" and queued:
@@ -138,7 +157,18 @@ def test_aging_lets_a_request_overtake_one_that_came_more_than_a_hundred_seconds
     assert [request.request_id for request in policy] == ["near", "old", "late"]
 
 
+def test_groups_end_at_their_size_and_begin_with_the_oldest():
+    policy = Grouped(size=3)
+    for i in range(12):
+        request = make_request(i)
+        request.category = "ab"[i % 2]
+        policy.add(request)
+    assert [int(request.request_id) for request in policy] == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+
+
 def test_parameters_are_checked():
+    with pytest.raises(ValueError, match="size is 0"):
+        Grouped(size=0)
     for rate in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="rate is"):
             AgingPriority(rate=rate)

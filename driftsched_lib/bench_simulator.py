@@ -1,0 +1,125 @@
+"""Requests simulated a second, beside the customers of two general queueing simulators, and the memory they take."""
+
+import gc
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.estimators import BASE_TOKENS, PaperEstimator
+from driftsched_lib.params import PAPER_PHASES, PROJECT
+from driftsched_lib.policies import ShortestJobFirst
+from driftsched_lib.profiles import Profile
+from driftsched_lib.prompts import build_prompt
+from driftsched_lib.requests import TIERS, Record, Request
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, serve
+from driftsched_lib.tokens import WhitespaceCounter
+
+SIZES = (10_000, 100_000, 1_000_000)
+OTHERS_SIZE = 50_000
+LOAD, SERVERS = 0.9, 8
+L4_TOKENS_PER_S = 1_150
+"""What the L4's profile generates with all slots taken: only sets how full the engine is."""
+
+
+def driftsched(requests: int) -> None:
+    """SJF on calibrated estimates, continuous batching, the paper's stress mix at a load of 0.9, every record kept."""
+    records: list[Record] = []
+    engine = SimulatedEngine(Profile.load(PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"))
+    scheduler = Scheduler(
+        ShortestJobFirst(), PaperEstimator(), WhitespaceCounter(), KeywordClassifier(), records.append
+    )
+    serve(_stress(requests), scheduler, engine, ContinuousBatching())
+    assert len(records) == requests
+
+
+def ciw_mmc(customers: int) -> None:
+    """Ciw's M/M/8 at the same load."""
+    import ciw
+
+    network = ciw.create_network(
+        arrival_distributions=[ciw.dists.Exponential(rate=LOAD * SERVERS)],
+        service_distributions=[ciw.dists.Exponential(rate=1.0)],
+        number_of_servers=[SERVERS],
+    )
+    ciw.seed(1)
+    simulation = ciw.Simulation(network)
+    simulation.simulate_until_max_customers(customers)
+    assert len(simulation.get_all_records()) >= customers
+
+
+def simpy_mmc(customers: int) -> None:
+    """SimPy's M/M/8 at the same load, as its documentation builds a queue."""
+    import simpy
+
+    rng = np.random.default_rng(1)
+    environment, waits = simpy.Environment(), []
+    servers = simpy.Resource(environment, SERVERS)
+
+    def customer(service_s: float):
+        arrived = environment.now
+        with servers.request() as turn:
+            yield turn
+            waits.append(environment.now - arrived)
+            yield environment.timeout(service_s)
+
+    def arrivals():
+        for gap_s, service_s in zip(
+            rng.exponential(1 / (LOAD * SERVERS), customers).tolist(),
+            rng.exponential(1, customers).tolist(),
+            strict=True,
+        ):
+            yield environment.timeout(gap_s)
+            environment.process(customer(service_s))
+
+    environment.process(arrivals())
+    environment.run()
+    assert len(waits) == customers
+
+
+def simulator_speed(sizes: tuple[int, ...] = SIZES, others: int = OTHERS_SIZE) -> pd.DataFrame:
+    """Seconds of CPU time, memory and requests a second, a row a simulator and size, each in a process of its own."""
+    runs = [("Ciw, M/M/8", ciw_mmc, others), ("SimPy, M/M/8", simpy_mmc, others)]
+    runs += [("DriftSched, SJF and EMA", driftsched, size) for size in sizes]
+    rows = [(name, size, *_in_a_process(function, size)) for name, function, size in runs]
+    table = pd.DataFrame(rows, columns=["simulator", "requests", "cpu_s", "memory_mib"])
+    table["requests_per_s"] = table.requests / table.cpu_s
+    table["times_ciw"] = table.requests_per_s / table.requests_per_s[0]
+    return table
+
+
+def _in_a_process(function: Callable[[int], None], size: int) -> tuple[float, float]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measured, function, size).result()
+
+
+def _measured(function: Callable[[int], None], size: int) -> tuple[float, float]:
+    gc.collect()
+    gc.freeze()
+    started = time.process_time()
+    function(size)
+    return time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _stress(n: int) -> Iterator[Request]:
+    """The paper's stress mix with Poisson arrivals, made as they are needed."""
+    mix = PAPER_PHASES[-1].mix
+    categories, prompts = list(mix), [build_prompt(category, "DNS", 0) for category in mix]
+    limits = [BASE_TOKENS[category] for category in categories]
+    tokens = sum(share * limit for share, limit in zip(mix.values(), limits, strict=True))
+    rng = np.random.default_rng(1)
+    now = 0.0
+    for first in range(0, n, 10_000):
+        size = min(10_000, n - first)
+        gaps = rng.exponential(tokens / (LOAD * L4_TOKENS_PER_S), size).tolist()
+        kinds, tiers = rng.choice(len(mix), size, p=list(mix.values())).tolist(), rng.integers(3, size=size).tolist()
+        for i, (gap, kind, tier) in enumerate(zip(gaps, kinds, tiers, strict=True), start=first):
+            now += gap
+            yield Request(str(i), now, prompts[kind], "tenant", TIERS[tier], limits[kind], pinned_tokens=limits[kind])

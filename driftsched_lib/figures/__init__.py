@@ -1,0 +1,43 @@
+"""One function a figure."""
+
+from driftsched_lib.figures.estimation import (
+    bias_over_time,
+    confusion,
+    estimate_against_actual,
+    estimation_error,
+    job_class_mistakes,
+)
+from driftsched_lib.figures.scheduling import change_against_fifo, e2e_tails, latency_by_tier, queue_depth, telemetry
+from driftsched_lib.figures.simulation import (
+    fidelity_errors,
+    gain_by_load,
+    simulated_against_real,
+    step_residuals,
+    tail_by_category,
+    where_the_gain_comes_from,
+)
+from driftsched_lib.figures.style import use_style
+from driftsched_lib.figures.training import corpus_lengths, topic_lengths, training_curve
+
+__all__ = [
+    "bias_over_time",
+    "change_against_fifo",
+    "confusion",
+    "corpus_lengths",
+    "e2e_tails",
+    "estimate_against_actual",
+    "estimation_error",
+    "fidelity_errors",
+    "gain_by_load",
+    "job_class_mistakes",
+    "latency_by_tier",
+    "queue_depth",
+    "simulated_against_real",
+    "step_residuals",
+    "tail_by_category",
+    "telemetry",
+    "topic_lengths",
+    "training_curve",
+    "use_style",
+    "where_the_gain_comes_from",
+]

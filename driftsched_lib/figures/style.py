@@ -1,0 +1,87 @@
+"""The project's one style: colours, names, and what figures share."""
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from driftsched_lib.comparison import select
+from driftsched_lib.prompts import CATEGORIES
+
+COLORS = sns.color_palette("colorblind")
+POLICY_NAMES = {
+    "fifo": "FIFO",
+    "priority": "Priority",
+    "weighted": "Weighted",
+    "sjf": "SJF",
+    "aging": "Aging",
+    "grouped": "Grouped",
+}
+POLICY_COLORS = dict(zip(POLICY_NAMES, COLORS, strict=False))
+CATEGORY_COLORS = dict(zip(CATEGORIES, sns.color_palette("viridis", 5)[:4], strict=True))  # from short to long
+CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": COLORS[0]}
+
+
+def use_style() -> None:
+    """The project's one style: for screens and print, legible at half size."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams |= {
+        "figure.dpi": 90,
+        "figure.constrained_layout.use": True,
+        "axes.titleweight": "bold",
+        "axes.titlesize": 12,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.alpha": 0.5,
+        "lines.linewidth": 2,
+    }
+
+
+def batchings_of(frame: pd.DataFrame) -> list[str]:
+    """The batchings that are there, the paper's first."""
+    return [batching for batching in ("static", "continuous") if batching in set(frame.batching)]
+
+
+def by_policy(runs: pd.DataFrame, column: str) -> list[tuple[str, pd.Series]]:
+    """The column of each policy that is there, in the project's order of policies."""
+    return [(policy, values) for policy in POLICY_NAMES if len(values := runs.loc[runs.policy == policy, column])]
+
+
+def panels(
+    frame: pd.DataFrame,
+    by: str,
+    draw: Callable[[pd.DataFrame, plt.Axes], object],
+    xlabel: str,
+    ylabel: str,
+    finish: Callable[[plt.Axes], None] = lambda axis: None,
+    sharex: bool = True,
+) -> Figure:
+    values = list(frame[by].unique())
+    figure, axes = plt.subplots(
+        1, len(values), figsize=(5.2 * len(values), 3.6), sharex=sharex, sharey=True, squeeze=False
+    )
+    for axis, value in zip(axes[0], values, strict=True):
+        draw(select(frame, **{by: value}), axis)
+        axis.set_title(str(value), loc="left")
+        axis.set_xlabel(xlabel)
+        finish(axis)
+    axes[0][0].set_ylabel(ylabel)
+    return figure
+
+
+def log_tail(axis: plt.Axes) -> None:
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=5e-4)
+    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend_below(figure: Figure, axis: plt.Axes, **options) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique), frameon=False, **options
+    )

@@ -1,0 +1,102 @@
+"""Tasks are done once each, whichever workers do them, and done again where a worker died."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from simulation import PAPER_L4, SMALL, contents
+
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.parallel import MOST_DEATHS, ParallelError, finish_all
+from driftsched_lib.params import Params
+
+
+def double(number):
+    return 2 * number
+
+
+def die_once(number, marks):
+    """The first time that it is asked for 3, the worker's process ends."""
+    if number == 3 and not (marks / "died").exists():
+        (marks / "died").touch()
+        os._exit(1)
+    return number
+
+
+def die(number):
+    os._exit(1)
+
+
+def fail(number):
+    raise KeyError(number)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_task_is_done_once(jobs):
+    assert sorted(finish_all(double, [(i,) for i in range(20)], jobs)) == [2 * i for i in range(20)]
+    assert list(finish_all(double, [], jobs)) == []
+
+
+def test_what_a_dead_worker_had_is_done_again(tmp_path):
+    assert sorted(finish_all(die_once, [(i, tmp_path) for i in range(10)], 2)) == list(range(10))
+    assert (tmp_path / "died").exists()
+
+
+def test_workers_that_only_die_are_no_loop():
+    with pytest.raises(ParallelError, match=f"workers died {MOST_DEATHS} times in a row and nothing got done"):
+        list(finish_all(die, [(1,), (2,)], 2))
+
+
+def test_what_a_task_raises_is_raised():
+    with pytest.raises(KeyError):
+        list(finish_all(fail, [(1,)], 2))
+
+
+def test_ray_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ParallelError, match="backend: Ray is not installed"):
+        list(finish_all(double, [(1,)], 1, "ray"))
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from driftsched_lib import results
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+cluster.wait_for_nodes()
+assert ray.cluster_resources()["CPU"] == 2
+written, write_run = [], results.write_run
+
+def write_and_kill(folder, tables, manifest):
+    write_run(folder, tables, manifest)
+    written.append(folder.name)
+    if len(written) == 1:
+        cluster.remove_node(second, allow_graceful=False)
+
+results.write_run = write_and_kill
+params = Params.load(sys.argv[1])
+run_grid(params, Path(sys.argv[2]), backend="ray")
+assert sorted(written) == sorted(run.name for run in params.runs()), written
+assert sum(node["Alive"] for node in ray.nodes()) == 1
+"""
+
+
+def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(tmp_path):
+    pytest.importorskip("ray")
+    params = Params.load(PAPER_L4, SMALL)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
+    script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray"]
+    outcome = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    run_grid(params, tmp_path / "here", jobs=1)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")

@@ -1,0 +1,121 @@
+"""Grids on simulated engines: the same to the byte however they are run, and refused where they cannot be."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulation import PAPER_L4, SMALL, contents, make_profile
+
+from driftsched_lib import results
+from driftsched_lib.__main__ import main
+from driftsched_lib.decomposition import changes, longest_waits, mean_interval, paired_change
+from driftsched_lib.experiment import load_engine, run_grid
+from driftsched_lib.params import Params, ParamsError
+from driftsched_lib.profiles import ProfileError
+from driftsched_lib.profiling import profile_of_run
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """A small grid run by two processes: its parameters, folder and summary."""
+    out, params = tmp_path_factory.mktemp("grid"), Params.load(PAPER_L4, SMALL)
+    return params, out, run_grid(params, out, jobs=2)
+
+
+def test_processes_change_no_byte(grid, tmp_path):
+    params, out, _ = grid
+    run_grid(params, tmp_path, jobs=1)
+    assert contents(tmp_path) == contents(out)
+
+
+def test_a_grid_is_whole_and_not_run_again(grid):
+    params, out, summary = grid
+    assert summary.run.tolist() == [run.name for run in params.runs()]
+    assert (summary.completed == 60).all()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")}
+    assert run_grid(params, out).equals(summary)
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")} == before
+
+
+def test_the_oracle_makes_no_error_and_runs_once_for_both_calibrations(grid):
+    _, _, summary = grid
+    known = summary[(summary.estimator == "oracle") & (summary.token_counter == "tokenizer")]
+    assert known.policy.tolist() == ["sjf"] * 2 and (known.mae_tokens == 0).all()
+
+
+def test_the_same_lengths_whatever_the_policy(grid):
+    _, out, _ = grid
+    lengths = results.load(out).groupby(["seed", "request_id"])[["prompt_tokens", "output_tokens"]].nunique()
+    assert (lengths == 1).all().all()
+
+
+@pytest.mark.parametrize("options", [{"jobs": 2}, {"backend": "ray"}])
+def test_real_engines_share_no_machine(tmp_path, options):
+    with pytest.raises(ParamsError, match="served one at a time"):
+        run_grid(Params(), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "nowhere.json"}, "profile: .*nowhere.json: cannot be read"),
+        ({"engine_args": {"max_num_seqs": 0}}, "engine_args: they replace the profile's limits: max_num_seqs"),
+        ({"engine_args": {"dtype": "float16"}}, "engine_args: they replace the profile's limits: dtype"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_named_before_any_run(tmp_path, capsys, changes, message):
+    with pytest.raises(ParamsError, match=message):
+        load_engine(Params.load(PAPER_L4, changes))
+
+
+def test_replicas_serve_as_one_engine(tmp_path):
+    small = SMALL | {"seeds": [1], "replicas": 3, "engine_args.max_num_seqs": 4}
+    by_router = {}
+    for router in ("round_robin", "least_requests", "least_estimated_tokens"):
+        params = Params.load(PAPER_L4, small | {"router": router})
+        assert load_engine(params).max_num_seqs == 12
+        summary = run_grid(params, tmp_path / router, jobs=1)
+        assert (summary.completed == 60).all()
+        by_router[router] = summary.mean_e2e_s.tolist()
+    assert len(set(map(tuple, by_router.values()))) == 3
+
+
+def test_a_profile_from_the_command_line_needs_a_finished_run_with_steps(grid, tmp_path, capsys):
+    _, out, _ = grid
+    for folder, message in (
+        (tmp_path, "holds no finished run, it has no manifest.json"),
+        (results.run_folders(out)[0], "no profile can be fitted: the run kept no steps"),
+    ):
+        assert main(["profile", str(folder), "--out", str(tmp_path / "profile.json")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "profile.json").exists()
+    with pytest.raises(ProfileError):
+        profile_of_run(tmp_path)
+
+
+def test_slower_is_every_cost_times_as_high():
+    profile = make_profile()
+    assert profile.slowed(2.0).step.model_dump() == {name: 2 * cost for name, cost in profile.step}
+    assert profile.slowed(2.0).limits == profile.limits
+
+
+def test_students_interval_by_hand():
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert interval.estimate == 2.0 and interval.high - 2.0 == pytest.approx(4.30265 / np.sqrt(3))
+    assert mean_interval([1.0]).high == np.inf
+
+
+def test_changes_are_paired_by_seed():
+    rows = [("fifo", 1, 10.0), ("fifo", 2, 20.0), ("sjf", 2, 10.0), ("sjf", 1, 5.0)]
+    summary = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"])
+    [row] = changes(summary, {"policy": "fifo"}, {"SJF": {"policy": "sjf"}}, ["p50_e2e_s"]).itertuples()
+    assert (row.setting, row.change, row.low, row.high) == ("SJF", -0.5, -0.5, -0.5)
+    with pytest.raises(ValueError, match="selects 2 runs of 1 seeds"):
+        paired_change(summary.assign(seed=1), "p50_e2e_s", {"policy": "sjf"}, {"policy": "fifo"})
+
+
+def test_the_longest_wait_by_hand():
+    setting = {"batching": "static", "policy": "fifo", "estimator": "paper", "seed": 1, "category": "report"}
+    rows = [(0.0, 3.0, "completed"), (1.0, 6.0, "completed"), (0.0, None, "expired")]
+    requests = pd.DataFrame(rows, columns=["arrival_s", "dispatch_s", "outcome"]).assign(**setting)
+    assert longest_waits(requests).longest_wait_s.tolist() == [5.0]
