@@ -30,7 +30,7 @@ lint: setup  ## style of code and notebooks
 	@$(IN_VENV) ruff check
 
 lock: setup  ## write requirements-cpu.lock from what .venv holds
-	@{ grep '^#' requirements-cpu.lock; $(PIP) list --format freeze --exclude-editable --exclude pip; } > $(VENV)/lock
+	@{ grep "^#" requirements-cpu.lock; $(BIN)/python -m pip --disable-pip-version-check list --format freeze --exclude-editable --exclude pip; } > $(VENV)/lock
 	@mv $(VENV)/lock requirements-cpu.lock
 	@touch $(STAMP)
 

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
+
+ENOUGH_SEEDS = 10
+"""So many independent runs give an interval of their own."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -42,6 +46,14 @@ def select(frame: pd.DataFrame, **setting: Any) -> pd.DataFrame:
     return frame[np.logical_and.reduce([frame[column] == value for column, value in setting.items()])]
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean of independent values, and Student's interval for it; of one value, it is infinite."""
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    half = student.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
 def bootstrap(
     frame: pd.DataFrame,
     column: str,
@@ -54,8 +66,9 @@ def bootstrap(
 ) -> Interval:
     """`contrast` of the statistic under several settings, paired by seed and request, averaged over seeds.
 
-    The interval is a percentile bootstrap on two levels: seeds, and within a seed the same blocks of consecutive
-    requests for all settings, for neighbours in arrival share the queue they met (Künsch, 1989).
+    With `ENOUGH_SEEDS` the interval is Student's over seeds, which are independent.  With fewer it is a percentile
+    bootstrap on two levels: seeds, and within a seed the same blocks of consecutive requests for all settings, for
+    neighbours in arrival share the queue they met (Künsch, 1989).
 
     Parameters:
         frame: a row a request, with `seed`, `request_id` and `column`.
@@ -72,15 +85,20 @@ def bootstrap(
     if paired.empty:
         raise ValueError(f"no request was completed under all of {[dict(setting) for setting in settings]}")
     estimates, resampled = [], []
+    enough = paired.index.get_level_values("seed").nunique() >= ENOUGH_SEEDS
     for _, requests in paired.groupby(level="seed"):
         order = requests.index.get_level_values("request_id").astype(int).argsort()
         values = requests.to_numpy()[order].T
+        estimates.append(float(contrast(*statistic(values))))
+        if enough:
+            continue
         n = values.shape[1]
         length = max(1, min(block, n // 10))
         starts = rng.integers(0, n - length + 1, (resamples, -(-n // length)))
         rows = (starts[..., None] + np.arange(length)).reshape(resamples, -1)[:, :n]
-        estimates.append(float(contrast(*statistic(values))))
         resampled.append(contrast(*(statistic(side[rows]) for side in values)))
+    if enough:
+        return mean_interval(estimates, confidence)
     seeds = rng.integers(0, len(estimates), (resamples, len(estimates)))
     draws = rng.integers(0, resamples, (resamples, len(estimates)))
     means = np.array(resampled)[seeds, draws].mean(axis=1)

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
-from driftsched_lib.comparison import Interval, select
+from driftsched_lib.comparison import Interval, mean_interval, select
 
 
 def paired_change(
@@ -32,14 +30,6 @@ def paired_change(
         if side.empty or side.index.has_duplicates:
             raise ValueError(f"{dict(setting)} selects {len(side)} runs of {side.index.nunique()} seeds")
     return mean_interval((sides[0] / sides[1] - 1).dropna(), confidence)
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of independent values, and Student's interval for it; of one value, it is infinite."""
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    half = student.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
-    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def changes(

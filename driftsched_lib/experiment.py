@@ -67,7 +67,8 @@ def run_grid(
     if todo:
         with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
             if simulated:
-                speed = _engine_speed(params, load_engine(params, log_steps=True), out)
+                one = params.model_copy(update={"replicas": 1})
+                speed = _engine_speed(params, load_engine(one, log_steps=True), out)
                 tasks = [(params, run, speed) for run in todo]
                 for run, tables, manifest in finish_all(_simulate, tasks, jobs or -1, backend):
                     results.write_run(out / run.name, tables, manifest)
@@ -168,14 +169,18 @@ def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
 
 
 def measure_speed(params: Params, engine) -> EngineSpeed:
-    """Serve the last phase's mix, all at once and then one by one."""
+    """Serve the last phase's mix, all at once and then one by one.
+
+    Parameters:
+        engine: one replica; the capacity is that of all.
+    """
     _serve_at_once(params, engine, 6 * engine.max_num_seqs)
     steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
     full = (steps.running == engine.max_num_seqs) & (steps.index > 0)
     tokens = (steps.prompt_requests + steps.output_requests)[full].sum()
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     return EngineSpeed(
-        capacity_tokens_per_s=float(tokens / steps.time_s.diff()[full].sum()),
+        capacity_tokens_per_s=float(params.replicas * tokens / steps.time_s.diff()[full].sum()),
         idle_ttft_s=float((alone.first_token_s - alone.arrival_s).median()),
         idle_tpot_s=float(((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()),
     )

@@ -5,7 +5,6 @@ never changes, a policy is one key function over the shared heap of `KeyedQueue`
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -204,41 +203,36 @@ class Weighted(Policy):
 
 
 class Grouped(Policy):
-    """The oldest request, then up to `size - 1` more of its category, oldest first; then the oldest again.
+    """At each moment the oldest request first, and with it others of its category, oldest first; then the oldest again.
 
-    It fills static batches with like requests and prefers none, short or long: the control that tells what SJF owes to
-    batches of equal length from what it owes to its order.  A request waits for at most one group of each category
-    more than under FIFO.  Cost: O(log n), and the number of categories.
-
-    Parameters:
-        size: requests a group, best the size of a batch.
+    A static batch is popped at one moment, so it is filled with like requests, and none is preferred for being short
+    or long: the control that tells what SJF owes to batches of equal length from what it owes to its order.  Requests
+    popped at moments of their own are popped in the order of arrival.  Cost: O(log n), and the number of categories.
+    Iteration is for a moment at which nothing was popped yet.
     """
 
-    def __init__(self, size: int = 32):
-        if size < 1:
-            raise ValueError(f"size is {size}, a group has at least one request")
-        self.size = size
+    def __init__(self):
         self._queues: dict[str, Fifo] = {}
         self._place: dict[str, tuple[int, str]] = {}  # by request id: place in the order of arrival, and category
-        self._sequence = count()
-        self._category, self._left = "", 0
+        self._added = 0
+        self._category, self._since = "", -inf
 
     def add(self, request: Request) -> None:
         if request.request_id in self._place:
             raise ValueError(f"request {request.request_id!r} is queued already")
         self._queues.setdefault(request.category, Fifo()).add(request)
-        self._place[request.request_id] = (next(self._sequence), request.category)
+        self._added += 1
+        self._place[request.request_id] = (self._added, request.category)
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
         self._queues[request.category].pop(now)
-        goes_on = self._left and request.category == self._category
-        self._category, self._left = request.category, (self._left if goes_on else self.size) - 1
+        self._category, self._since = request.category, now
         del self._place[request.request_id]
         return request
 
     def peek(self, now: float) -> Request:
-        if self._left and self._queues.get(self._category):
+        if now == self._since and self._queues[self._category]:
             return self._queues[self._category].peek(now)
         if not self._place:
             raise IndexError("peek into an empty queue")
@@ -252,14 +246,9 @@ class Grouped(Policy):
         return len(self._place)
 
     def __iter__(self) -> Iterator[Request]:
-        queues = {category: deque(queue) for category, queue in self._queues.items()}
-        category, left = self._category, self._left
-        for _ in range(len(self)):
-            if not left or not queues.get(category):
-                heads = {name: self._place[queue[0].request_id] for name, queue in queues.items() if queue}
-                category, left = min(heads, key=heads.get), self.size
-            left -= 1
-            yield queues[category].popleft()
+        queues = [list(queue) for queue in self._queues.values() if queue]
+        for queue in sorted(queues, key=lambda queue: self._place[queue[0].request_id]):
+            yield from queue
 
 
 def _for_each_tier(name: str, values: Mapping[str, float]) -> dict:

@@ -24,15 +24,15 @@ class StepCost(_Model):
 
     Attributes:
         base_s: an iteration, whatever it holds (weights read, kernels launched).
+        per_prefill_step_s: an iteration that computes prompt tokens at all (attention is launched for prompts too).
         per_prefill_token_s: a prompt token computed.
-        per_prefill_request_s: a request with prompt tokens in the iteration.
         per_decode_seq_s: a sequence that decodes one token.
         per_context_token_s: a token that a decoding sequence attends to, summed over sequences (its KV entry is read).
     """
 
     base_s: Positive
+    per_prefill_step_s: Seconds
     per_prefill_token_s: Seconds
-    per_prefill_request_s: Seconds
     per_decode_seq_s: Seconds
     per_context_token_s: Seconds
 

@@ -26,7 +26,8 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
         steps, requests: the tables of a run's folder.
 
     Returns:
-        Columns `seconds`, then those of `StepCost` in its order: `base` (ones), `prefill_tokens`, `prefill_requests`,
+        Columns `seconds`, then those of `StepCost` in its order: `base` (ones), `prefill_steps` (one where a
+        prompt is computed), `prefill_tokens`,
         `decode_seqs`, `context_tokens`.
 
     Raises:
@@ -55,8 +56,8 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
         {
             "seconds": ends - np.where(was_empty, first_dispatch, starts),
             "base": 1.0,
+            "prefill_steps": (steps.prompt_tokens > 0).astype(float),
             "prefill_tokens": steps.prompt_tokens,
-            "prefill_requests": steps.prompt_requests,
             "decode_seqs": steps.output_requests,
             "context_tokens": (context[:n] + decode_seqs).cumsum(),
         }

@@ -144,7 +144,7 @@ def serve(
         RuntimeError: requests are queued that the engine has no room for, and nothing is left that could make room.
         Whatever the engine raises, after what was queued or running is recorded as failed.
     """
-    arrivals = (_shifted(request, start_s) for request in requests)
+    arrivals = (_shifted(request, start_s) for request in requests) if start_s else iter(requests)
     upcoming = next(arrivals, None)
     cancellations: list[tuple[float, str]] = []
     try:

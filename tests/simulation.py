@@ -11,8 +11,8 @@ from driftsched_lib.serving import ContinuousBatching, serve
 
 COSTS = {
     "base_s": 1e-2,
+    "per_prefill_step_s": 1e-3,
     "per_prefill_token_s": 1e-4,
-    "per_prefill_request_s": 1e-3,
     "per_decode_seq_s": 2e-4,
     "per_context_token_s": 3e-6,
 }

@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftsched_lib.comparison import Interval, difference, mean, quantile, relative_change, root_mean_square, single
+from driftsched_lib.comparison import (
+    Interval,
+    difference,
+    mean,
+    mean_interval,
+    quantile,
+    relative_change,
+    root_mean_square,
+    single,
+)
 from driftsched_lib.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
 
 NEW, OLD = {"policy": "new"}, {"policy": "old"}
@@ -95,3 +104,14 @@ def test_nothing_to_compare_is_an_error():
 )
 def test_verdicts(interval, expected):
     assert verdict(-0.42, Interval(*interval)) == expected
+
+
+def test_many_seeds_give_students_interval_over_seeds():
+    rng = np.random.default_rng(5)
+    frames = [one_run(rng.normal(level, 1, 200)).assign(seed=seed) for seed, level in enumerate(rng.normal(9, 1, 12))]
+    frame = pd.concat(frames)
+    means = frame.groupby("seed").e2e_s.mean()
+    interval, by_hand = single(frame, "e2e_s", mean, NEW), mean_interval(means)
+    assert (interval.estimate, interval.high) == (pytest.approx(by_hand.estimate), pytest.approx(by_hand.high))
+    few = single(frame[frame.seed < 3], "e2e_s", mean, NEW)
+    assert few.low < means[:3].mean() < few.high

@@ -43,20 +43,18 @@ class NaiveScan:
 
 
 class NaiveGrouped:
-    """The oldest, then 31 more of its category."""
+    """The oldest, then those of its category for as long as it is the same moment."""
 
     def __init__(self):
-        self.category, self.left = None, 0
+        self.category, self.at = None, None
 
     def choose(self, queued, now):
-        alike = [request for request in queued if request.category == self.category]
-        self.chosen = alike[0] if self.left and alike else queued[0]
-        self.goes_on = bool(self.left and alike)
+        alike = [request for request in queued if request.category == self.category and now == self.at]
+        self.chosen, self.now = (alike or queued)[0], now
         return self.chosen
 
     def popped(self):
-        self.left = (self.left if self.goes_on else 32) - 1
-        self.category = self.chosen.category
+        self.category, self.at = self.chosen.category, self.now
 
 
 REFERENCES = {
@@ -103,7 +101,7 @@ def test_serves_as_its_naive_reference(name, history):
         assert len(policy) == len(queued)
         assert sorted(request.request_id for request in policy) == sorted(request.request_id for request in queued)
     order = list(policy)
-    assert order == [policy.pop(now) for _ in range(len(policy))]
+    assert order == [policy.pop(now + 1) for _ in range(len(policy))]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -157,18 +155,17 @@ def test_aging_lets_a_request_overtake_one_that_came_more_than_a_hundred_seconds
     assert [request.request_id for request in policy] == ["near", "old", "late"]
 
 
-def test_groups_end_at_their_size_and_begin_with_the_oldest():
-    policy = Grouped(size=3)
-    for i in range(12):
+def test_a_moment_is_a_group_and_moments_of_their_own_are_fifo():
+    policy = Grouped()
+    for i in range(8):
         request = make_request(i)
         request.category = "ab"[i % 2]
         policy.add(request)
-    assert [int(request.request_id) for request in policy] == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    assert [int(request.request_id) for request in policy] == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert [int(policy.pop(now).request_id) for now in (1, 1, 1, 2, 2, 3, 4, 5)] == [0, 2, 4, 1, 3, 5, 6, 7]
 
 
 def test_parameters_are_checked():
-    with pytest.raises(ValueError, match="size is 0"):
-        Grouped(size=0)
     for rate in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="rate is"):
             AgingPriority(rate=rate)

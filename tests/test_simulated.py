@@ -23,11 +23,11 @@ COST = StepCost(**COSTS)
 MODEL = Path(__file__).parents[1] / "data" / "models" / "driftsched-tiny"
 
 
-def seconds(prefill_tokens=0, prefill_requests=0, decode_seqs=0, context_tokens=0):
+def seconds(prefill_tokens=0, decode_seqs=0, context_tokens=0):
     return (
         COST.base_s
         + prefill_tokens * COST.per_prefill_token_s
-        + prefill_requests * COST.per_prefill_request_s
+        + (prefill_tokens > 0) * COST.per_prefill_step_s
         + decode_seqs * COST.per_decode_seq_s
         + context_tokens * COST.per_context_token_s
     )
@@ -35,10 +35,10 @@ def seconds(prefill_tokens=0, prefill_requests=0, decode_seqs=0, context_tokens=
 
 def test_one_request_by_hand():
     _, records = simulated([request(0, arrival_s=2.0, prompt=5, output=4)])
-    first = 2.0 + seconds(prefill_tokens=5, prefill_requests=1)
+    first = 2.0 + seconds(prefill_tokens=5)
     assert records["0"].dispatch_s == 2.0
     assert records["0"].first_token_s == pytest.approx(first)
-    assert records["0"].finish_s == pytest.approx(first + sum(seconds(0, 0, 1, context) for context in (6, 7, 8)))
+    assert records["0"].finish_s == pytest.approx(first + sum(seconds(0, 1, context) for context in (6, 7, 8)))
     assert (records["0"].prompt_tokens, records["0"].output_tokens, records["0"].output_words) == (5, 4, 2)
 
 
@@ -70,7 +70,7 @@ def test_static_batches_end_together():
     requests = [request(i, prompt=3, output=2 + 5 * i) for i in range(4)]
     _, records = simulated(requests, batching=StaticBatching(4, 0.01))
     assert len({record.finish_s for record in records.values()}) == 1
-    assert {record.first_token_s for record in records.values()} == {seconds(12, 4)}
+    assert [record.first_token_s for record in records.values()] == pytest.approx([seconds(12)] * 4)
 
 
 def test_the_oracle_serves_the_short_first():
@@ -271,7 +271,6 @@ class LiteralEngine:
         fresh = [tokens for one, tokens in prefills if one.generated == 0]
         duration = seconds(
             sum(tokens for _, tokens in prefills),
-            len(prefills),
             len(decodes),
             sum(one.prompt + one.generated for one in decodes),
         )

@@ -79,6 +79,7 @@ class ReplicatedEngine:
         """Time zero is now and the step logs are empty: a new run begins."""
         for replica in self._replicas:
             replica.engine.restart_clock()
+            replica.busy = False
         self._now = 0.0
         self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends the iteration that it is in
         self._ready: list[Replica] = []  # busy ones whose last iteration has ended

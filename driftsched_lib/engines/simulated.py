@@ -125,7 +125,7 @@ class SimulatedEngine:
             self._waiting.remove(sequence)
 
     def step(self, until: float) -> list[Output]:
-        """Pass one iteration, or all that are alike, up to the first that ends at or after `until`.
+        """Pass iterations up to the first that ends a request, or that ends at or after `until`.
 
         Raises:
             RuntimeError: nothing is here and `until` is infinite.
@@ -135,6 +135,13 @@ class SimulatedEngine:
                 raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
             self._now = self._since_s = max(self._now, until)
             return []
+        while True:
+            outputs = self._pass(until)
+            if outputs or self._now >= until:
+                return outputs
+
+    def _pass(self, until: float) -> list[Output]:
+        """Pass one iteration, or all that are alike."""
         preemptions = self._make_room()
         prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
         started, decoding = self._now, len(self._decoding)
@@ -143,7 +150,7 @@ class SimulatedEngine:
         self._now = self._end_s(self._iteration)
         if prefills:
             self._complete_prefills(prefills)
-        outputs = self._complete_sequences()
+        outputs = self._complete_sequences() if self._ends and self._ends[0][0] == self._iteration else []
         if self._log_steps:
             self._log(started, decoding, prefills, preemptions)
         return outputs
@@ -217,7 +224,7 @@ class SimulatedEngine:
     def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> None:
         tokens = sum(computed for _, computed in prefills)
         cost = self._cost
-        self._now += tokens * cost.per_prefill_token_s + len(prefills) * cost.per_prefill_request_s
+        self._now += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s
         self._reckon_from_here()
         self._prefilling = None
         for sequence, computed in prefills:

@@ -57,6 +57,9 @@ def fidelity_errors(errors: pd.DataFrame, goals: Mapping[str, float]) -> Figure:
             y = row + shift + rng.uniform(-0.06, 0.06, len(values))
             axis.plot(values, y, marker, color=color, markersize=4.5, alpha=0.75, label=source, linestyle="")
     axis.axvline(0, color="black", linewidth=1)
+    axis.set_xlim(-0.5, 0.6)
+    beyond = (errors[list(goals)].abs() > 0.5).sum().sum()
+    axis.set_title(f"{beyond} dots lie beyond" if beyond else "", loc="right", fontsize=9, fontweight="normal")
     axis.set_yticks(range(len(goals)), list(goals))
     axis.set_ylim(len(goals) - 0.5, -0.5)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -81,7 +84,7 @@ def step_residuals(held: pd.DataFrame, predicted_s: np.ndarray) -> Figure:
         (axes[2], held.prefill_tokens, "prompt tokens computed"),
     ):
         axis.scatter(x, ratio, s=4, alpha=0.3, color=COLORS[0])
-        bins = pd.cut(x, 12)
+        bins = pd.cut(x, np.unique(np.quantile(x, np.linspace(0, 1, 13))), include_lowest=True)
         centres = x.groupby(bins, observed=True).median()
         axis.plot(centres, pd.Series(ratio, held.index).groupby(bins, observed=True).median(), color="black")
         axis.axhline(1, color="black", linewidth=1, linestyle=":")
@@ -140,7 +143,7 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
 
 
 def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
-    """Change of latency over load factor, a line a setting with its 95% band; a row a column, a panel a `panel`.
+    """Latency over load factor, in multiples of the baseline's, a line a setting with its 95% band; a row a column.
 
     Parameters:
         changes: columns `panel`, `load_factor`, `setting`, `column`, `change`, `low`, `high`.
@@ -159,14 +162,16 @@ def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
         for axis, panel in zip(row, panels, strict=True):
             for setting, color in zip(settings, COLORS, strict=False):
                 line = select(changes, panel=panel, column=column, setting=setting).sort_values("load_factor")
-                axis.plot(line.load_factor, line.change, color=color, label=setting, marker="o", markersize=3.5)
-                axis.fill_between(line.load_factor, line.low, line.high, color=color, alpha=0.2, linewidth=0)
-            axis.axhline(0, color="black", linewidth=1)
+                axis.plot(line.load_factor, 1 + line.change, color=color, label=setting, marker="o", markersize=3.5)
+                ends = (1 + line.low).clip(lower=0.01), 1 + line.high
+                axis.fill_between(line.load_factor, *ends, color=color, alpha=0.2, linewidth=0)
+            axis.axhline(1, color="black", linewidth=1)
             axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda factor, _: f"{factor:g}")
-            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axis.yaxis.set_major_formatter(lambda times, _: f"{times:.2g}")
             axis.set_title(panel, loc="left", fontsize=11)
-        row[0].set_ylabel(f"{name}, change")
+        row[0].set_ylabel(f"{name}, times FIFO's")
     for axis in axes[-1]:
         axis.set_xlabel("load factor")
     legend_below(figure, axes[0][0])

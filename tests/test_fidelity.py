@@ -1,0 +1,64 @@
+"""The committed real runs: the committed profiles come from them, and a replay serves what reality served."""
+
+import pandas as pd
+import pytest
+from simulation import PAPER_L4, SMALL
+
+from driftsched_lib import fidelity, results
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import PROJECT, Params, in_project
+from driftsched_lib.profiles import Profile
+from driftsched_lib.profiling import profile_of_run
+
+RUNS = PROJECT / "data" / "fidelity_runs"
+PROFILES = {"tiny": "driftsched-tiny-cpu.json", "llama-130m": "llama-130m-shape-cpu.json"}
+
+
+def fitted_run(engine):
+    [folder] = results.run_folders(RUNS / f"{engine}-fit")
+    return folder
+
+
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
+def test_the_committed_profile_is_the_fit_of_the_committed_run(engine):
+    committed = Profile.load(PROJECT / "data" / "profiles" / PROFILES[engine])
+    fitted = profile_of_run(fitted_run(engine))
+    assert committed.step.model_dump() == pytest.approx(fitted.step.model_dump(), rel=1e-6)
+    assert committed.limits == fitted.limits and committed.provenance.hardware == fitted.provenance.hardware
+    assert fidelity.slowness(fitted_run(engine), committed) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
+def test_a_replay_serves_what_reality_served(engine):
+    folder = fitted_run(engine)
+    real = pd.read_parquet(folder / "requests.parquet").set_index("request_id").sort_index()
+    replayed = fidelity.replay(folder, profile_of_run(folder)).set_index("request_id").sort_index()
+    for column in ("arrival_s", "tenant", "category", "outcome", "prompt_tokens", "output_tokens"):
+        assert (replayed[column] == real[column]).all() or column == "arrival_s"
+    gaps = replayed.arrival_s - real.arrival_s  # phases begin when the one before has drained
+    assert gaps.groupby(real.phase).std().max() < 1e-5
+
+
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
+def test_what_is_served_again_meets_the_same_arrivals(engine):
+    for name in fidelity.SERVED_AGAIN:
+        speeds = {results.load_speed(RUNS / f"{engine}-{suffix}") for suffix in ("fit", name, f"{name}-again")}
+        assert len(speeds) == 1
+
+
+def test_a_simulated_run_replayed_by_its_own_profile_is_itself(tmp_path):
+    params = Params.load(PAPER_L4, SMALL)
+    run_grid(params, tmp_path, jobs=1)
+    for folder in results.run_folders(tmp_path):
+        replayed = fidelity.replay(folder, Profile.load(in_project(params.profile)))
+        assert fidelity.measures(replayed).to_dict() == pytest.approx(
+            fidelity.measures(pd.read_parquet(folder / "requests.parquet")).to_dict(), rel=1e-5, abs=1e-5
+        )
+    assert fidelity.ranking(tmp_path)[0] == "sjf"
+
+
+def test_every_measurement_has_valid_parameters():
+    grids = {"fit": fidelity.FIT} | fidelity.MEASUREMENTS
+    for changes in fidelity.ENGINES.values():
+        for difference in grids.values():
+            assert Params.load(PROJECT / "params" / "fidelity.yaml", changes | difference).runs()
