@@ -92,11 +92,10 @@ assert sum(node["Alive"] for node in ray.nodes()) == 1
 
 def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(tmp_path):
     pytest.importorskip("ray")
-    params = Params.load(PAPER_L4, SMALL)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, SMALL).model_dump()))
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
     script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray"]
     outcome = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
-    run_grid(params, tmp_path / "here", jobs=1)
+    run_grid(Params.load(tmp_path / "params.yaml"), tmp_path / "here", jobs=1)
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")

@@ -169,7 +169,7 @@ def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda factor, _: f"{factor:g}")
-            axis.yaxis.set_major_formatter(lambda times, _: f"{times:.2g}")
+            axis.yaxis.set_major_formatter(lambda times, _: f"{times:.0f}" if times >= 1 else f"1/{1 / times:.0f}")
             axis.set_title(panel, loc="left", fontsize=11)
         row[0].set_ylabel(f"{name}, times FIFO's")
     for axis in axes[-1]:
