@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
 
@@ -113,8 +114,10 @@ class _Model(BaseModel):
 class Phase(_Model):
     """A stretch of the load with its own category mix and arrival rate.
 
-    Gaps between arrivals are uniform in `gap_s`.  With a `load_factor` they keep that shape but are stretched until
-    the offered output tokens a second, every output at its limit, are that multiple of the engine's measured capacity.
+    Gaps between arrivals are uniform in `gap_s`, or, with an `arrival_cv`, of a gamma distribution of the same mean and
+    that coefficient of variation: 1 is Poisson, more is bursts.  With a `load_factor` they keep that shape but are
+    stretched until the offered output tokens a second, every output at its limit, are that multiple of the engine's
+    measured capacity.
     A phase begins when the one before it has drained and `pause_s` more seconds have passed.
 
     `lengths` is the file of a `LengthMix`, as in data/traces: prompts are filled up and outputs pinned to its lengths
@@ -128,6 +131,7 @@ class Phase(_Model):
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
     lengths: Annotated[str, Field(min_length=1)] | None = None
+    arrival_cv: Positive | None = None
 
     @field_validator("mix")
     @classmethod
@@ -164,10 +168,14 @@ PAPER_PHASES = (
 class WorkloadParams(_Model):
     """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.
 
+    With a `zipf` above 0 the k-th tenant sends in proportion to 1 / k ** zipf.  A `drift` is a scenario of `drift`,
+    which then decides lengths, or, where outputs end by themselves, the prompts' wording.
     `label_prefix` puts the generator's prefix before each prompt, which tells a key-word classifier the category.
     """
 
     label_prefix: bool = True
+    zipf: NotNegative = 0.0
+    drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
     tenants: Annotated[dict[str, Tier], Field(min_length=1)] = {
         "tenant-premium": "premium",
         "tenant-standard": "standard",
@@ -259,6 +267,8 @@ class Params(_Model):
             raise ValueError("engine: a profile and replicas are for the simulated engine")
         if any(phase.lengths for phase in self.workload.phases) and self.output_length != "limit":
             raise ValueError("output_length: a phase's lengths pin the outputs, so it may be limit alone")
+        if self.workload.drift is not None and self.output_length == "spread":
+            raise ValueError("output_length: workload.drift decides the lengths, so it may be limit or natural")
         if self.output_length == "natural" and any(estimator.name == "oracle" for estimator in self.estimators):
             raise ValueError("estimators: the oracle knows pinned lengths alone, and natural ones are not")
         return self

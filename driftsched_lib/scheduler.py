@@ -4,6 +4,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
+from driftsched_lib.admission import Check
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import Estimator, Feedback
 from driftsched_lib.policies import Policy
@@ -17,6 +18,7 @@ class Scheduler:
     Parameters:
         on_record: called once for each request, when it has ended.
         capacity: the most requests that may be queued; one more is rejected.  None for no limit.
+        admission: says for each request, once it has its estimate, why it is rejected; None lets all in.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class Scheduler:
         classifier: KeywordClassifier,
         on_record: Callable[[Record], None],
         capacity: int | None = None,
+        admission: Check | None = None,
     ):
         self.policy = policy
         self.estimator = estimator
@@ -34,7 +37,9 @@ class Scheduler:
         self.classifier = classifier
         self.on_record = on_record
         self.capacity = capacity
+        self.admission = admission
         self.depth = dict.fromkeys(TIERS, 0)
+        self.queued_tokens = dict.fromkeys(TIERS, 0)
         self._queued: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -57,9 +62,15 @@ class Scheduler:
         request.category = self.classifier.classify(request.prompt)
         request.input_tokens = self.counter.prompt(request.prompt)
         request.estimate = self.estimator.estimate(request)
+        if self.admission is not None:
+            reason = self.admission(request, now, self.queued_tokens)
+            if reason is not None:
+                self._end(request, Outcome.REJECTED, now, reason)
+                return
         self.policy.add(request)
         self._queued[request.request_id] = request
         self.depth[request.tier] += 1
+        self.queued_tokens[request.tier] += request.estimate.total_tokens
         if request.deadline_s is not None:
             heappush(self._deadlines, (request.deadline_s, request.request_id))
 
@@ -82,6 +93,7 @@ class Scheduler:
             return
         actual = self.counter.output(output)
         feedback = self.estimator.observe(request, actual)
+        self.policy.completed(request, actual)
         del self._running[request.request_id]
         self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
 
@@ -123,6 +135,7 @@ class Scheduler:
     def _leave_queue(self, request: Request) -> None:
         del self._queued[request.request_id]
         self.depth[request.tier] -= 1
+        self.queued_tokens[request.tier] -= request.estimate.total_tokens
 
     def _drop(self, request_id: str, outcome: Outcome, now: float, reason: str) -> None:
         request = self.policy.remove(request_id)

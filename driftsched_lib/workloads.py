@@ -1,16 +1,17 @@
 """Loads: seeded streams of requests, the same whatever the policy that serves them."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 import pandas as pd
 
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.drift import drifted
 from driftsched_lib.length_mix import LengthMix
-from driftsched_lib.params import Params, Phase, in_project
+from driftsched_lib.params import Params, Phase, WorkloadParams, in_project
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
 from driftsched_lib.requests import Request
 
@@ -25,7 +26,7 @@ class PhaseLoad:
 
 
 def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: float = 1.0) -> list[PhaseLoad]:
-    """The paper's load: tenants drawn uniformly, categories by the phase's mix, topics and templates uniformly.
+    """The paper's load: tenants drawn by their shares, categories by the phase's mix, topics and templates uniformly.
 
     Parameters:
         capacity_tokens_per_s: what a phase's `load_factor` refers to; not used by phases without one.
@@ -34,7 +35,7 @@ def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: fl
     counts = _counts([phase.share for phase in params.workload.phases], params.requests)
     generators = np.random.default_rng(seed).spawn(len(counts))
     first = np.cumsum([0, *counts[:-1]])
-    return [
+    loads = [
         PhaseLoad(
             phase.name,
             phase.pause_s,
@@ -42,6 +43,7 @@ def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: fl
         )
         for phase, start, n, rng in zip(params.workload.phases, first, counts, generators, strict=True)
     ]
+    return loads if params.workload.drift is None else _drifted(params, seed, loads)
 
 
 @cache
@@ -73,12 +75,20 @@ def classified_prompts() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])
 
 
+def _drifted(params: Params, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoad]:
+    """The same phases under the scenario, which spans all of them."""
+    form = "wording" if params.output_length == "natural" else "lengths"
+    requests = [request for load in loads for request in load.requests]
+    changed = iter(drifted(requests, params.workload.drift, seed, params.max_tokens, form))
+    return [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]
+
+
 def _phase(
     params: Params, phase: Phase, first_id: int, n: int, rng: np.random.Generator, gap_s: float
 ) -> list[Request]:
     workload = params.workload
-    arrivals = np.cumsum(rng.uniform(*phase.gap_s, n) * gap_s / (sum(phase.gap_s) / 2))
-    tenants = rng.choice(list(workload.tenants), n)
+    arrivals = np.cumsum(_gaps(phase, n, rng)) * gap_s
+    tenants = rng.choice(list(workload.tenants), n, p=_tenant_shares(workload))
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
     topics = rng.choice(TOPICS, n)
     templates = rng.random(n)
@@ -109,6 +119,21 @@ def _phase(
             )
         )
     return requests
+
+
+def _gaps(phase: Phase, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaps between arrivals of mean 1."""
+    if phase.arrival_cv is None:
+        return rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
+    variance = phase.arrival_cv**2
+    return rng.gamma(1 / variance, variance, n)
+
+
+def _tenant_shares(workload: WorkloadParams) -> np.ndarray | None:
+    if not workload.zipf:
+        return None
+    shares = np.arange(1, len(workload.tenants) + 1) ** -workload.zipf
+    return shares / shares.sum()
 
 
 def _pinned_lengths(params: Params, categories: np.ndarray, rng: np.random.Generator) -> list[int | None]:

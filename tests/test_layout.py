@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "driftsched_lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-CORE = ("requests", "tokens", "classify", "estimators", "policies", "scheduler", "serving")
+CORE = ("admission", "requests", "tokens", "classify", "estimators", "policies", "scheduler", "serving")
 
 
 def imports(path):

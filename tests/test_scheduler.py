@@ -7,7 +7,7 @@ from helpers import make_request, make_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import POLICIES
+from driftsched_lib.policies import POLICIES, Fifo
 from driftsched_lib.requests import TIERS, Outcome, Output
 
 ACTIONS = st.lists(
@@ -139,3 +139,36 @@ def test_an_id_that_is_here_is_refused():
         with pytest.raises(ValueError, match="already here"):
             scheduler.submit(make_request(1), 0.0)
         scheduler.next(0.0)
+
+
+def test_admission_turns_away_with_its_reason_and_sees_what_is_queued():
+    seen = []
+
+    def at_most_one_premium(request, now, queued_tokens):
+        seen.append(dict(queued_tokens))
+        return "enough" if request.tier == "premium" and queued_tokens["premium"] else None
+
+    scheduler, records = make_scheduler()
+    scheduler.admission = at_most_one_premium
+    for i, tier in enumerate(("premium", "premium", "batch")):
+        scheduler.submit(make_request(i, tier=tier), float(i))
+    [record] = records
+    assert (record.request_id, record.outcome, record.reason, record.finish_s) == ("1", "rejected", "enough", 1.0)
+    assert record.estimated_tokens is not None and scheduler.depth == {"premium": 1, "standard": 0, "batch": 1}
+    first = seen[1]["premium"]
+    assert first > 0 and seen[0] == dict.fromkeys(TIERS, 0) and seen[2] == {"premium": first, "standard": 0, "batch": 0}
+    scheduler.next(3.0)
+    scheduler.cancel("2", 3.0)
+    assert scheduler.queued_tokens == dict.fromkeys(TIERS, 0)
+
+
+def test_a_policy_hears_what_its_requests_came_to():
+    class Listening(Fifo):
+        def completed(self, request, output_tokens):
+            self.heard = (request.request_id, output_tokens)
+
+    policy = Listening()
+    scheduler, _ = make_scheduler(policy)
+    scheduler.submit(make_request(1), 0.0)
+    scheduler.complete(Output(scheduler.next(1.0), 4, 40, 32, 2.0, 3.0))
+    assert policy.heard == ("1", 32)  # in the run's accounting, whitespace here

@@ -98,3 +98,27 @@ def test_requests_carry_what_the_parameters_say():
         pinned = phase.requests[0]
         assert pinned.pinned_tokens == pinned.max_tokens
         assert pinned.prompt.startswith(f"Request ID {i}. Tenant {pinned.tenant}. Job type {pinned.job_type}. ")
+
+
+def changed(phase_changes, **workload_changes):
+    """The paper's load with its first phase changed."""
+    phases = [phase.model_copy(update=phase_changes) for phase in PAPER.workload.phases[:1]]
+    phases = [phase.model_copy(update={"share": 1.0}) for phase in phases]
+    workload = PAPER.workload.model_copy(update={"phases": phases} | workload_changes)
+    return paper_load(PAPER.model_copy(update={"workload": workload}), 3, 1.0)[0].requests
+
+
+@pytest.mark.parametrize("cv", [1.0, 3.0])
+def test_gamma_gaps_have_the_mean_of_the_uniform_ones_and_their_own_variation(cv):
+    gaps = np.diff([request.arrival_s for request in changed({"arrival_cv": cv})])
+    assert gaps.mean() == pytest.approx(0.1, rel=0.2) and gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.2)
+    shape = 1 / cv**2
+    assert stats.kstest(gaps, stats.gamma(shape, scale=0.1 / shape).cdf).pvalue > 0.001
+
+
+def test_the_first_tenants_send_most_under_zipf():
+    tenants = {f"tenant-{i}": TIERS[i % 3] for i in range(30)}
+    counts = Counter(request.tenant for request in changed({}, tenants=tenants, zipf=1.0))
+    expected = 1 / np.arange(1, 31)
+    observed = [counts[tenant] for tenant in tenants]
+    assert stats.chisquare(observed, expected / expected.sum() * sum(observed)).pvalue > 0.001

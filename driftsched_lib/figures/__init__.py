@@ -1,5 +1,6 @@
 """One function a figure."""
 
+from driftsched_lib.figures.drift import catching_up, coverage_over_time, speed_against_noise
 from driftsched_lib.figures.estimation import (
     bias_over_time,
     confusion,
@@ -7,6 +8,7 @@ from driftsched_lib.figures.estimation import (
     estimation_error,
     job_class_mistakes,
 )
+from driftsched_lib.figures.frontier import longest_waits, pareto
 from driftsched_lib.figures.scheduling import change_against_fifo, e2e_tails, latency_by_tier, queue_depth, telemetry
 from driftsched_lib.figures.simulation import (
     fidelity_errors,
@@ -21,9 +23,11 @@ from driftsched_lib.figures.training import corpus_lengths, topic_lengths, train
 
 __all__ = [
     "bias_over_time",
+    "catching_up",
     "change_against_fifo",
     "confusion",
     "corpus_lengths",
+    "coverage_over_time",
     "e2e_tails",
     "estimate_against_actual",
     "estimation_error",
@@ -31,8 +35,11 @@ __all__ = [
     "gain_by_load",
     "job_class_mistakes",
     "latency_by_tier",
+    "longest_waits",
+    "pareto",
     "queue_depth",
     "simulated_against_real",
+    "speed_against_noise",
     "step_residuals",
     "tail_by_category",
     "telemetry",

@@ -19,8 +19,21 @@ POLICY_NAMES = {
     "sjf": "SJF",
     "aging": "Aging",
     "grouped": "Grouped",
+    "sjf_aging": "SJF with aging",
+    "hrrn": "HRRN",
+    "boost": "Boost",
+    "edf": "EDF",
+    "least_slack": "Least slack",
+    "vtc": "VTC",
+    "drr": "DRR",
+    "wfq": "WFQ",
+    "mlfq": "MLFQ",
+    "gittins": "Gittins",
+    "tie": "TIE",
+    "express": "Express",
 }
-POLICY_COLORS = dict(zip(POLICY_NAMES, COLORS, strict=False))
+_MORE_COLORS = sns.husl_palette(len(POLICY_NAMES) - 7, l=0.45)
+POLICY_COLORS = dict(zip(POLICY_NAMES, [*COLORS[:6], *_MORE_COLORS, "#000000"], strict=True))
 CATEGORY_COLORS = dict(zip(CATEGORIES, sns.color_palette("viridis", 5)[:4], strict=True))  # from short to long
 CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": COLORS[0]}
 

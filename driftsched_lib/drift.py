@@ -1,0 +1,203 @@
+"""Drift scenarios: how the requests of a load, or their output lengths, change while it runs.
+
+A scenario takes any load of the project's own prompts and returns it changed, seeded, with the number and the times of
+its requests kept.  Drift is *made* in one of two forms.  In `lengths`, each output is pinned at a draw from a
+lognormal whose median depends on category, topic, tenant and drift: for simulated engines, and for pinned lengths on
+real ones.  In `wording`, the prompt ends in an instruction that the embedded model has learnt to follow, "Be brief." or
+"Go into depth.", the more often the further the drift: for real engines, where outputs end by themselves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp, pi, sin
+from typing import Literal
+
+import numpy as np
+
+from driftsched_lib.corpus import TOPIC_FACTORS
+from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
+from driftsched_lib.requests import Request
+
+Form = Literal["lengths", "wording"]
+
+FACTOR = 2.0
+"""By what lengths grow at a drift of 1, and shrink at -1."""
+MEDIAN_SHARE = 0.3
+"""Median length as a share of the limit, where nothing drifts: low enough to leave room to grow."""
+TENANT_SPREAD = 1.3
+"""The wordiest tenant's median over that of the middle one."""
+SPREAD = 0.3
+"""Standard deviation of the log length at a given category, topic, tenant and drift; no estimator can know better."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One request's place in a scenario.
+
+    Attributes:
+        progress: share of the load that came before it, 0 to 1.
+        request: as the load has it.
+        dice: a uniform draw, 0 to 1.
+    """
+
+    progress: float
+    request: Request
+    dice: float
+
+
+@dataclass(frozen=True)
+class Habit:
+    """What a scenario makes of a request.
+
+    Attributes:
+        drift: -1 to 1; lengths are `FACTOR ** drift` times what they were.
+        category, tenant, tier: where they change; None to leave them.
+    """
+
+    drift: float = 0.0
+    category: str | None = None
+    tenant: str | None = None
+    tier: str | None = None
+
+
+def stationary(moment: Moment) -> Habit:
+    """Nothing changes."""
+    return Habit()
+
+
+def abrupt(moment: Moment) -> Habit:
+    """From the middle on summaries and technical answers are longer, reports shorter; short answers stay."""
+    change = {"summary": 1.0, "technical": 1.0, "report": -1.0}
+    return Habit(change.get(moment.request.job_type, 0.0) if moment.progress >= 0.5 else 0.0)
+
+
+def gradual(moment: Moment) -> Habit:
+    """From a quarter to three quarters of the load all outputs grow step by step."""
+    return Habit(min(max(2 * moment.progress - 0.5, 0.0), 1.0))
+
+
+def recurring(moment: Moment) -> Habit:
+    """Four days: long outputs by day, short ones by night."""
+    return Habit(sin(2 * pi * 4 * moment.progress))
+
+
+def mix_shift(moment: Moment) -> Habit:
+    """From the middle on categories come in the mix of the paper's stress phase, before in that of its learning."""
+    mix = STRESS_MIX if moment.progress >= 0.5 else LEARNING_MIX
+    ends = np.cumsum(list(mix.values()))
+    return Habit(category=list(mix)[int(np.searchsorted(ends / ends[-1], moment.dice, side="right"))])
+
+
+def new_tenant(moment: Moment) -> Habit:
+    """From the middle on a quarter of the requests are a new tenant's, whose outputs are longer."""
+    if moment.progress >= 0.5 and moment.dice < 0.25:
+        return Habit(1.0, tenant="tenant-new", tier="standard")
+    return Habit()
+
+
+def noisy_neighbour(moment: Moment) -> Habit:
+    """In the middle third six requests in ten are one batch tenant's, all long reports, in the place of others'."""
+    if 1 / 3 <= moment.progress < 2 / 3 and moment.dice < 0.6:
+        return Habit(1.0, category="report", tenant="tenant-noisy", tier="batch")
+    return Habit()
+
+
+LEARNING_MIX = {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10}
+STRESS_MIX = {"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30}
+
+Scenario = Callable[[Moment], Habit]
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (stationary, abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour)
+}
+CHANGES_AT: dict[str, float] = {"abrupt": 0.5, "new_tenant": 0.5, "mix_shift": 0.5, "noisy_neighbour": 1 / 3}
+"""Where in the load a scenario changes at once."""
+
+
+def drifted(
+    requests: Sequence[Request],
+    scenario: str,
+    seed: int,
+    limits: Mapping[str, int],
+    form: Form = "lengths",
+    spread: float = SPREAD,
+) -> list[Request]:
+    """A load under a scenario: new requests, in the same order, with the same ids, arrivals and deadlines.
+
+    Parameters:
+        requests: of `paper_load`, of all its phases in order, so that progress spans the whole load.
+        scenario: a name in `SCENARIOS`.
+        seed: of the draws.
+        limits: most output tokens by category.
+        form: see the module.
+        spread: standard deviation of the log length around its median.  At 0 every output is pinned at its median,
+            the best that any estimator could say of the same load with a spread.
+
+    Raises:
+        ValueError: an unknown scenario, or a prompt that is not one of the project's.
+    """
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario is {scenario!r}, it may be one of {', '.join(SCENARIOS)}")
+    rng = np.random.default_rng(seed)
+    dice, normals, wordings = rng.random(len(requests)), rng.standard_normal(len(requests)), rng.random(len(requests))
+    tenants = _tenant_factors(requests)
+    changed = []
+    for i, request in enumerate(requests):
+        habit = SCENARIOS[scenario](Moment(i / len(requests), request, float(dice[i])))
+        prefix, topic, template = _parts(request)
+        category, tenant = habit.category or request.job_type, habit.tenant or request.tenant
+        style, pinned = "plain", None
+        if form == "wording":
+            style = _style(habit.drift, float(wordings[i]))
+        else:
+            drift = FACTOR**habit.drift
+            median = MEDIAN_SHARE * limits[category] * TOPIC_FACTORS[topic] * tenants.get(tenant, 1.0) * drift
+            pinned = int(np.clip(round(median * exp(spread * normals[i])), 1, limits[category]))
+        prompt = build_prompt(category, topic, template % len(TEMPLATES[category]), style)
+        if prefix:
+            prompt = label_prefix(request.request_id, tenant, category) + prompt
+        changed.append(
+            replace(
+                request,
+                prompt=prompt,
+                tenant=tenant,
+                tier=habit.tier or request.tier,
+                job_type=category,
+                max_tokens=limits[category],
+                pinned_tokens=pinned,
+            )
+        )
+    return changed
+
+
+def _tenant_factors(requests: Sequence[Request]) -> dict[str, float]:
+    """How much longer each tenant's outputs are; in the order of names, evenly spread on a log scale."""
+    names = sorted({request.tenant for request in requests})
+    if len(names) == 1:
+        return {}
+    return {name: TENANT_SPREAD ** (2 * i / (len(names) - 1) - 1) for i, name in enumerate(names)}
+
+
+def _style(drift: float, draw: float) -> str:
+    if draw >= abs(drift):
+        return "plain"
+    return "verbose" if drift > 0 else "terse"
+
+
+_PARTS = {
+    build_prompt(category, topic, template): (topic, template)
+    for category in CATEGORIES
+    for topic in TOPICS
+    for template in range(len(TEMPLATES[category]))
+}
+
+
+def _parts(request: Request) -> tuple[bool, str, int]:
+    """Whether a prompt has the label prefix, its topic, and its template."""
+    prefix = label_prefix(request.request_id, request.tenant, request.job_type)
+    has_prefix = request.prompt.startswith(prefix)
+    try:
+        return has_prefix, *_PARTS[request.prompt[len(prefix) :] if has_prefix else request.prompt]
+    except KeyError:
+        message = f"request {request.request_id!r}: drift is made in the project's own prompts, without style"
+        raise ValueError(message) from None

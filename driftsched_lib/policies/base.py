@@ -1,0 +1,140 @@
+"""The face of a policy, and the heap that most of them are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from driftsched_lib.requests import TIERS, Request
+
+
+class Policy(ABC):
+    """A queue of requests with unique ids; `now` is in seconds since the start of the run, and never goes back.
+
+    `pop` and `peek` raise IndexError on an empty queue, `remove` raises KeyError for an id that is not queued, `add`
+    raises ValueError for one that is.  Iteration gives the order in which `pop` would return what is queued now: where
+    time moves that order, as it is at the latest time that an arrival, a pop or a peek told.
+    """
+
+    @abstractmethod
+    def add(self, request: Request) -> None: ...
+
+    @abstractmethod
+    def pop(self, now: float) -> Request: ...
+
+    @abstractmethod
+    def peek(self, now: float) -> Request: ...
+
+    @abstractmethod
+    def remove(self, request_id: str) -> Request: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Request]: ...
+
+    def completed(self, request: Request, output_tokens: int) -> None:  # noqa: B027
+        """A request that was popped has ended with so many output tokens; most policies have nothing to learn."""
+
+
+class KeyedQueue(Policy):
+    """Smallest `key(request)` first, ties in the order of arrival.  Cost: O(log n) for each operation, amortised.
+
+    A removed request leaves a dead entry in the heap; when the dead outnumber the living, the heap is rebuilt.
+    """
+
+    def __init__(self):
+        self._heap: list[tuple[float, int, Request]] = []
+        self._alive: dict[str, tuple[float, int, Request]] = {}
+        self._added = 0
+
+    @abstractmethod
+    def key(self, request: Request) -> float:
+        """The request's place in the order, fixed for as long as it is queued."""
+
+    def add(self, request: Request) -> None:
+        if request.request_id in self._alive:
+            raise ValueError(f"request {request.request_id!r} is queued already")
+        self._added += 1
+        entry = (self.key(request), self._added, request)
+        self._alive[request.request_id] = entry
+        heappush(self._heap, entry)
+
+    def pop(self, now: float) -> Request:
+        request = self.peek(now)
+        heappop(self._heap)
+        del self._alive[request.request_id]
+        return request
+
+    def peek(self, now: float) -> Request:
+        while not self._is_alive(self._heap[0]):
+            heappop(self._heap)
+        return self._heap[0][2]
+
+    def remove(self, request_id: str) -> Request:
+        request = self._alive.pop(request_id)[2]
+        if len(self._heap) > 2 * len(self._alive):
+            self._heap = list(self._alive.values())
+            heapify(self._heap)
+        return request
+
+    def _is_alive(self, entry: tuple[float, int, Request]) -> bool:
+        return self._alive.get(entry[2].request_id) is entry
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, _, request in sorted(self._alive.values()))
+
+
+def in_pop_order(policy: Policy, queued: Iterable[Request], now: float = 0.0) -> Iterator[Request]:
+    """What a policy would pop if nothing more arrived, from a copy of it that shares the requests.
+
+    Parameters:
+        queued: the requests in the queue, in any order.
+    """
+    copy = deepcopy(policy, {id(request): request for request in queued})
+    return (copy.pop(now) for _ in range(len(copy)))
+
+
+def total_tokens(request: Request) -> int:
+    """The estimated input and output together, at least one token."""
+    return max(1, request.estimate.total_tokens)
+
+
+def possible_tokens(request: Request) -> tuple[float, ...]:
+    """Rising totals of equal probability, each at least one token: one alone where the estimate is no distribution."""
+    quantiles = request.estimate.quantiles
+    if quantiles is None:
+        return (total_tokens(request),)
+    return tuple(max(1.0, request.input_tokens + output) for output in quantiles)
+
+
+def for_each_tier(name: str, values: Mapping[str, float]) -> dict:
+    """A copy of a parameter that must have one value a tier."""
+    if set(values) != set(TIERS):
+        raise ValueError(f"{name} is {dict(values)}, it must name {', '.join(TIERS)}, each once")
+    return dict(values)
+
+
+def positive_for_each_tier(name: str, values: Mapping[str, float]) -> dict:
+    """A copy of a parameter that must have one number above 0 a tier."""
+    values = for_each_tier(name, values)
+    if not all(0 < value < inf for value in values.values()):
+        raise ValueError(f"{name} is {values}, each must be a number above 0")
+    return values
+
+
+def positive(name: str, value: float) -> float:
+    if not 0 < value < inf:
+        raise ValueError(f"{name} is {value}, it must be a number above 0")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    if not 0 <= value < inf:
+        raise ValueError(f"{name} is {value}, it must be a number that is not negative")
+    return value

@@ -1,0 +1,53 @@
+"""Deadlines from the tiers' service level objectives (SLOs)."""
+
+from collections.abc import Mapping
+
+from driftsched_lib.policies.base import KeyedQueue, not_negative, positive_for_each_tier
+from driftsched_lib.requests import Request
+
+TTFT_SLO_S = {"premium": 5.0, "standard": 15.0, "batch": 60.0}
+E2E_SLO_S = {"premium": 30.0, "standard": 60.0, "batch": 240.0}
+
+
+class EarliestDeadline(KeyedQueue):
+    """Earliest deadline first: the request whose time to first token is due first (Liu and Layland, 1973).
+
+    While every deadline can be met, this order meets them.  Under overload it fails as a whole: what is late stays
+    first, makes the next late in turn, and soon each request is served just after its deadline.  No request starves,
+    as a deadline is overtaken only by those of requests that came at most the difference of two SLOs later.
+
+    Cost: O(log n).
+
+    Parameters:
+        ttft_slo_s: seconds from the arrival to the first token by tier.
+    """
+
+    def __init__(self, ttft_slo_s: Mapping[str, float] = TTFT_SLO_S):
+        super().__init__()
+        self.ttft_slo_s = positive_for_each_tier("ttft_slo_s", ttft_slo_s)
+
+    def key(self, request: Request) -> float:
+        return request.arrival_s + self.ttft_slo_s[request.tier]
+
+
+class LeastSlack(KeyedQueue):
+    """The request with the least time to spare before it must start, if its last token is to be in time.
+
+    That is as long before the end-to-end objective is due as the estimated output takes.  The slack of all shrinks
+    alike, so the key is the latest start.  Under overload it fails as `EarliestDeadline` does, and of a tier the long
+    requests, which have less slack, go first: the reverse of SJF.
+
+    Cost: O(log n).
+
+    Parameters:
+        e2e_slo_s: seconds from the arrival to the last token by tier.
+        s_per_token: seconds that a running request takes for an output token.
+    """
+
+    def __init__(self, e2e_slo_s: Mapping[str, float] = E2E_SLO_S, s_per_token: float = 0.03):
+        super().__init__()
+        self.e2e_slo_s = positive_for_each_tier("e2e_slo_s", e2e_slo_s)
+        self.s_per_token = not_negative("s_per_token", s_per_token)
+
+    def key(self, request: Request) -> float:
+        return request.arrival_s + self.e2e_slo_s[request.tier] - self.s_per_token * request.estimate.output_tokens

@@ -1,0 +1,94 @@
+"""Who is turned away, and why."""
+
+from math import inf
+
+import pytest
+from helpers import make_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driftsched_lib.admission import LoadShedding, TokenBuckets, in_turn
+from driftsched_lib.requests import TIERS
+
+RATES = {"premium": 8.0, "standard": 4.0, "batch": 2.0}
+DEPTHS = {"premium": 80.0, "standard": 40.0, "batch": 20.0}
+EMPTY = dict.fromkeys(TIERS, 0.0)
+
+
+def sent_by(tenant, tokens, tier="batch"):
+    request = make_request(1, tier=tier, total_tokens=tokens)
+    request.tenant = tenant
+    return request
+
+
+def test_a_bucket_pays_until_it_is_empty_and_fills_again():
+    buckets = TokenBuckets(RATES, DEPTHS)
+    assert buckets(sent_by("a", 15), 0.0, EMPTY) is None
+    assert buckets(sent_by("a", 6), 0.0, EMPTY) == "token budget of a is spent"
+    assert buckets(sent_by("b", 6), 0.0, EMPTY) is None
+    assert buckets(sent_by("a", 6), 0.25, EMPTY) is not None
+    assert buckets(sent_by("a", 6), 0.5, EMPTY) is None
+
+
+def test_a_request_larger_than_the_bucket_waits_for_a_full_one_and_owes_the_rest():
+    buckets = TokenBuckets(RATES, DEPTHS)
+    assert buckets(sent_by("a", 30), 0.0, EMPTY) is None
+    assert buckets(sent_by("a", 1), 5.0, EMPTY) is not None
+    assert buckets(sent_by("a", 1), 5.5, EMPTY) is None
+    assert buckets(sent_by("a", 30), 14.0, EMPTY) is not None
+    assert buckets(sent_by("a", 30), 16.0, EMPTY) is None
+
+
+@given(sent=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 20)), max_size=60))
+def test_a_tenant_gets_at_most_its_rate_and_the_depth_in_any_stretch_of_time(sent):
+    buckets, now, admitted = TokenBuckets(RATES, DEPTHS), 0.0, []
+    for later, tokens in sent:
+        now += later
+        if buckets(sent_by("a", tokens), now, EMPTY) is None:
+            admitted.append((now, tokens))
+    for i, (start, _) in enumerate(admitted):
+        for j in range(i, len(admitted)):
+            stretch = admitted[j][0] - start
+            assert sum(tokens for _, tokens in admitted[i : j + 1]) <= DEPTHS["batch"] + stretch * RATES["batch"]
+
+
+def test_the_last_tier_is_shed_first():
+    shed = LoadShedding(10.0, {"premium": 5.0, "standard": 15.0, "batch": 60.0})
+    reasons = {
+        tier: [shed(sent_by("a", 1, tier), 0.0, EMPTY | {queued: 601.0}) is not None for queued in TIERS]
+        for tier in TIERS
+    }
+    assert reasons == {
+        "premium": [True, False, False],
+        "standard": [True, True, False],
+        "batch": [True, True, True],
+    }
+    assert shed(sent_by("a", 1, "batch"), 0.0, EMPTY | {"batch": 600.0}) is None
+    assert (
+        shed(sent_by("a", 1, "batch"), 0.0, EMPTY | {"batch": 601.0}) == "more than 60 s of work before a batch request"
+    )
+
+
+def test_a_tier_with_infinite_patience_is_never_shed():
+    shed = LoadShedding(1.0, dict.fromkeys(TIERS, inf))
+    assert shed(sent_by("a", 1), 0.0, dict.fromkeys(TIERS, 1e12)) is None
+
+
+def test_checks_in_turn_give_the_first_reason_and_ask_no_further():
+    buckets = TokenBuckets(RATES, DEPTHS)
+    check = in_turn(LoadShedding(1.0, dict.fromkeys(TIERS, 10.0)), buckets)
+    assert "10 s of work" in check(sent_by("a", 20), 0.0, EMPTY | {"premium": 11.0})
+    assert check(sent_by("a", 20), 0.0, EMPTY) is None  # the bucket was not asked before
+    assert "budget" in check(sent_by("a", 20), 0.0, EMPTY)
+    assert in_turn()(sent_by("a", 20), 0.0, EMPTY) is None
+
+
+def test_parameters_are_checked():
+    with pytest.raises(ValueError, match="burst_tokens is"):
+        TokenBuckets(RATES, DEPTHS | {"batch": 0.0})
+    with pytest.raises(ValueError, match="tokens_per_s is"):
+        TokenBuckets({"premium": 1.0}, DEPTHS)
+    with pytest.raises(ValueError, match="tokens_per_s is 0"):
+        LoadShedding(0.0, RATES)
+    with pytest.raises(ValueError, match="longest_wait_s is"):
+        LoadShedding(1.0, RATES | {"batch": float("nan")})
