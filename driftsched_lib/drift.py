@@ -7,8 +7,10 @@ real ones.  In `wording`, the prompt ends in an instruction that the embedded mo
 "Go into depth.", the more often the further the drift: for real engines, where outputs end by themselves.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import exp, pi, sin
 from typing import Literal
 
@@ -28,6 +30,10 @@ TENANT_SPREAD = 1.3
 """The wordiest tenant's median over that of the middle one."""
 SPREAD = 0.3
 """Standard deviation of the log length at a given category, topic, tenant and drift; no estimator can know better."""
+
+LEARNING_MIX = {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10}
+STRESS_MIX = {"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30}
+"""The paper's two phases."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,8 @@ def recurring(moment: Moment) -> Habit:
 def mix_shift(moment: Moment) -> Habit:
     """From the middle on categories come in the mix of the paper's stress phase, before in that of its learning."""
     mix = STRESS_MIX if moment.progress >= 0.5 else LEARNING_MIX
-    ends = np.cumsum(list(mix.values()))
-    return Habit(category=list(mix)[int(np.searchsorted(ends / ends[-1], moment.dice, side="right"))])
+    ends = [0.0, *accumulate(mix.values())]
+    return Habit(category=list(mix)[bisect(ends, moment.dice * ends[-1]) - 1])
 
 
 def new_tenant(moment: Moment) -> Habit:
@@ -101,9 +107,6 @@ def noisy_neighbour(moment: Moment) -> Habit:
         return Habit(1.0, category="report", tenant="tenant-noisy", tier="batch")
     return Habit()
 
-
-LEARNING_MIX = {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10}
-STRESS_MIX = {"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30}
 
 Scenario = Callable[[Moment], Habit]
 SCENARIOS: dict[str, Scenario] = {
@@ -139,20 +142,21 @@ def drifted(
     if scenario not in SCENARIOS:
         raise ValueError(f"scenario is {scenario!r}, it may be one of {', '.join(SCENARIOS)}")
     rng = np.random.default_rng(seed)
-    dice, normals, wordings = rng.random(len(requests)), rng.standard_normal(len(requests)), rng.random(len(requests))
+    n = len(requests)
+    dice, normals, wordings = rng.random(n).tolist(), rng.standard_normal(n).tolist(), rng.random(n).tolist()
     tenants = _tenant_factors(requests)
     changed = []
     for i, request in enumerate(requests):
-        habit = SCENARIOS[scenario](Moment(i / len(requests), request, float(dice[i])))
+        habit = SCENARIOS[scenario](Moment(i / n, request, dice[i]))
         prefix, topic, template = _parts(request)
         category, tenant = habit.category or request.job_type, habit.tenant or request.tenant
         style, pinned = "plain", None
         if form == "wording":
-            style = _style(habit.drift, float(wordings[i]))
+            style = _style(habit.drift, wordings[i])
         else:
             drift = FACTOR**habit.drift
             median = MEDIAN_SHARE * limits[category] * TOPIC_FACTORS[topic] * tenants.get(tenant, 1.0) * drift
-            pinned = int(np.clip(round(median * exp(spread * normals[i])), 1, limits[category]))
+            pinned = min(max(round(median * exp(spread * normals[i])), 1), limits[category])
         prompt = build_prompt(category, topic, template % len(TEMPLATES[category]), style)
         if prefix:
             prompt = label_prefix(request.request_id, tenant, category) + prompt

@@ -1,15 +1,14 @@
-"""What an estimator has learnt, as one JSON file: written whole or not at all, read back exactly, refused if damaged."""
+"""What an estimator has learnt, as one JSON file: written whole or not at all, read back exactly, or refused."""
 
 import inspect
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, create_model
 
 from driftsched_lib.estimators import ESTIMATORS, Estimator
 
@@ -81,26 +80,28 @@ def _estimator(content: Any) -> Estimator:
         if content["state"] is not None:
             raise _Fault("state: must be null, this estimator learns nothing")
         return estimator
-    try:
-        state = TypeAdapter(type(estimator.state_)).validate_json(
-            json.dumps(content["state"]), strict=True, extra="forbid"
-        )
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise _Fault(f"{'.'.join(map(str, ('state', *fault['loc'])))}: {fault['msg']}") from None
+    state = _validated(type(estimator.state_), content["state"], "state")
     _check_like_new(asdict(estimator.state_), asdict(state), "state")
     estimator.state_ = state
     return estimator
 
 
 def _new(kind: type, parameters: Any) -> Estimator:
-    names = list(inspect.signature(kind).parameters)
-    if not isinstance(parameters, Mapping) or set(parameters) != set(names):
-        raise _Fault(f"parameters: must be {', '.join(names)}")
+    """An estimator that has learnt nothing, of parameters of the types that its constructor names."""
+    fields = {name: (parameter.annotation, ...) for name, parameter in inspect.signature(kind).parameters.items()}
+    checked = _validated(create_model(kind.__name__, **fields), parameters, "parameters")  # type: ignore[call-overload]
     try:
-        return kind(**parameters)
-    except (TypeError, ValueError, AttributeError) as error:
+        return kind(**{name: getattr(checked, name) for name in fields})
+    except ValueError as error:
         raise _Fault(f"parameters: {error}") from None
+
+
+def _validated(kind: type, values: Any, field: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise _Fault(f"{'.'.join(map(str, (field, *fault['loc'])))}: {fault['msg']}") from None
 
 
 def _check_finite(value: Any, field: str) -> None:

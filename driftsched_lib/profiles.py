@@ -9,6 +9,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
+
 class ProfileError(ValueError):
     """A profile that cannot be used; the message names the file and each field."""
 

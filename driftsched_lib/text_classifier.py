@@ -1,7 +1,7 @@
 """From a prompt to its workload category by a small text model, where no label prefix gives the answer away."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import pandas as pd
@@ -13,6 +13,7 @@ from driftsched_lib.prompts import CATEGORIES, STYLES, TEMPLATES, TOPICS, build_
 
 _TOKENS = re.compile(r"\w+|\?")
 FOLDS = 5
+"""As many as there are wordings in a category."""
 
 
 class TextClassifier:
@@ -54,28 +55,66 @@ def labelled_prompts(
     return prompts, labels
 
 
+OTHER_WORDINGS = {
+    "short_qa": (
+        "Who invented BGP?",
+        "Is Redis single-threaded?",
+        "Why do we need TLS?",
+        "Can Kafka lose messages?",
+        "Define an API gateway in one line.",
+    ),
+    "summary": (
+        "Give me a summary of how Terraform works.",
+        "Sum up the key ideas of OAuth.",
+        "TL;DR of PagedAttention please.",
+        "Briefly recap the history of Docker.",
+        "Condense the main points about CDNs.",
+    ),
+    "technical": (
+        "Describe the internals of PostgreSQL replication.",
+        "Walk me through the architecture of a service mesh.",
+        "How exactly does the KV cache get evicted, step by step?",
+        "Show how CUDA streams overlap copies with kernels.",
+        "Detail the implementation of rate limiting with token buckets.",
+    ),
+    "report": (
+        "Prepare a comprehensive report about cloud security.",
+        "Draft a long analysis of multi-tenant systems.",
+        "Produce a full assessment of our observability stack.",
+        "Write an in-depth study of autoscaling in production.",
+        "Compile a white paper on zero trust.",
+    ),
+}
+"""Prompts as other people word them, which nothing here is trained on."""
+
+
 def held_out_accuracy() -> pd.DataFrame:
-    """Shares of prompts classified rightly, a row a category: by key words, and by the text model on prompts whose
-    topic, whose wording, or both it was not trained on (`FOLDS`-fold).
+    """Shares of prompts classified rightly, a row a category: by key words, and by the text model where the topic, the
+    wording, or both were held out of its training (`FOLDS`-fold).
 
     The wordings of a category mostly begin alike ("Summarize", "Explain", "Write", a question), and one of them held
-    out still does: what this says of quite other wordings is little.
+    out still does; what quite other wordings come to is in the last two columns, of `OTHER_WORDINGS`.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[tuple[str, str, bool]] = []
 
-    def judge(how: str, classify: Callable[[str], str], topics: Sequence[str] | None, templates: Sequence[int] | None):
-        for prompt, category in zip(*labelled_prompts(topics, templates), strict=True):
-            rows.append({"how": how, "category": category, "right": classify(prompt) == category})
+    def judge(how: str, classifier: KeywordClassifier | TextClassifier, prompts: Sequence[str], labels: Sequence[str]):
+        for prompt, label in zip(prompts, labels, strict=True):
+            rows.append((how, label, classifier.classify(prompt) == label))
 
-    judge("key words", KeywordClassifier().classify, None, None)
-    wordings = range(len(TEMPLATES["summary"]))
+    judge("key words", KeywordClassifier(), *labelled_prompts())
     for fold in range(FOLDS):
-        new_topics, old_topics = TOPICS[fold::FOLDS], [t for i, t in enumerate(TOPICS) if i % FOLDS != fold]
-        new_wordings, old_wordings = [fold], [template for template in wordings if template != fold]
-        judge("new topics", TextClassifier(old_topics).classify, new_topics, None)
-        judge("new wordings", TextClassifier(None, old_wordings).classify, None, new_wordings)
-        judge("both new", TextClassifier(old_topics, old_wordings).classify, new_topics, new_wordings)
-    return pd.DataFrame(rows).pivot_table("right", "category", "how", sort=False, margins=True, margins_name="all")
+        topics, other_topics = TOPICS[fold::FOLDS], [t for i, t in enumerate(TOPICS) if i % FOLDS != fold]
+        wordings, other_wordings = [fold], [wording for wording in range(FOLDS) if wording != fold]
+        judge("new topics", TextClassifier(other_topics), *labelled_prompts(topics))
+        judge("new wordings", TextClassifier(None, other_wordings), *labelled_prompts(None, wordings))
+        judge("both new", TextClassifier(other_topics, other_wordings), *labelled_prompts(topics, wordings))
+    prompts, labels = zip(*((text, label) for label, texts in OTHER_WORDINGS.items() for text in texts), strict=True)
+    judge("other wordings", TextClassifier(), prompts, labels)
+    judge("other wordings, key words", KeywordClassifier(), prompts, labels)
+    shares = pd.DataFrame(rows, columns=["how", "category", "right"]).pivot_table(
+        "right", "category", "how", sort=False
+    )
+    return pd.concat([shares, shares.mean().rename("all").to_frame().T]).rename_axis("category")
 
 
 def _tokens(prompt: str) -> list[str]:

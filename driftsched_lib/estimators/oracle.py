@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from driftsched_lib.estimators.paper import BASE_TOKENS
+from driftsched_lib.estimators.base import BASE_TOKENS, base_of, checked_bases, checked_length
 from driftsched_lib.requests import Estimate, Request
 
 
@@ -12,18 +12,22 @@ class Oracle:
     Under whitespace accounting its unit is not that of what is observed; the order of requests is right all the same.
 
     Raises:
-        ValueError: a request whose output ends by itself.
+        ValueError: a request whose output ends by itself, or what every estimator refuses.
     """
 
+    state_ = None
+
     def __init__(self, base_tokens: Mapping[str, int] = BASE_TOKENS):
-        self.base_tokens = dict(base_tokens)
+        self.base_tokens = checked_bases(base_tokens)
 
     def estimate(self, request: Request) -> Estimate:
         length = request.pinned_tokens
         if length is None:
             raise ValueError(f"request {request.request_id!r}: the oracle knows pinned output lengths alone")
-        base = self.base_tokens[request.category]
-        return Estimate(length, request.input_tokens + length, length / base, base)
+        base = base_of(self.base_tokens, request)
+        return Estimate(length, request.input_tokens + length, length / base, base, length, length, (float(length),))
 
     def observe(self, request: Request, output_tokens: int) -> None:
         """There is nothing to learn."""
+        checked_length(request, output_tokens)
+        base_of(self.base_tokens, request)

@@ -1,20 +1,29 @@
 """The paper's estimator: static, or calibrated by an exponential moving average."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from driftsched_lib.estimators.base import Feedback
+from driftsched_lib.estimators.base import BASE_TOKENS, Feedback, base_of, in_range
+from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.requests import TIERS, Estimate, Request
 
-BASE_TOKENS = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 
 
-class PaperEstimator:
+@dataclass
+class PaperState:
+    """The bias and the interval of each category."""
+
+    bias: dict[str, float]
+    intervals: dict[str, AdaptiveInterval]
+
+
+class PaperEstimator(ConformalEstimator):
     """The paper's estimator: a base length a category, times a learnt bias, a safety factor and an input factor.
 
     `output = int(base[category] * bias[category] * safety[tier] * min(max_input_factor, 1 + input / input_scale))`.
     On completion `measured = clip(actual / base, *clip)` and `bias <- (1 - alpha) * bias + alpha * measured`
-    (arXiv 2606.02982, adaptive token estimation).  With `calibrate=False` every bias stays 1.
+    (arXiv 2606.02982, adaptive token estimation).  With `calibrate=False` every bias stays 1.  The interval is ours.
 
     Parameters:
         base_tokens: tokens by category.
@@ -24,9 +33,10 @@ class PaperEstimator:
         input_scale: input tokens that would double the estimate, were it not for `max_input_factor`.
 
     Raises:
-        KeyError: a category without a base.
-        ValueError: a parameter out of range, or an observed length below zero.
+        ValueError: a parameter out of range, a category without a base, or an observed length that is none.
     """
+
+    state_: PaperState
 
     def __init__(
         self,
@@ -38,38 +48,35 @@ class PaperEstimator:
         max_input_factor: float = 1.5,
         input_scale: float = 1000.0,
     ):
-        if not 0 < alpha <= 1:
-            raise ValueError(f"alpha is {alpha}, it must be above 0 and at most 1")
+        super().__init__(base_tokens)
         if not 0 <= clip[0] < clip[1]:
             raise ValueError(f"clip is {clip}, it must be two rising numbers, none below 0")
-        if any(base < 1 for base in base_tokens.values()):
-            raise ValueError(f"base_tokens is {dict(base_tokens)}, each base must be at least one token")
         if set(safety) != set(TIERS):
             raise ValueError(f"safety is {dict(safety)}, it must name {', '.join(TIERS)}, each once")
         if not input_scale > 0:
             raise ValueError(f"input_scale is {input_scale}, it must be above 0")
-        self.base_tokens = dict(base_tokens)
         self.safety = dict(safety)
         self.calibrate = calibrate
-        self.alpha = alpha
+        self.alpha = in_range("alpha", alpha, 0, 1)
         self.clip = clip
         self.max_input_factor = max_input_factor
         self.input_scale = input_scale
-        self.bias_ = dict.fromkeys(self.base_tokens, 1.0)
+        self.state_ = PaperState(dict.fromkeys(self.base_tokens, 1.0), new_intervals(self.base_tokens))
 
     def estimate(self, request: Request) -> Estimate:
-        base = self.base_tokens[request.category]
-        bias = self.bias_[request.category]
-        input_factor = min(self.max_input_factor, 1.0 + request.input_tokens / self.input_scale)
-        output = int(base * bias * self.safety[request.tier] * input_factor)
-        return Estimate(output, request.input_tokens + output, bias, base)
+        base = base_of(self.base_tokens, request)
+        point = self._expect(request, base)
+        return self._around(request, point, int(point), self.state_.bias[request.category], base)
 
-    def observe(self, request: Request, output_tokens: int) -> Feedback:
-        if output_tokens < 0:
-            raise ValueError(f"request {request.request_id!r}: {output_tokens} output tokens observed")
+    def _expect(self, request: Request, base: int) -> float:
+        input_factor = min(self.max_input_factor, 1.0 + request.input_tokens / self.input_scale)
+        return base * self.state_.bias[request.category] * self.safety[request.tier] * input_factor
+
+    def _learn(self, request: Request, base: int, length: int) -> Feedback:
         low, high = self.clip
-        before = self.bias_[request.category]
-        measured = min(max(output_tokens / self.base_tokens[request.category], low), high)
+        bias = self.state_.bias
+        before = bias[request.category]
+        measured = min(max(length / base, low), high)
         if self.calibrate:
-            self.bias_[request.category] = (1 - self.alpha) * before + self.alpha * measured
-        return Feedback(before, measured, self.bias_[request.category])
+            bias[request.category] = (1 - self.alpha) * before + self.alpha * measured
+        return Feedback(before, measured, bias[request.category])

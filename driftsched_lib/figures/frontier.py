@@ -30,11 +30,6 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         for policies, place in _neighbours(means[[x, y]]):
             names = ", ".join(POLICY_NAMES[policy] for policy in policies)
             axis.annotate(names, place, (5, 4), textcoords="offset points", fontsize=8)
-        axis.set(xscale="log", yscale="log")
-        for scale in (axis.xaxis, axis.yaxis):
-            scale.set_major_formatter("{x:g}")
-            scale.set_minor_formatter("{x:g}")
-            scale.set_tick_params(which="both", labelsize=8)
         axis.set_title(panel, loc="left", fontsize=11)
         axis.set_xlabel(labels[0])
         axis.margins(x=0.18, y=0.1)
@@ -43,15 +38,14 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
     return figure
 
 
-def _neighbours(points: pd.DataFrame, apart: float = 0.06) -> list[tuple[list[str], tuple[float, float]]]:
+def _neighbours(points: pd.DataFrame, apart: float = 0.09) -> list[tuple[list[str], tuple[float, float]]]:
     """Policies whose dots lie together, and where to write their names.
 
     Parameters:
-        points: two measures by policy, both above 0.
-        apart: share of an axis, on its log scale, at which two dots are two.
+        points: two measures by policy.
+        apart: share of an axis at which two dots are two.
     """
-    logs = np.log(points)
-    shares = (logs - logs.min()) / (logs.max() - logs.min()).clip(lower=1e-9)
+    shares = (points - points.min()) / (points.max() - points.min()).clip(lower=1e-9)
     groups: list[list[str]] = []
     for policy, place in shares.iterrows():
         near = [group for group in groups if (shares.loc[group[0]] - place).abs().max() < apart]

@@ -1,0 +1,247 @@
+"""The drift lab: streams of requests replayed through estimators, without an engine, and what the estimates were worth.
+
+A replay is a table, a row a request in order of arrival: `position`, `category`, `tenant`, `estimated_tokens`,
+`actual_tokens`, `low_tokens`, `high_tokens`, and `probe_tokens`, what the estimator then said of one and the same
+request of that category, so that its own movement can be told from that of the requests.  Many replays are one table
+with `estimator`, `scenario` and `seed`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from driftsched_lib.comparison import mean_interval
+from driftsched_lib.drift import drifted
+from driftsched_lib.estimators import BASE_TOKENS, Estimator
+from driftsched_lib.params import Params, Phase, WorkloadParams
+from driftsched_lib.prompts import build_prompt
+from driftsched_lib.requests import Request
+from driftsched_lib.workloads import paper_load
+
+DAYS = 4
+WINDOW = 200
+MEASURES = ("mae_tokens", "rmse_tokens", "mape", "bias_tokens", "kendall_tau", "coverage", "width_tokens")
+
+
+def lab_load(
+    scenario: str, seed: int, requests: int = 2000, limits: Mapping[str, int] = BASE_TOKENS, spread: float | None = None
+) -> list[Request]:
+    """A load under a scenario, four categories alike often, classified rightly, spread evenly over `DAYS` days."""
+    phase = Phase(name="lab", share=1.0, mix=dict.fromkeys(BASE_TOKENS, 0.25), gap_s=[0.0, 1.0])
+    params = Params(requests=requests, workload=WorkloadParams(label_prefix=False, phases=[phase]))
+    [load] = paper_load(params, seed, capacity_tokens_per_s=1.0)
+    changed = drifted(load.requests, scenario, seed, limits, **({} if spread is None else {"spread": spread}))
+    for i, request in enumerate(changed):
+        request.category, request.input_tokens = request.job_type, len(request.prompt.split())
+        request.arrival_s = DAYS * 86400 * i / requests
+    return changed
+
+
+def recorded_load(records: pd.DataFrame, prompts: Mapping[str, str]) -> tuple[list[Request], list[int]]:
+    """The completed requests of a run, in order of arrival in each phase, and what they came to in its accounting.
+
+    Parameters:
+        records: the run's `requests.parquet`.
+        prompts: by request id; the records hold none.
+    """
+    done = records[records.outcome == "completed"]
+    done = done.loc[done.request_id.astype(int).sort_values().index]
+    requests = [
+        Request(
+            row.request_id,
+            row.arrival_s,
+            prompts[row.request_id],
+            row.tenant,
+            row.tier,
+            row.max_tokens,
+            category=row.category,
+            input_tokens=row.input_tokens,
+        )
+        for row in done.itertuples()
+    ]
+    return requests, done.actual_tokens.astype(int).tolist()
+
+
+def replay(
+    estimator: Estimator, requests: Sequence[Request], lengths: Sequence[int] | None = None, delay: int = 0
+) -> pd.DataFrame:
+    """Estimate each request, and let the estimator observe its length when `delay` more have been estimated.
+
+    Parameters:
+        lengths: what the outputs came to; None for the lengths at which they are pinned.
+        delay: requests in flight between an estimate and its observation.
+    """
+    if lengths is None:
+        lengths = [request.pinned_tokens for request in requests]
+    rows, in_flight = [], deque()
+    for request, length in zip(requests, lengths, strict=True):
+        estimate = request.estimate = estimator.estimate(request)
+        probe = estimator.estimate(_probe(request, length))
+        rows.append(
+            (
+                request.category,
+                request.tenant,
+                estimate.output_tokens,
+                length,
+                estimate.low_tokens,
+                estimate.high_tokens,
+                probe.output_tokens,
+            )
+        )
+        in_flight.append((request, length))
+        if len(in_flight) > delay:
+            estimator.observe(*in_flight.popleft())
+    columns = ["category", "tenant", "estimated_tokens", "actual_tokens", "low_tokens", "high_tokens", "probe_tokens"]
+    return pd.DataFrame(rows, columns=columns).rename_axis("position").reset_index()
+
+
+def _probe(request: Request, length: int) -> Request:
+    """One and the same request of a category, at the time of another."""
+    prompt = build_prompt(request.category, "Load Balancing", 0)
+    return replace(request, prompt=prompt, tenant="tenant-standard", tier="standard", pinned_tokens=length)
+
+
+def replays(
+    estimators: Mapping[str, Callable[[], Estimator]],
+    scenarios: Iterable[str],
+    seeds: Iterable[int],
+    requests: int = 2000,
+    delay: int = 0,
+) -> pd.DataFrame:
+    """Every estimator, begun anew, through every scenario and seed: the replays as one table.
+
+    Parameters:
+        estimators: by name, what makes one.
+    """
+    tables = []
+    seeds = list(seeds)
+    for scenario in scenarios:
+        for seed in seeds:
+            load = lab_load(scenario, seed, requests)
+            for name, make in estimators.items():
+                table = replay(make(), load, delay=delay)
+                tables.append(table.assign(estimator=name, scenario=scenario, seed=seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+def accuracy(replay: pd.DataFrame) -> pd.Series:
+    """MAE, RMSE, MAPE, bias, Kendall's tau, coverage and width of the 90% intervals of one replay, or a part of one.
+
+    Lengths in tokens, estimated less actual; the others as shares.  An empty output counts as one token in MAPE.
+    """
+    actual = replay.actual_tokens.to_numpy(dtype=float)
+    error = replay.estimated_tokens.to_numpy(dtype=float) - actual
+    low, high = replay.low_tokens.to_numpy(dtype=float), replay.high_tokens.to_numpy(dtype=float)
+    return pd.Series(
+        {
+            "mae_tokens": np.abs(error).mean(),
+            "rmse_tokens": np.sqrt((error**2).mean()),
+            "mape": np.abs(error / np.maximum(actual, 1)).mean(),
+            "bias_tokens": error.mean(),
+            "kendall_tau": kendalltau(replay.estimated_tokens, replay.actual_tokens).statistic,
+            "coverage": ((low <= actual) & (actual <= high)).mean(),
+            "width_tokens": (high - low).mean(),
+        }
+    )
+
+
+def accuracy_table(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
+    """`accuracy` of each scenario and estimator, the first `skip` requests left out: mean over seeds with interval."""
+    late = replays[replays.position >= skip]
+    by_seed = late.groupby(["scenario", "estimator", "seed"], sort=False).apply(accuracy, include_groups=False)
+    return by_seed.groupby(level=["scenario", "estimator"], sort=False).agg(mean_interval)
+
+
+def over_time(replays: pd.DataFrame, size: int = WINDOW) -> pd.DataFrame:
+    """`accuracy` in windows of `size` requests: a row a scenario, estimator, seed and window."""
+    window = (replays.position // size).rename("window")
+    groups = replays.groupby(["scenario", "estimator", "seed", window], sort=False)
+    return groups.apply(accuracy, include_groups=False).reset_index()
+
+
+def coverage_table(windows: pd.DataFrame, low: float = 0.88, high: float = 0.92) -> pd.DataFrame:
+    """How even the coverage is: a row a scenario and estimator, the first window, where nothing is known, left out.
+
+    `least` and `most` are over windows, of the mean over seeds; `lowest` is the worst window of any seed; `within` is
+    the share of single windows from `low` to `high`.  Independent misses would give 0.7 with a perfect interval.
+
+    Parameters:
+        windows: from `over_time`.
+    """
+    late = windows[windows.window > 0]
+    by = ["scenario", "estimator"]
+    means = late.groupby([*by, "window"], sort=False).coverage.mean().groupby(level=by, sort=False)
+    single = late.assign(within=late.coverage.between(low - 1e-9, high + 1e-9)).groupby(by, sort=False)
+    return pd.DataFrame(
+        {"least": means.min(), "most": means.max(), "lowest": single.coverage.min(), "within": single.within.mean()}
+    )
+
+
+def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFrame:
+    """How the estimate of one and the same request settles after a change at the position `change`.
+
+    A row a scenario, estimator, seed, category and request of that category from the change on: `observations`, how
+    many requests of the category from after the change had been observed, and `log_error`, log of the probe over
+    where it settles, its geometric mean over all seeds in the second half of what comes after the change.
+    """
+    after = replays[replays.position >= change]
+    by = ["scenario", "estimator", "category"]
+    parts = []
+    for _, group in after.groupby([*by, "seed"], sort=False):
+        positions = group.position.to_numpy()
+        parts.append(
+            group.assign(
+                observations=np.searchsorted(positions, positions - delay),
+                log_probe=np.log(group.probe_tokens.to_numpy(dtype=float)),
+            )
+        )
+    paths = pd.concat(parts)
+    half = (change + replays.position.max() + 1) / 2
+    settled = paths[paths.position >= half].groupby(by).log_probe.mean().rename("settled")
+    paths = paths.join(settled, on=by)
+    columns = [*by, "seed", "position", "observations", "log_error"]
+    return paths.assign(log_error=paths.log_probe - paths.settled)[columns]
+
+
+def observations_to_recover(paths: pd.DataFrame, tolerance: float = 0.1, until: int = 100) -> pd.Series:
+    """Observations of a group from which on the estimate stays within `tolerance` of where it settles.
+
+    The mean over seeds is what has to stay, group by group, and the slowest group counts: a single estimator's noise
+    is `steady_noise`.  NaN where it has not settled after `until` observations.
+
+    Parameters:
+        paths: from `probe_paths`, of the groups that changed.
+    """
+    means = paths[paths.observations <= until].groupby(
+        ["scenario", "estimator", "category", "observations"], sort=False
+    )
+    outside = means.log_error.mean().abs() > np.log1p(tolerance)
+
+    def recovered(group: pd.Series) -> float:
+        late = group[group].index.get_level_values("observations")
+        return 0.0 if late.empty else float("nan") if late.max() >= until else late.max() + 1.0
+
+    by_group = outside.groupby(level=["scenario", "estimator", "category"], sort=False).apply(recovered)
+    return by_group.groupby(level=["scenario", "estimator"], sort=False).apply(
+        lambda slowest: slowest.max(skipna=False)
+    )
+
+
+def steady_noise(replays: pd.DataFrame) -> pd.DataFrame:
+    """Standard deviation of the log estimate of one and the same request, in the second half of a stationary replay.
+
+    A row an estimator, the mean over seeds and categories with its interval over seeds.
+    """
+    late = replays[replays.position >= (replays.position.max() + 1) / 2]
+    logs = np.log(late.probe_tokens.astype(float))
+    spread = logs.groupby([late.estimator, late.seed, late.category], sort=False).std()
+    return (
+        spread.groupby(level=["estimator", "seed"], sort=False)
+        .mean()
+        .groupby(level="estimator", sort=False)
+        .agg(mean_interval)
+    )

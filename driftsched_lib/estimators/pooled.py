@@ -1,0 +1,94 @@
+"""Tenants that borrow from their category until they have shown habits of their own: partial pooling."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import exp
+
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, in_range, log_ratio
+from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
+from driftsched_lib.estimators.kalman import LocalLevel
+from driftsched_lib.requests import Request
+
+BETWEEN_GAIN = 0.02
+LEAST_GAIN = 0.02
+
+
+@dataclass
+class AgedMean:
+    """A mean whose older observations weigh less, each `1 - gain` as much as the next; `count` is what they weigh."""
+
+    count: float = 0.0
+    total: float = 0.0
+
+    def learn(self, value: float, gain: float) -> None:
+        self.count = (1 - gain) * self.count + 1.0
+        self.total = (1 - gain) * self.total + value
+
+
+@dataclass
+class Category:
+    """A category's level of log(length / base), and the variance of its tenants' deviations from it."""
+
+    level: LocalLevel = field(default_factory=LocalLevel)
+    between: float = 0.05
+
+    def deviation(self, own: AgedMean | None) -> tuple[float, float]:
+        """Posterior mean and variance of a tenant's deviation, given the mean of those observed."""
+        between = max(self.between, LEAST_VARIANCE)
+        if own is None:
+            return 0.0, between
+        ratio = self.level.noise / between
+        return own.total / (own.count + ratio), self.level.noise / (own.count + ratio)
+
+
+@dataclass
+class PooledState:
+    """Categories, tenants (least recently observed first) with their mean deviation by category, and intervals."""
+
+    categories: dict[str, Category]
+    tenants: dict[str, dict[str, AgedMean]]
+    intervals: dict[str, AdaptiveInterval]
+
+
+class Pooled(ConformalEstimator):
+    """The log length by tenant and category: a tenant starts from its category, a category from its base.
+
+    The level of a category is that of `Kalman`.  Of n observed deviations from it, a tenant's mean counts for
+    `n / (n + within / between)`: the posterior mean of a normal deviation (empirical Bayes: Efron and Morris, 1973;
+    Gelman and Hill, Data Analysis Using Regression and Multilevel Models, 2007, section 12.2).  Both variances are
+    learnt: the product of a tenant's deviation now and its mean deviation before is the variance between tenants on
+    average.
+
+    Parameters:
+        base_tokens: tokens by category.
+        gain: how much less each observation of a tenant weighs than the next.
+        most_tenants: how many tenants are kept; one more, and the one not observed for longest starts again from its
+            category.
+    """
+
+    state_: PooledState
+
+    def __init__(self, base_tokens: Mapping[str, int] = BASE_TOKENS, gain: float = 0.03, most_tenants: int = 1000):
+        super().__init__(base_tokens)
+        self.gain = in_range("gain", gain, 0, 1)
+        self.most_tenants = int(in_range("most_tenants", most_tenants, 0, 1e6))
+        categories = {category: Category() for category in self.base_tokens}
+        self.state_ = PooledState(categories, {}, new_intervals(self.base_tokens))
+
+    def _expect(self, request: Request, base: int) -> float:
+        category = self.state_.categories[request.category]
+        deviation, _ = category.deviation(self.state_.tenants.get(request.tenant, {}).get(request.category))
+        return base * exp(category.level.level + deviation)
+
+    def _learn(self, request: Request, base: int, length: int) -> None:
+        tenants, category = self.state_.tenants, self.state_.categories[request.category]
+        by_category = tenants[request.tenant] = tenants.pop(request.tenant, {})
+        own = by_category.setdefault(request.category, AgedMean())
+        expected, variance = category.deviation(own)
+        deviation = log_ratio(length, base) - category.level.level
+        if own.count > 0:
+            category.between += BETWEEN_GAIN * (deviation * own.total / own.count - category.between)
+        category.level.learn(deviation - expected, variance, LEAST_GAIN)
+        own.learn(deviation, self.gain)
+        if len(tenants) > self.most_tenants:
+            del tenants[next(iter(tenants))]

@@ -1,0 +1,222 @@
+"""Pooling, change detection, Kalman filtering, regression, the tail and the ranking, against references and by hand."""
+
+from math import exp, log
+
+import numpy as np
+import pytest
+from helpers import make_request
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import t
+
+from driftsched_lib.drift_lab import accuracy, lab_load, replay
+from driftsched_lib.estimators import (
+    Kalman,
+    PageHinkley,
+    PaperEstimator,
+    Pooled,
+    Ranker,
+    Regression,
+    RunningQuantiles,
+    TailInflatedExpectation,
+)
+from driftsched_lib.estimators.base import LEAST_VARIANCE
+from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
+from driftsched_lib.estimators.features import SLOTS, named, word_slots
+from driftsched_lib.estimators.kalman import LocalLevel
+from driftsched_lib.estimators.pooled import AgedMean, Category
+
+BASES = {"summary": 100}
+NUMBERS = st.floats(-5, 5)
+
+
+def request(tenant="tenant-a", i=0, prompt="How does DNS work?", max_tokens=100_000, tier="standard"):
+    request = make_request(i, max_tokens=max_tokens, tier=tier)
+    request.category, request.tenant, request.prompt, request.estimate = "summary", tenant, prompt, None
+    return request
+
+
+@given(values=st.lists(NUMBERS, max_size=50), gain=st.floats(0.01, 1))
+def test_an_aged_mean_against_its_weights(values, gain):
+    mean = AgedMean()
+    for value in values:
+        mean.learn(value, gain)
+    weights = [(1 - gain) ** age for age in range(len(values))][::-1]
+    assert mean.count == pytest.approx(sum(weights))
+    assert mean.total == pytest.approx(np.dot(weights, values), abs=1e-9)
+
+
+@given(values=st.lists(NUMBERS, min_size=1, max_size=50), noise=st.floats(0.01, 10), between=st.floats(0.001, 10))
+def test_pooling_against_the_posterior_of_a_normal_mean(values, noise, between):
+    """Prior N(0, between), observations with variance `noise`: precisions add, and means by their precision."""
+    category = Category(LocalLevel(noise=noise), between)
+    mean, variance = category.deviation(AgedMean(len(values), sum(values)))
+    precision = len(values) / noise + 1 / between
+    assert variance == pytest.approx(1 / precision)
+    assert mean == pytest.approx(sum(values) / noise / precision, abs=1e-9)
+    assert category.deviation(None) == (0.0, between)
+    assert Category(between=-1.0).deviation(None) == (0.0, LEAST_VARIANCE)
+
+
+def test_a_new_tenant_starts_from_its_category_and_grows_its_own_habits():
+    rng = np.random.default_rng(0)
+    estimator = Pooled(BASES)
+    factors = {f"tenant-{i}": factor for i, factor in enumerate(np.geomspace(0.5, 2, 8))}
+    for i in range(1500):
+        tenant = f"tenant-{rng.integers(8)}"
+        estimator.observe(request(tenant, i), round(200 * factors[tenant] * rng.lognormal(0, 0.2)))
+    for tenant, factor in factors.items():
+        assert estimator.estimate(request(tenant)).output_tokens == pytest.approx(200 * factor, rel=0.2)
+    assert estimator.estimate(request("tenant-new")).output_tokens == pytest.approx(200, rel=0.2)
+    assert estimator.state_.categories["summary"].between == pytest.approx(
+        np.var(np.log(list(factors.values()))), rel=0.5
+    )
+    estimator.observe(request("tenant-new"), 800)
+    after_one = estimator.estimate(request("tenant-new")).output_tokens
+    assert 240 < after_one < 800  # one observation is believed, and not all of it
+
+
+@pytest.mark.parametrize("kind", [Pooled, RunningQuantiles])
+def test_the_tenant_longest_unseen_is_forgotten(kind):
+    estimator = kind(BASES, most_tenants=2)
+    for tenant in ("a", "b", "a", "c"):
+        estimator.observe(request(tenant), 50)
+    assert list(estimator.state_.tenants) == ["a", "c"]
+
+
+@given(residuals=st.lists(st.floats(-3, 3), max_size=100))
+def test_page_hinkley_against_its_cumulative_sums(residuals):
+    test, sums = RiseTest(), [0.0]
+    for residual in residuals:
+        test.learn(residual, residual)
+        sums.append(sums[-1] + residual - TOLERANCE)
+        assert test.excess == pytest.approx(sums[-1] - min(sums), abs=1e-9)
+        if test.excess > 1e-9:
+            assert test.total == pytest.approx(sum(residuals[len(sums) - 1 - test.count : len(sums) - 1]), abs=1e-9)
+
+
+def test_a_change_is_found_in_either_direction_with_the_mean_since_it_began():
+    for sign in (1, -1):
+        detector = ChangeDetector()
+        assert all(detector.learn(0.0, 0.0) is None for _ in range(100))
+        found = [detector.learn(sign * 2.0, sign * 2.0) for _ in range(5)]
+        steps = int(THRESHOLD / (2 - TOLERANCE)) + 1
+        assert found.index((sign * 2.0, steps)) == steps - 1
+    assert ChangeDetector().learn(1000.0, 1000.0) is None and WILD < THRESHOLD  # never by one alone
+
+
+def test_false_alarms_are_as_rare_as_they_are_said_to_be():
+    rng = np.random.default_rng(0)
+    detector = ChangeDetector()
+    alarms = sum(detector.learn(z, z) is not None for z in rng.standard_normal(100_000).tolist())
+    assert 100_000 / alarms == pytest.approx(1300, rel=0.35)
+
+
+@given(values=st.lists(st.floats(-0.3, 0.3), min_size=1, max_size=30))
+def test_a_level_that_does_not_drift_is_the_mean_of_its_values(values):
+    """With the prior wide, the first gains are 1, 1/2, 1/3 ... as of a mean; the noise's own learning only scales."""
+    level = LocalLevel(variance=1e9, noise=1e-3)
+    level.learn(values[0], 0.0, 1e-9)
+    assert level.level == pytest.approx(values[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [PageHinkley, Kalman])
+def test_adaptive_gain_is_calm_and_then_quick(kind):
+    """Against EMA 0.1: no noisier where nothing changes, and nearer ten observations after a change."""
+    settings = {"safety": dict.fromkeys(("premium", "standard", "batch"), 1.0)}
+    noise, late = {}, {}
+    for name, make in {"adaptive": lambda: kind(BASES), "ema": lambda: PaperEstimator(BASES, **settings)}.items():
+        calm, error = [], []
+        for seed in range(10):
+            rng, estimator = np.random.default_rng(seed), make()
+            for i in range(400):
+                estimator.observe(request(i=i), round(100 * rng.lognormal(0, 0.3)))
+                if i >= 200:
+                    calm.append(log(estimator.estimate(request()).output_tokens / 100))
+            for i in range(10):
+                estimator.observe(request(i=i), round(200 * rng.lognormal(0, 0.3)))
+            error.append(log(estimator.estimate(request()).output_tokens / 200))
+        noise[name], late[name] = np.std(calm), abs(np.mean(error))
+    assert noise["adaptive"] <= noise["ema"]
+    assert late["adaptive"] < log(1.1) < late["ema"]
+
+
+def test_the_kalman_gain_grows_where_the_level_drifts():
+    calm, drifting = Kalman(BASES), Kalman(BASES)
+    rng = np.random.default_rng(0)
+    for i in range(1000):
+        spread = rng.lognormal(0, 0.3)
+        calm.observe(request(i=i), round(200 * spread))
+        drifting.observe(request(i=i), round(200 * exp(0.5 * np.sin(i / 12)) * spread))
+    assert drifting.state_.levels["summary"].gain > 3 * calm.state_.levels["summary"].gain
+
+
+def test_regression_learns_words_tenants_and_hours():
+    table = replay(Regression(), lab_load("stationary", seed=5))
+    blind = replay(Kalman(), lab_load("stationary", seed=5))
+    assert accuracy(table[1000:]).mae_tokens < 0.8 * accuracy(blind[1000:]).mae_tokens
+    table, blind = (replay(kind(), lab_load("recurring", seed=5)) for kind in (Regression, Kalman))
+    assert accuracy(table[1000:]).mae_tokens < 0.8 * accuracy(blind[1000:]).mae_tokens
+
+
+def test_features_are_the_same_in_every_process_and_long_prompts_cost_no_more():
+    assert word_slots("Explain TLS.") == word_slots("explain tls")
+    assert word_slots("Explain TLS.") == (1610, 1943)
+    assert len(word_slots(" ".join(f"word{i}x" for i in range(10_000)))) <= 32
+    assert word_slots("Request 17") == word_slots("Request 99")
+    assert all(0 <= slot < SLOTS for slot in named(request()))
+
+
+@given(location=st.floats(50, 400), scale=st.floats(0.05, 1.0), cap=st.integers(100, 3000), beta=st.floats(0.01, 1.0))
+def test_the_tail_inflated_expectation_against_drawing(location, scale, cap, beta):
+    estimator = TailInflatedExpectation({"summary": 1}, beta=beta)
+    estimator.state_.scales["summary"] = scale**2
+    estimator.state_.levels["summary"].level = log(location)
+    draws = np.sort(np.minimum(location * np.exp(scale * t.ppf((np.arange(20_000) + 0.5) / 20_000, 3.5)), cap))
+    expected = draws.mean() + beta * draws[-2000:].mean()
+    assert estimator._expect(request(max_tokens=cap), 1) == pytest.approx(expected, rel=0.03)
+
+
+def test_the_scale_of_the_tail_is_found():
+    rng = np.random.default_rng(0)
+    estimator = TailInflatedExpectation(BASES)
+    for i in range(3000):
+        estimator.observe(request(i=i), round(1000 * exp(0.4 * rng.standard_t(3.5))))
+    assert estimator.state_.scales["summary"] ** 0.5 == pytest.approx(0.4, rel=0.3)
+
+
+@given(lengths=st.lists(st.integers(0, 1000), min_size=1, max_size=120))
+def test_running_quantiles_against_sorting(lengths):
+    estimator = RunningQuantiles(BASES, least_observations=5)
+    for i, length in enumerate(lengths):
+        estimator.observe(request(i=i), length)
+    last = sorted(lengths[-100:])
+    estimate = estimator.estimate(request())
+    assert estimate.output_tokens == max(1, last[len(last) // 2])
+    if len(lengths) >= 10:
+        assert list(estimate.quantiles) == [last[int((i + 0.5) / 10 * len(last))] for i in range(10)]
+
+
+def test_a_tenant_with_few_observations_has_its_categorys_quantiles():
+    estimator = RunningQuantiles(BASES, least_observations=5)
+    for i in range(50):
+        estimator.observe(request("tenant-a", i), 300)
+    for i in range(4):
+        estimator.observe(request("tenant-b", i), 50)
+    assert estimator.estimate(request("tenant-b")).output_tokens == 300
+    estimator.observe(request("tenant-b"), 50)
+    assert estimator.estimate(request("tenant-b")).output_tokens == 50
+
+
+def test_the_ranker_orders_by_its_score_and_learns_what_is_longer():
+    estimator = Ranker(BASES)
+    rng = np.random.default_rng(0)
+    words = {"alpha": 50, "beta": 100, "gamma": 200, "delta": 400}
+    for i in range(500):
+        word = rng.choice(list(words))
+        estimator.observe(request(i=i, prompt=word), round(words[word] * rng.lognormal(0, 0.2)))
+    requests = [request(prompt=word) for word in words]
+    points = [estimator._expect(r, 100) for r in requests]
+    scores = [estimator._score(named(r)) for r in requests]
+    assert points == sorted(points) and scores == sorted(scores)
+    assert points[0] < 110 and points[3] > 200

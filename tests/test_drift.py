@@ -1,0 +1,236 @@
+"""Drift scenarios: seeded, made as they say, in both forms; and the lab's measures, by hand."""
+
+from math import log
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import kendalltau
+
+from driftsched_lib.corpus import TOPIC_FACTORS
+from driftsched_lib.drift import FACTOR, MEDIAN_SHARE, SCENARIOS, SPREAD, drifted
+from driftsched_lib.drift_lab import (
+    accuracy,
+    accuracy_table,
+    coverage_table,
+    lab_load,
+    mean_interval,
+    observations_to_recover,
+    over_time,
+    probe_paths,
+    recorded_load,
+    replay,
+    replays,
+    steady_noise,
+)
+from driftsched_lib.estimators import BASE_TOKENS, Kalman, Oracle, PaperEstimator
+from driftsched_lib.params import Params, WorkloadParams
+from driftsched_lib.workloads import paper_load
+
+
+def load_of(label_prefix=True, requests=600):
+    params = Params(requests=requests, workload=WorkloadParams(label_prefix=label_prefix))
+    return [request for phase in paper_load(params, seed=1, capacity_tokens_per_s=1.0) for request in phase.requests]
+
+
+def lengths(requests):
+    return np.array([request.pinned_tokens for request in requests], dtype=float)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("form", ["lengths", "wording"])
+@pytest.mark.parametrize("label_prefix", [True, False])
+def test_number_order_and_times_stay_and_a_seed_gives_the_same_again(name, form, label_prefix):
+    load = load_of(label_prefix)
+    changed = drifted(load, name, 7, BASE_TOKENS, form)
+    assert [(r.request_id, r.arrival_s, r.phase) for r in changed] == [
+        (r.request_id, r.arrival_s, r.phase) for r in load
+    ]
+    assert changed == drifted(load_of(label_prefix), name, 7, BASE_TOKENS, form)
+    assert changed != drifted(load, name, 8, BASE_TOKENS, form) or form == "wording"
+    for request in changed:
+        assert request.max_tokens == BASE_TOKENS[request.job_type]
+        assert request.prompt.startswith("Request ID") == label_prefix
+        assert (f"Tenant {request.tenant}. Job type {request.job_type}. " in request.prompt) == label_prefix
+        if form == "lengths":
+            assert 1 <= request.pinned_tokens <= request.max_tokens
+        else:
+            assert request.pinned_tokens is None
+
+
+def test_a_stationary_load_is_lognormal_around_what_category_topic_and_tenant_make_of_it():
+    load = load_of(requests=1500)
+    medians, changed = (
+        lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0)),
+        drifted(load, "stationary", 7, BASE_TOKENS),
+    )
+    request = next(r for r in changed if r.tenant == "tenant-premium")  # in the middle of the names
+    topic = max((topic for topic in TOPIC_FACTORS if topic in request.prompt), key=len)
+    expected = MEDIAN_SHARE * request.max_tokens * TOPIC_FACTORS[topic]
+    assert medians[changed.index(request)] == pytest.approx(expected, abs=0.5)
+    assert request.prompt == load[changed.index(request)].prompt
+    ratios = np.log(lengths(changed) / medians)[medians > 50]
+    assert np.mean(ratios) == pytest.approx(0, abs=0.03) and np.std(ratios) == pytest.approx(SPREAD, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("stationary", 0, 0), ("abrupt", 0, 1), ("gradual", 0, 1), ("new_tenant", 0, 0)],
+)
+def test_lengths_drift_by_the_factor_in_the_scenarios_direction(name, before, after):
+    load = load_of()
+    still = lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0))
+    changed = drifted(load, name, 7, BASE_TOKENS, spread=0.0)
+    ratios = np.log(lengths(changed) / still) / log(FACTOR)
+    free = np.array(
+        [r.job_type == "summary" and r.tenant != "tenant-new" and r.pinned_tokens < r.max_tokens for r in changed]
+    )
+    n = len(load)
+    assert ratios[: n // 4][free[: n // 4]] == pytest.approx(before, abs=0.1)
+    assert ratios[-n // 5 :][free[-n // 5 :]] == pytest.approx(after, abs=0.1)
+
+
+def test_reports_shrink_and_short_answers_stay_at_an_abrupt_change():
+    load = load_of()
+    still, changed = (drifted(load, name, 7, BASE_TOKENS, spread=0.0) for name in ("stationary", "abrupt"))
+    for category, factor in {"report": 1 / FACTOR, "short_qa": 1.0}.items():
+        after = [i for i in range(len(load) // 2, len(load)) if load[i].job_type == category]
+        ratios = lengths(changed)[after] / lengths(still)[after]
+        assert ratios == pytest.approx(factor, rel=0.1)
+
+
+def test_days_and_nights_return():
+    load = load_of()
+    still, changed = (lengths(drifted(load, name, 7, BASE_TOKENS, spread=0.0)) for name in ("stationary", "recurring"))
+    drift = np.log(changed / still)
+    quarter = len(load) // 4
+    assert np.mean(drift[: quarter // 2]) > 0.2 and np.mean(drift[quarter // 2 : quarter]) < -0.2
+    assert np.corrcoef(drift[:quarter], drift[quarter : 2 * quarter])[0, 1] > 0.9
+
+
+def test_who_asks_for_what_changes():
+    load = load_of(requests=1500)
+
+    def shares(name, column, part):
+        changed = drifted(load, name, 7, BASE_TOKENS)[part]
+        return pd.Series([getattr(request, column) for request in changed]).value_counts(normalize=True)
+
+    early, middle, late = slice(0, 450), slice(550, 950), slice(800, 1500)
+    assert shares("mix_shift", "job_type", early).short_qa == pytest.approx(0.4, abs=0.06)
+    assert shares("mix_shift", "job_type", late).short_qa == pytest.approx(0.1, abs=0.06)
+    assert "tenant-new" not in shares("new_tenant", "tenant", early)
+    assert shares("new_tenant", "tenant", late)["tenant-new"] == pytest.approx(0.25, abs=0.06)
+    assert "tenant-noisy" not in shares("noisy_neighbour", "tenant", early)
+    assert shares("noisy_neighbour", "tenant", middle)["tenant-noisy"] == pytest.approx(0.6, abs=0.06)
+    assert shares("noisy_neighbour", "job_type", middle).report > 0.6
+
+
+def test_wording_follows_the_drift():
+    def style_shares(name, part):
+        prompts = [request.prompt for request in drifted(load_of(), name, 7, BASE_TOKENS, "wording")][part]
+        return [np.mean([prompt.endswith(style) for prompt in prompts]) for style in ("Be brief.", "Go into depth.")]
+
+    assert style_shares("stationary", slice(None)) == [0, 0]
+    assert style_shares("gradual", slice(-100, None)) == [0, 1]
+    terse, verbose = style_shares("recurring", slice(None))
+    assert terse == pytest.approx(0.32, abs=0.08) and verbose == pytest.approx(0.32, abs=0.08)  # mean of |sin| / 2
+
+
+def test_what_cannot_drift_is_refused():
+    load = load_of()
+    with pytest.raises(ValueError, match="scenario is 'sudden', it may be one of stationary"):
+        drifted(load, "sudden", 1, BASE_TOKENS)
+    load[0].prompt = "the the the"
+    with pytest.raises(ValueError, match="request '0': drift is made in the project's own prompts"):
+        drifted(load, "abrupt", 1, BASE_TOKENS)
+
+
+def test_a_replay_estimates_before_it_observes_and_observes_with_the_delay():
+    class Log:
+        def __init__(self):
+            self.calls = []
+
+        def estimate(self, request):
+            self.calls.append(request.request_id)
+            return Oracle().estimate(request)
+
+        def observe(self, request, length):
+            self.calls.append(-int(request.request_id) - 1)
+
+    load = lab_load("stationary", seed=1, requests=4)
+    for delay, expected in ((0, [0, -1, 1, -2, 2, -3, 3, -4]), (2, [0, 1, 2, -1, 3, -2])):
+        log = Log()
+        table = replay(log, load, delay=delay)
+        calls = [int(call) for call in log.calls]
+        assert [call for i, call in enumerate(calls) if i == 0 or call < 0 or calls[i - 1] != call] == expected
+    assert table.estimated_tokens.tolist() == table.actual_tokens.tolist() == [r.pinned_tokens for r in load]
+
+
+def test_accuracy_by_hand():
+    table = pd.DataFrame(
+        {
+            "actual_tokens": [10, 20, 30, 40],
+            "estimated_tokens": [12, 18, 45, 40],
+            "low_tokens": [9.0, 19.0, 31.0, 20.0],
+            "high_tokens": [11.0, 25.0, 50.0, 40.0],
+        }
+    )
+    got = accuracy(table)
+    assert got.mae_tokens == (2 + 2 + 15) / 4 and got.rmse_tokens == pytest.approx(((4 + 4 + 225) / 4) ** 0.5)
+    assert got.mape == pytest.approx((0.2 + 0.1 + 0.5) / 4) and got.bias_tokens == (2 - 2 + 15) / 4
+    assert got.kendall_tau == kendalltau([12, 18, 45, 40], [10, 20, 30, 40]).statistic
+    assert got.coverage == 0.75 and got.width_tokens == (2 + 6 + 19 + 20) / 4
+
+
+def test_an_interval_of_a_mean_by_hand():
+    interval = mean_interval([1.0, 2.0, 3.0])  # t(0.975, 2) = 4.303, sd 1
+    assert interval.estimate == 2.0 and interval.high == pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3)
+    assert mean_interval([1.0]).low == -np.inf
+
+
+def test_tables_of_many_replays():
+    table = replays({"kalman": Kalman, "oracle": Oracle}, ["stationary", "abrupt"], range(2), requests=600)
+    assert len(table) == 2 * 2 * 2 * 600
+    summary = accuracy_table(table)
+    assert list(summary.index) == [(s, e) for s in ("stationary", "abrupt") for e in ("kalman", "oracle")]
+    assert (
+        summary.mae_tokens["stationary", "oracle"].estimate == 0
+        and summary.mae_tokens["abrupt", "kalman"].estimate > 10
+    )
+    coverage = coverage_table(over_time(table))
+    assert coverage.least["stationary", "oracle"] == 1 and coverage.within["stationary", "oracle"] == 0
+    noise = steady_noise(table[table.scenario == "stationary"])
+    assert 0 < noise["kalman"].estimate < 0.3
+
+
+def test_recovery_by_hand():
+    """Of a change, 0.9 ** k is left after k observations."""
+    table = replays({"ema": PaperEstimator}, ["abrupt"], [1], requests=40)
+    constant = table.assign(category="summary", position=range(40))
+    errors = np.where(np.arange(40) < 20, 0.0, 0.9 ** (np.arange(40) - 20))
+    constant["probe_tokens"] = 1000 * np.exp(errors * (errors > 0.01))
+    constant.loc[constant.position >= 30, "probe_tokens"] = 1000.0
+    paths = probe_paths(constant, change=20)
+    assert paths.observations.tolist() == list(range(20))
+    assert observations_to_recover(paths, tolerance=np.expm1(0.5))["abrupt", "ema"] == 7  # 0.9 ** 6 > 0.5 > 0.9 ** 7
+    delayed = probe_paths(constant, change=20, delay=5)
+    assert delayed.observations.tolist() == [0] * 5 + list(range(15))
+
+
+def test_recorded_runs_can_be_replayed():
+    records = pd.DataFrame(
+        {
+            "request_id": ["10", "2", "3"],
+            "outcome": ["completed", "completed", "failed"],
+            "arrival_s": [0.2, 0.1, 0.3],
+            "tenant": "a",
+            "tier": "batch",
+            "max_tokens": 64,
+            "category": "short_qa",
+            "input_tokens": 4,
+            "actual_tokens": pd.array([20, 10, None], dtype="Int64"),
+        }
+    )
+    requests, actual = recorded_load(records, {"10": "What is DNS?", "2": "What is TLS?"})
+    assert [r.prompt for r in requests] == ["What is TLS?", "What is DNS?"] and actual == [10, 20]
+    assert replay(Kalman(), requests, actual).actual_tokens.tolist() == [10, 20]
