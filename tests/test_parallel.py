@@ -62,6 +62,7 @@ def test_ray_that_is_not_there_is_named(monkeypatch):
 
 CLUSTER = """
 import sys
+import time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -86,7 +87,8 @@ results.write_run = write_and_kill
 params = Params.load(sys.argv[1])
 run_grid(params, Path(sys.argv[2]), backend="ray")
 assert sorted(written) == sorted(run.name for run in params.runs()), written
-assert sum(node["Alive"] for node in ray.nodes()) == 1
+while sum(node["Alive"] for node in ray.nodes()) > 1:  # the head hears of it by and by
+    time.sleep(0.1)
 """
 
 
@@ -95,7 +97,7 @@ def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, SMALL).model_dump()))
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
     script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray"]
-    outcome = subprocess.run(script, env=environment, capture_output=True, text=True)
+    outcome = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert outcome.returncode == 0, outcome.stderr
     run_grid(Params.load(tmp_path / "params.yaml"), tmp_path / "here", jobs=1)
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
