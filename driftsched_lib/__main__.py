@@ -6,11 +6,10 @@ from typing import get_args
 
 import yaml
 
-from driftsched_lib.length_mix import LengthMixError
-from driftsched_lib.parallel import Backend, ParallelError
-from driftsched_lib.params import PROJECT, Params, ParamsError
-from driftsched_lib.profiles import ProfileError
-from driftsched_lib.results import ResultsError
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.parallel import Backend
+from driftsched_lib.params import PROJECT, Params
+from driftsched_lib.policies import POLICIES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,16 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
     profile.set_defaults(command=_profile)
     profile.add_argument("run", metavar="RUN", help="a run's folder, of a run without preemptions")
     profile.add_argument("--out", required=True, metavar="FILE.json")
+    lengths = commands.add_parser("lengths", help="keep what natural outputs came to, to pin them there in other runs")
+    lengths.set_defaults(command=_lengths)
+    lengths.add_argument("runs", metavar="DIR", help="a results folder with one run a seed")
+    lengths.add_argument("--out", required=True, metavar="FILE.parquet")
     fidelity = commands.add_parser("fidelity", help="serve the real runs that notebook 04 lays the simulator beside")
     fidelity.set_defaults(command=_fidelity)
     fidelity.add_argument("--out", required=True, metavar="DIR", help="a finished run in it is not repeated")
+    soak = commands.add_parser("soak", help="serve millions of requests on a faulty simulated engine, a line a policy")
+    soak.set_defaults(command=_soak)
+    soak.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="for each policy (10 million)")
+    soak.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
     bench = commands.add_parser("bench", help="print the benchmarks' ratios")
     bench.set_defaults(command=_bench)
 
     options = parser.parse_args(arguments)
     try:
         options.command(options)
-    except (LengthMixError, ParallelError, ParamsError, ProfileError, ResultsError) as error:
+    except DriftSchedError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,10 +96,23 @@ def _profile(options: argparse.Namespace) -> None:
     print(profile.model_dump_json(indent=2, include={"step", "provenance"}))
 
 
+def _lengths(options: argparse.Namespace) -> None:
+    from driftsched_lib.drift_lab import record_lengths
+
+    record_lengths(options.runs).to_parquet(options.out, index=False, compression="zstd")
+
+
 def _fidelity(options: argparse.Namespace) -> None:
     from driftsched_lib.fidelity import measure
 
     measure(PROJECT / "params" / "fidelity.yaml", options.out)
+
+
+def _soak(options: argparse.Namespace) -> None:
+    from driftsched_lib.soak import soak
+
+    for policy in options.policies:
+        print(soak(policy, options.requests), flush=True)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, create_model
 
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS, Estimator
 
 FORMAT, VERSION = "driftsched-estimator", 1
 
 
-class EstimatorStateError(ValueError):
+class EstimatorStateError(DriftSchedError, ValueError):
     """A file that holds no usable estimator; the message names the file and the field."""
 
 

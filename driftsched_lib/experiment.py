@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import pandas as pd
@@ -27,12 +28,13 @@ from driftsched_lib.policies import POLICIES
 from driftsched_lib.profiles import Profile, ProfileError
 from driftsched_lib.provenance import provenance
 from driftsched_lib.requests import TIERS, Record
-from driftsched_lib.results import EngineSpeed, ResultsError
+from driftsched_lib.results import EngineSpeed, ResultsError, RunError
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.telemetry import Telemetry
+from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.workloads import length_mix, paper_load
+from driftsched_lib.workloads import length_mix, paper_load, recorded_lengths
 
 
 def run_grid(
@@ -53,7 +55,9 @@ def run_grid(
     Raises:
         ParamsError: several jobs, or a cluster, for a real engine; an engine that cannot be loaded.
         LengthMixError: a length mix that cannot be read.
-        ResultsError: `out` holds runs of other parameters, or cannot be written.
+        ResultsError: `out` holds runs of other parameters, or what is damaged, or cannot be written.
+        RunError: an engine failed.
+        KeyboardInterrupt: ... with a message, that finished runs are kept.
     """
     out = Path(out)
     simulated = params.engine == "simulated"
@@ -62,11 +66,31 @@ def run_grid(
     for phase in params.workload.phases:
         if phase.lengths is not None:
             length_mix(phase.lengths)  # one that is wrong is named before an engine is loaded
+    if params.recorded_lengths is not None:
+        recorded_lengths(params.recorded_lengths)
     _claim(out, params)
-    todo = [run for run in (params.runs() if runs is None else runs) if not results.is_complete(out / run.name)]
+    try:
+        _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
+    except BaseException as error:
+        _release(error)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
+        raise
+    return write_summary(params, out)
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what lives in the frames of a traceback: a notebook keeps it, and with it an engine and its memory."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | None, backend: Backend) -> None:
+    todo = [run for run in runs if not results.is_complete(out / run.name)]
     if todo:
         with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
-            if simulated:
+            if params.engine == "simulated":
                 one = params.model_copy(update={"replicas": 1})
                 speed = _engine_speed(params, load_engine(one, log_steps=True), out)
                 tasks = [(params, run, speed) for run in todo]
@@ -75,7 +99,6 @@ def run_grid(
                     progress.update(params.requests)
             else:
                 _serve_one_by_one(params, todo, out, progress)
-    return write_summary(params, out)
 
 
 def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
@@ -100,7 +123,7 @@ def write_summary(params: Params, out: Path) -> pd.DataFrame:
     for run in params.runs():
         if results.is_complete(out / run.name):
             manifest = results.load_manifest(out / run.name)
-            requests = pd.read_parquet(out / run.name / "requests.parquet")
+            requests = results.read_table(out / run.name, "requests")
             speed = EngineSpeed(**manifest["engine_speed"])
             rows.append(
                 {"run": run.name} | manifest["run"] | summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, bounds)
@@ -114,17 +137,13 @@ def _claim(out: Path, params: Params) -> None:
     """Make the folder this experiment's, or refuse where it is another's."""
     mine = params.model_dump()
     path = out / "params.yaml"
-    try:
+    with results.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            theirs = Params.load(path).model_dump()
-            if changed := [key for key in mine if mine[key] != theirs[key]]:
-                raise ResultsError(
-                    f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it"
-                )
-        results.write_text(path, yaml.safe_dump(mine, sort_keys=False))
-    except OSError as error:
-        raise ResultsError(f"{out} cannot be written: {error}") from error
+    if path.exists():
+        theirs = Params.load(path).model_dump()
+        if changed := [key for key in mine if mine[key] != theirs[key]]:
+            raise ResultsError(f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it")
+    results.write_text(path, yaml.safe_dump(mine, sort_keys=False))
 
 
 def load_engine(params: Params, log_steps: bool = False):
@@ -189,7 +208,7 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
 def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
     """Records of `n` requests of the last phase's mix, every output at its limit, that all arrive at once."""
     phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
-    changes = {"requests": n, "output_length": "limit", "queue_timeout_s": None}
+    changes = {"requests": n, "output_length": "limit", "recorded_lengths": None, "queue_timeout_s": None}
     probe = params.model_copy(update=changes | {"workload": params.workload.model_copy(update={"phases": [phase]})})
     requests = paper_load(probe, 0, 1.0)[0].requests
     for request in requests:
@@ -197,8 +216,20 @@ def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
     records: list[Record] = []
     engine.restart_clock()
     fifo = replace(params.runs()[0], policy=Component("fifo"))
-    serve(requests, _scheduler(probe, fifo, engine, records.append), engine, ContinuousBatching())
+    scheduler = _scheduler(probe, fifo, engine, records.append)
+    _serve("measuring the engine's speed", requests, scheduler, engine, ContinuousBatching())
     return pd.DataFrame(records)
+
+
+def _serve(what: str, *arguments) -> None:
+    """`serve`, with a RunError that says `what` failed."""
+    try:
+        serve(*arguments)
+    except Exception as error:
+        raise RunError(
+            f"{what}: the engine failed ({type(error).__name__}: {error}).  Finished runs are kept: run the same again "
+            "to go on from there"
+        ) from error
 
 
 def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], None]) -> Scheduler:
@@ -209,7 +240,7 @@ def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], N
         policy=POLICIES[run.policy.name](**run.policy.options),
         estimator=ESTIMATORS[run.estimator.name](base_tokens=params.max_tokens, **options),
         counter=WhitespaceCounter() if run.token_counter == "whitespace" else TokenizerCounter(engine.count_tokens),
-        classifier=KeywordClassifier(),
+        classifier=KeywordClassifier() if params.classifier == "keywords" else TextClassifier(),
         on_record=on_record,
         capacity=params.queue_capacity,
     )
@@ -240,7 +271,7 @@ def serve_run(
                 if run.batching == "static"
                 else ContinuousBatching()
             )
-            serve(phase.requests, scheduler, engine, batching, start_s, depth)
+            _serve(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, depth)
             phases.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
     tables = {
         "requests": results.requests_table(records),

@@ -8,10 +8,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.stats import norm, spearmanr
 
+from driftsched_lib.errors import DriftSchedError
+
 LEVELS = (0.0, 0.01, 0.02, *(0.05 * i for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
 
 
-class LengthMixError(ValueError):
+class LengthMixError(DriftSchedError, ValueError):
     """A length mix that cannot be used; the message names the file and each field."""
 
 

@@ -7,12 +7,14 @@ from typing import Any, Literal
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from driftsched_lib.errors import DriftSchedError
+
 Backend = Literal["loky", "ray"]
 MOST_DEATHS = 3
 """So many times in a row may workers die without a single task finished in between."""
 
 
-class ParallelError(RuntimeError):
+class ParallelError(DriftSchedError, RuntimeError):
     """Work that cannot be shared out; the message says why."""
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from driftsched_lib.drift import SCENARIOS
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
 
@@ -37,7 +38,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-class ParamsError(ValueError):
+class ParamsError(DriftSchedError, ValueError):
     """Parameters that cannot be used; the message names the file, each field and what it may be."""
 
 
@@ -209,7 +210,7 @@ class Params(_Model):
     Lengths (`base_tokens`, which are the outputs' limits too, and `job_class_tokens`) are the paper's times
     `length_scale`, so that an engine of another speed can be given the same experiment.  Requests arrive
     as fast as the phases say, times each of `rates`.  An output ends at its `limit`, by itself (`natural`), or at a
-    length drawn from the `spread`.
+    length drawn from the `spread`.  `recorded_lengths` is a file of what natural outputs came to: each is pinned there.
 
     The `vllm` engine loads `model` with `engine_args`.  The `simulated` one is `replicas` engines of a `profile`, in
     which `engine_args` replaces limits.
@@ -230,10 +231,12 @@ class Params(_Model):
     }
     temperature: NotNegative = 0.7
     output_length: Literal["limit", "natural", "spread"] = "limit"
+    recorded_lengths: Annotated[str, Field(min_length=1)] | None = None
     spread: Spread = Spread(mean_share=0.6, cv=0.5)
     length_scale: Positive = 1.0
     base_tokens: dict[Category, Annotated[int, Field(ge=1)]] = BASE_TOKENS  # type: ignore[assignment]
     job_class_tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = [128, 512]
+    classifier: Literal["keywords", "text"] = "keywords"
 
     batching: OneOrMore[Literal["static", "continuous"]] = ["static"]
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -256,12 +259,14 @@ class Params(_Model):
 
     @model_validator(mode="after")
     def _fits_the_engine(self) -> "Params":
+        ends_by_itself = self.output_length == "natural" and self.recorded_lengths is None
         if self.engine == "simulated":
             if self.profile is None:
                 raise ValueError("engine: the simulated engine needs a profile, a file as in data/profiles")
-            if self.output_length == "natural":
+            if ends_by_itself:
                 raise ValueError(
-                    "output_length: no model ends an output of the simulated engine, so it may be limit or spread"
+                    "output_length: no model ends an output of the simulated engine, so it may be limit or spread, or "
+                    "natural with recorded_lengths"
                 )
         elif self.profile is not None or self.replicas > 1:
             raise ValueError("engine: a profile and replicas are for the simulated engine")
@@ -269,7 +274,9 @@ class Params(_Model):
             raise ValueError("output_length: a phase's lengths pin the outputs, so it may be limit alone")
         if self.workload.drift is not None and self.output_length == "spread":
             raise ValueError("output_length: workload.drift decides the lengths, so it may be limit or natural")
-        if self.output_length == "natural" and any(estimator.name == "oracle" for estimator in self.estimators):
+        if self.recorded_lengths is not None and self.output_length != "natural":
+            raise ValueError("recorded_lengths: they are of natural outputs, so output_length may be natural alone")
+        if ends_by_itself and any(estimator.name == "oracle" for estimator in self.estimators):
             raise ValueError("estimators: the oracle knows pinned lengths alone, and natural ones are not")
         return self
 

@@ -5,12 +5,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from driftsched_lib.errors import DriftSchedError
+
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ProfileError(ValueError):
+class ProfileError(DriftSchedError, ValueError):
     """A profile that cannot be used; the message names the file and each field."""
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.requests import Record
 
 PARTIAL = ".partial"
@@ -32,8 +34,12 @@ class EngineSpeed:
     idle_tpot_s: float
 
 
-class ResultsError(RuntimeError):
+class ResultsError(DriftSchedError, RuntimeError):
     """A results folder that cannot be read or must not be written; the message says which and what to do."""
+
+
+class RunError(DriftSchedError, RuntimeError):
+    """A run whose engine failed; the message says which, why, and what becomes of the others."""
 
 
 def requests_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -49,15 +55,22 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
 
     Parameters:
         tables: by file name without suffix.
+
+    Raises:
+        ResultsError: it cannot be written; nothing of it is left.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, table in tables.items():
-        table.round(6).to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
-    write_json(partial / "manifest.json", manifest)
-    shutil.rmtree(folder, ignore_errors=True)  # what lies there is not finished, or this would not be run
-    os.replace(partial, folder)
+    try:
+        with writing(folder):
+            partial.mkdir(parents=True)
+            for name, table in tables.items():
+                table.round(6).to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
+            write_json(partial / "manifest.json", manifest)
+            shutil.rmtree(folder, ignore_errors=True)  # what lies there is not finished, or this would not be run
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,23 +79,52 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one move."""
+    """Write a text file in one move; ResultsError says why it cannot be written."""
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; ResultsError names a damaged file."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ResultsError(f"{path} is damaged ({error}): delete {path.parent} and run again") from None
+        with writing(path):
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, or a folder that may not be written, into a ResultsError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(
+            f"{path} cannot be written: {error}.  Finished runs are kept: free the disk, or let the folder be written, "
+            "and run the same again to go on from there; or give another folder"
+        ) from error
+
+
+def read_table(folder: Path, table: str) -> pd.DataFrame:
+    """One table of one finished run; ResultsError names a damaged file."""
+    path = folder / f"{table}.parquet"
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise _damaged(path, error, delete=folder) from None
+
+
+def _damaged(path: Path, error: Exception, delete: Path) -> ResultsError:
+    return ResultsError(f"{path} is damaged ({error}): delete {delete} and run again")
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of one finished run."""
-    return read_json(folder / "manifest.json")
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or not {"run", "started"} <= set(manifest):
+            raise ValueError("it is no manifest")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error, delete=folder) from None
+    return manifest
 
 
 def is_complete(folder: Path) -> bool:
@@ -106,11 +148,14 @@ def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
     """One table of all finished runs, a row a row, behind the columns that say which run it is of."""
     frames = []
     for folder in run_folders(out):
-        frame = pd.read_parquet(folder / f"{table}.parquet")
-        frames.append(frame.assign(run=folder.name, **load_manifest(folder)["run"]))
+        frames.append(read_table(folder, table).assign(run=folder.name, **load_manifest(folder)["run"]))
     return pd.concat(frames, ignore_index=True)
 
 
 def load_speed(out: str | Path) -> EngineSpeed:
     """What was measured of the engine before the first run."""
-    return EngineSpeed(**read_json(Path(out) / SPEED))
+    path = Path(out) / SPEED
+    try:
+        return EngineSpeed(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error, delete=path) from None

@@ -4,12 +4,14 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice, product
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.drift import drifted
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.length_mix import LengthMix
 from driftsched_lib.params import Params, Phase, WorkloadParams, in_project
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
@@ -43,13 +45,55 @@ def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: fl
         )
         for phase, start, n, rng in zip(params.workload.phases, first, counts, generators, strict=True)
     ]
-    return loads if params.workload.drift is None else _drifted(params, seed, loads)
+    if params.workload.drift is not None:
+        loads = _drifted(params, seed, loads)
+    return loads if params.recorded_lengths is None else _pinned(params.recorded_lengths, seed, loads)
 
 
 @cache
 def length_mix(path: str) -> LengthMix:
     """A length mix by its file, looked for in the project first."""
     return LengthMix.load(in_project(path))
+
+
+class RecordedLengthsError(DriftSchedError, ValueError):
+    """Recorded lengths that cannot be used; the message names the file and what is wrong."""
+
+
+def prompt_digest(request: Request) -> int:
+    """What tells whether a recorded length is of this prompt."""
+    return crc32(request.prompt.encode())
+
+
+@cache
+def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
+    """By seed and request id, a natural output's length (tokens) and the digest of its prompt.
+
+    Raises:
+        RecordedLengthsError: the file cannot be read, or is no table of `seed`, `request_id`, `output_tokens` and
+            `prompt_digest`, whole numbers all.
+    """
+    try:
+        table = pd.read_parquet(in_project(path))[["seed", "request_id", "output_tokens", "prompt_digest"]].astype(int)
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordedLengthsError(f"{path}: cannot be read as recorded lengths: {error}") from None
+    by_seed: dict[int, dict[str, tuple[int, int]]] = {}
+    for seed, request_id, tokens, digest in table.itertuples(index=False, name=None):
+        by_seed.setdefault(seed, {})[str(request_id)] = tokens, digest
+    return by_seed
+
+
+def _pinned(path: str, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoad]:
+    known = recorded_lengths(path).get(seed, {})
+    for load in loads:
+        for request in load.requests:
+            length, digest = known.get(request.request_id, (0, None))
+            if digest != prompt_digest(request) or not 1 <= length <= request.max_tokens:
+                raise RecordedLengthsError(
+                    f"{path}: holds no output of request {request.request_id} of seed {seed}, as this load has it"
+                )
+            request.pinned_tokens = length
+    return loads
 
 
 def mean_gap_s(params: Params, phase: Phase, capacity_tokens_per_s: float) -> float:

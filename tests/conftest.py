@@ -1,4 +1,12 @@
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None, derandomize=True)
-settings.load_profile("suite")
+settings.register_profile("thorough", deadline=None, max_examples=10_000)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="fuzz 20 times as long, break real vLLM in every way")
+
+
+def pytest_configure(config):
+    settings.load_profile("thorough" if config.getoption("thorough") else "suite")

@@ -1,16 +1,11 @@
-"""Real vLLM on this machine with the embedded model: one engine for the file; a grid killed and taken up again."""
+"""Real vLLM on this machine with the embedded model: one engine for the file."""
 
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from driftsched_lib import results
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.estimators import PaperEstimator
@@ -22,29 +17,6 @@ from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.workloads import paper_load
 
-SUMMARY_COLUMNS = [
-    "engine",
-    "model",
-    "batching",
-    "policy",
-    "estimator",
-    "calibration",
-    "token_counter",
-    "seed",
-    "requests",
-    "completed",
-    "p50_e2e_s",
-    "p95_e2e_s",
-    "p99_e2e_s",
-    "mean_e2e_s",
-    "p50_ttft_s",
-    "p99_ttft_s",
-    "mean_queue_wait_s",
-    "output_tokens_per_s",
-    "mae_tokens",
-    "rmse_tokens",
-    "jain_index",
-]
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 
 
@@ -146,31 +118,3 @@ def test_an_unknown_engine_argument_is_named(engine):
 def test_a_model_that_is_not_there_is_named(engine, tmp_path):
     with pytest.raises(ParamsError, match=f"model '{tmp_path}' .* cannot be loaded"):
         load_engine(Params.load(SMOKE, {"model": str(tmp_path)}))
-
-
-def test_a_killed_grid_is_taken_up_where_it_stopped(tmp_path):
-    out, params = tmp_path / "out", Params.load(SMOKE, {"vary_estimates_for": []})
-    command = [sys.executable, "-m", "driftsched_lib", "run", str(SMOKE), "--out", str(out)]
-    command += ["--set", "vary_estimates_for=[]"]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not list(out.glob("*/manifest.json")):
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    finished = {folder.name: results.load_manifest(folder) for folder in results.run_folders(out)}
-    speed = results.load_speed(out)
-    assert 0 < len(finished) < len(params.runs())
-
-    subprocess.run(command, check=True, capture_output=True)
-    assert {name: results.load_manifest(out / name) for name in finished} == finished
-    assert results.load_speed(out) == speed
-    assert not list(out.glob("*.partial"))
-    summary = pd.read_csv(out / "summary.csv")
-    assert summary.run.tolist() == [run.name for run in params.runs()]
-    assert (summary.completed == params.requests).all()
-    assert summary.notna().all().all() and set(SUMMARY_COLUMNS) <= set(summary)
-    offered = results.load(out).groupby("run")[["request_id", "tenant", "job_type", "prompt_tokens"]]
-    assert len({tuple(map(tuple, run.sort_values("request_id").to_numpy())) for _, run in offered}) == 1
-
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert pd.read_csv(out / "summary.csv").equals(summary) and "request/s" not in again.stderr

@@ -1,0 +1,350 @@
+"""Faults while an experiment runs.  Whatever they are, no finished run is lost or repeated, nothing half-written is
+read as whole, and the message says what to do.
+
+Processes are killed, filled up and interrupted for real.  Those that run a grid are forks of one that has imported
+everything, so that twenty of them take seconds; `pytest tests/test_faults.py --thorough` does on real vLLM what is done
+here on simulated engines, and kills it twenty times.
+"""
+
+import gc
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from math import inf
+from pathlib import Path
+from random import Random
+from traceback import print_exc
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import yaml
+from jupyter_client.manager import start_new_kernel
+from simulation import PAPER_L4, SMALL, contents
+
+from driftsched_lib import results
+from driftsched_lib.__main__ import main
+from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import PROJECT, Params
+from driftsched_lib.provenance import provenance
+from driftsched_lib.results import ResultsError, RunError
+
+SMOKE = PROJECT / "params" / "smoke.yaml"
+GRIDS = {
+    "simulated": (PAPER_L4, SMALL | {"policies": ["fifo"], "batching": ["static", "continuous"], "requests": 20}),
+    "vllm": (SMOKE, {"policies": ["fifo"]}),
+}
+SUMMARY_COLUMNS = [
+    "engine",
+    "model",
+    "batching",
+    "policy",
+    "estimator",
+    "calibration",
+    "token_counter",
+    "seed",
+    "requests",
+    "completed",
+    "p50_e2e_s",
+    "p95_e2e_s",
+    "p99_e2e_s",
+    "mean_e2e_s",
+    "p50_ttft_s",
+    "p99_ttft_s",
+    "mean_queue_wait_s",
+    "output_tokens_per_s",
+    "mae_tokens",
+    "rmse_tokens",
+    "jain_index",
+]
+KEPT = "Finished runs are kept"
+
+
+def pytest_generate_tests(metafunc):
+    thorough = metafunc.config.getoption("thorough")
+    if "kills" in metafunc.fixturenames:
+        metafunc.parametrize(("engine", "kills"), [("simulated", 20), ("vllm", 20 if thorough else 2)])
+    elif "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", GRIDS if thorough else ["simulated"])
+
+
+def grid(engine, folder, seeds):
+    """The file of a grid with at least two runs a seed."""
+    file, changes = GRIDS[engine]
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(Params.load(file, changes | {"seeds": list(range(1, seeds + 1))}).model_dump()))
+    return path
+
+
+def finished(out):
+    """The bytes of all finished runs, each of which is whole: a row a request, in every table what it says."""
+    runs = {}
+    for manifest in out.glob("*/manifest.json"):
+        folder = manifest.parent
+        if folder.suffix != results.PARTIAL:
+            rows = results.read_table(folder, "requests")
+            assert rows.request_id.nunique() == len(rows) == results.load_manifest(folder)["params"]["requests"]
+            runs[folder.name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return runs
+
+
+def kept(before, out):
+    """What is finished now, among it all that was, unchanged."""
+    after = finished(out)
+    assert {name: after.get(name) for name in before} == before
+    return after
+
+
+def complete(grid, out):
+    """Whether the folder holds the whole grid and nothing else."""
+    summary = pd.read_csv(out / "summary.csv")
+    names = [run.name for run in Params.load(grid).runs()]
+    assert not list(out.rglob(f"*{results.PARTIAL}"))
+    assert summary.run.tolist() == names and (summary.completed == summary.requests).all()
+    assert summary.notna().all().all() and set(SUMMARY_COLUMNS) <= set(summary)
+    return set(finished(out)) == set(names)
+
+
+def in_new_process(function, *arguments, wrapper=()):
+    """Call a function of this file in a Python of its own, which must succeed."""
+    code = f"import test_faults; test_faults.{function.__name__}(*{[str(argument) for argument in arguments]})"
+    done = subprocess.run([*wrapper, sys.executable, "-c", code], cwd=PROJECT / "tests", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Killed
+
+
+def start(work, grid, out):
+    """A fork that does the work; what it says goes to `out`.log."""
+    child = os.fork()
+    if child == 0:
+        try:
+            log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1), os.dup2(log, 2)
+            os._exit(work(grid, out) or 0)
+        except BaseException:
+            print_exc()
+        finally:
+            os._exit(1)
+    return child
+
+
+def run(grid, out):
+    return main(["run", str(grid), "--out", str(out), "--jobs", "1"])
+
+
+def run_interrupted_and_broken(grid, out):
+    """In one process, as in a notebook: the grid until it is interrupted, until the engine raises, and to its end."""
+    assert run(grid, out) == 130
+    params, before = Params.load(grid), finished(out)
+    broken = SimulatedEngine if params.engine == "simulated" else sys.modules["vllm"].LLMEngine
+    step = broken.step
+
+    def step_or_raise(self, *arguments):
+        if len(list(out.glob("*/manifest.json"))) > len(before):
+            step(self, *arguments)
+            raise RuntimeError("illegal memory access")
+        return step(self, *arguments)
+
+    with patch.object(broken, "step", step_or_raise), pytest.raises(RunError) as caught:
+        run_grid(params, out, jobs=1)
+    name = re.match(
+        r"run (.*): the engine failed \(RuntimeError: illegal memory access\).*run the same", str(caught.value)
+    )
+    assert name[1] in [run.name for run in params.runs()] and KEPT in str(caught.value)
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, broken)], "the traceback keeps the engine"
+    before = kept(before, out)
+    assert name[1] not in before
+    assert run(grid, out) == 0
+    before = kept(before, out)
+    assert run(grid, out) == 0 and finished(out) == before
+
+
+def wait(child, out, more, longest_s=inf):
+    """Until there are so many more finished runs, or so many seconds have passed."""
+    until, runs = time.monotonic() + longest_s, len(list(out.glob("*/manifest.json"))) + more
+    while time.monotonic() < until and len(list(out.glob("*/manifest.json"))) < runs:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
+        time.sleep(0.002)
+
+
+def end(child, number):
+    """Send a signal and return how the process ended: the exit status, or minus the signal."""
+    os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at_random_moments(engine, grid, out, kills):
+    if engine == "vllm":
+        import driftsched_lib.engines.vllm_local  # noqa: F401  # here, so that no fork has to
+    provenance()  # a second the first time
+    out, random = Path(out), Random(1)
+    started = time.monotonic()
+    child = start(run, grid, out)
+    wait(child, out, 1)
+    first_s = time.monotonic() - started
+    assert end(child, signal.SIGKILL) == -signal.SIGKILL
+    before, speed = finished(out), results.load_speed(out)
+    for _ in range(int(kills) - 1):
+        child = start(run, grid, out)
+        wait(child, out, 2, longest_s=random.uniform(0, 1.2 * first_s))
+        assert end(child, signal.SIGKILL) == -signal.SIGKILL
+        before = kept(before, out)
+
+    child = start(run_interrupted_and_broken, grid, out)
+    wait(child, out, 1)
+    before, log = kept(before, out), Path(f"{out}.log")
+    assert len(before) < len(Params.load(grid).runs()) - 2
+    assert end(child, signal.SIGINT) == 0, log.read_text()
+    assert "interrupted: finished runs are kept, the same command goes on" in log.read_text()
+    kept(before, out)
+    assert complete(grid, out) and results.load_speed(out) == speed
+
+
+def test_killed_at_random_moments_interrupted_and_broken(engine, kills, tmp_path):
+    file = grid(engine, tmp_path, seeds=kills // 2 + 3)
+    in_new_process(kill_at_random_moments, engine, file, tmp_path / "out", kills)
+    if engine == "simulated":
+        run_grid(Params.load(file), tmp_path / "undisturbed")
+        assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+# The disk
+
+
+@contextmanager
+def a_limit_on_file_sizes(out):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield "File too large"
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def a_full_disk(out):
+    with suppress(OSError), open(out / "other", "wb", buffering=0) as other:
+        while True:
+            other.write(bytes(4096))
+    yield "No space left on device"
+    (out / "other").unlink()
+
+
+@contextmanager
+def a_disk_mounted_read_only(out):
+    subprocess.run(["mount", "-o", "remount,ro", out], check=True)
+    yield "Read-only file system"
+    subprocess.run(["mount", "-o", "remount,rw", out], check=True)
+
+
+@contextmanager
+def a_folder_of_another_user(out):
+    user = os.geteuid()
+    out.chmod(0o555)
+    out.parent.chmod(0o755)
+    if user == 0:
+        os.seteuid(65534)
+    yield "Permission denied"
+    os.seteuid(user)
+    out.chmod(0o755)
+
+
+def serve_on_failing_disks(engine, grid, out, mounts):
+    out, params = Path(out), Params.load(grid)
+    out.mkdir()
+    faults = [a_limit_on_file_sizes]
+    if mounts == "True":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", out], check=True)
+        faults += [a_full_disk, a_disk_mounted_read_only]
+    else:
+        faults += [a_folder_of_another_user]
+    os.chdir(out.parent)
+    out, before, write_run = Path(out.name), {}, results.write_run
+    for fault in faults:
+        with ExitStack() as stack:
+
+            def write_one_run(*run):
+                write_run(*run)
+                message.append(stack.enter_context(fault(out)))  # noqa: B023
+
+            message = []
+            with patch.object(results, "write_run", write_one_run), pytest.raises(ResultsError) as caught:
+                run_grid(params, out, jobs=1)
+            after = kept(before, out)
+            assert len(after) == len(before) + 1 and not list(out.glob("*/*.partial"))
+            for _ in range(2):
+                assert message[0] in str(caught.value) and KEPT in str(caught.value), caught.value
+                with pytest.raises(ResultsError) as caught:
+                    run_grid(params, out, jobs=1)
+            before = kept(after, out)
+    run_grid(params, out, jobs=1)
+    kept(before, out)
+    assert complete(grid, out)
+
+
+def own_mounts():
+    """The command that lets a process mount what no other sees; empty where this machine allows none."""
+    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        with suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run([*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True, capture_output=True)
+            return command
+    return []
+
+
+@pytest.mark.parametrize("mounts", [True, False])
+def test_disks_that_cannot_be_written(engine, mounts, tmp_path):
+    wrapper = own_mounts() if mounts else []
+    if mounts and not wrapper:
+        pytest.skip("this machine lets nobody mount a disk")
+    file = grid(engine, tmp_path, seeds=3)
+    in_new_process(serve_on_failing_disks, engine, file, tmp_path / "out", mounts, wrapper=wrapper)
+
+
+# The notebook
+
+
+CELL = """
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
+run_grid(Params.load({grid!r}), {out!r})
+"""
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A client of a Jupyter kernel of this Python."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    manager, client = start_new_kernel(kernel_name="python3")
+    client.interrupt = manager.interrupt_kernel
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def test_an_interrupted_notebook_goes_on(engine, kernel, tmp_path):
+    file, out = grid(engine, tmp_path, seeds=10), tmp_path / "out"
+    cell = CELL.format(grid=str(file), out=str(out))
+    before = {}
+    for more in (1, 2):
+        message = kernel.execute(cell)
+        while len(list(out.glob("*/manifest.json"))) < len(before) + more:
+            assert not kernel.shell_channel.msg_ready(), "it ended by itself"
+            time.sleep(0.01)
+        kernel.interrupt()
+        reply = kernel.get_shell_msg(timeout=100)
+        assert reply["parent_header"]["msg_id"] == message
+        assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")
+        assert reply["content"]["evalue"] == f"finished runs are kept in {out}: run the same again to go on"
+        before = kept(before, out)
+        assert len(before) < len(Params.load(file).runs())
+    kernel.execute(cell)
+    assert kernel.get_shell_msg(timeout=600)["content"]["status"] == "ok"
+    kept(before, out)
+    assert complete(file, out)
