@@ -97,7 +97,7 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _lengths(options: argparse.Namespace) -> None:
-    from driftsched_lib.drift_lab import record_lengths
+    from driftsched_lib.recorded import record_lengths
 
     record_lengths(options.runs).to_parquet(options.out, index=False, compression="zstd")
 

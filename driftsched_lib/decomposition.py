@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from driftsched_lib.comparison import Interval, mean_interval, select
@@ -45,6 +46,30 @@ def changes(
             change = paired_change(summary, column, setting, baseline)
             rows.append((name, column, change.estimate, change.low, change.high))
     return pd.DataFrame(rows, columns=["setting", "column", "change", "low", "high"])
+
+
+def share_of_gap(
+    summary: pd.DataFrame,
+    column: str,
+    setting: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    bound: Mapping[str, Any],
+    confidence: float = 0.95,
+) -> Interval:
+    """How much of the mean difference between `baseline` and `bound` a setting makes good, with a bootstrap interval.
+
+    Parameters:
+        summary: a row a run, with `seed`; each setting selects one run a seed.
+    """
+    base, middle, best = (
+        select(summary, **side).set_index("seed")[column].sort_index() for side in (baseline, setting, bound)
+    )
+    gained, gap = (base - middle).to_numpy(), (base - best).to_numpy()
+    seeds = np.random.default_rng(0).integers(0, len(gap), (2000, len(gap)))
+    low, high = np.quantile(
+        gained[seeds].mean(axis=1) / gap[seeds].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2]
+    )
+    return Interval(float(gained.mean() / gap.mean()), float(low), float(high))
 
 
 def longest_waits(requests: pd.DataFrame) -> pd.DataFrame:

@@ -9,21 +9,18 @@ with `estimator`, `scenario` and `seed`.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from driftsched_lib import results
 from driftsched_lib.comparison import mean_interval
 from driftsched_lib.drift import drifted
 from driftsched_lib.estimators import BASE_TOKENS, Estimator
 from driftsched_lib.params import Params, Phase, WorkloadParams
 from driftsched_lib.prompts import build_prompt
 from driftsched_lib.requests import Request
-from driftsched_lib.results import ResultsError
-from driftsched_lib.workloads import paper_load, prompt_digest
+from driftsched_lib.workloads import paper_load
 
 DAYS = 4
 WINDOW = 200
@@ -42,60 +39,6 @@ def lab_load(
         request.category, request.input_tokens = request.job_type, len(request.prompt.split())
         request.arrival_s = DAYS * 86400 * i / requests
     return changed
-
-
-def record_lengths(folder: str | Path) -> pd.DataFrame:
-    """What the natural outputs of a results folder came to, for `recorded_lengths` in the parameters.
-
-    Returns:
-        Columns `seed`, `request_id`, `output_tokens`, `prompt_digest`, a row a completed request.
-
-    Raises:
-        ResultsError: there is no finished run, or outputs did not end by themselves, or a seed has several runs.
-    """
-    rows = []
-    for run in results.run_folders(folder):
-        manifest = results.load_manifest(run)
-        params = Params.parse(manifest["params"], f"{run}/manifest.json")
-        seed, rate = manifest["run"]["seed"], manifest["run"]["rate"]
-        if (
-            params.output_length != "natural"
-            or params.recorded_lengths is not None
-            or any(seed == row[0] for row in rows)
-        ):
-            raise ResultsError(f"{run}: outputs to record end by themselves, in one run a seed")
-        loads = paper_load(params, seed, manifest["engine_speed"]["capacity_tokens_per_s"], rate)
-        digests = {request.request_id: prompt_digest(request) for load in loads for request in load.requests}
-        done = pd.read_parquet(run / "requests.parquet").query("outcome == 'completed'")
-        rows += [
-            (seed, int(row.request_id), int(row.output_tokens), digests[row.request_id]) for row in done.itertuples()
-        ]
-    return pd.DataFrame(rows, columns=["seed", "request_id", "output_tokens", "prompt_digest"])
-
-
-def recorded_load(records: pd.DataFrame, prompts: Mapping[str, str]) -> tuple[list[Request], list[int]]:
-    """The completed requests of a run, in order of arrival in each phase, and what they came to in its accounting.
-
-    Parameters:
-        records: the run's `requests.parquet`.
-        prompts: by request id; the records hold none.
-    """
-    done = records[records.outcome == "completed"]
-    done = done.loc[done.request_id.astype(int).sort_values().index]
-    requests = [
-        Request(
-            row.request_id,
-            row.arrival_s,
-            prompts[row.request_id],
-            row.tenant,
-            row.tier,
-            row.max_tokens,
-            category=row.category,
-            input_tokens=row.input_tokens,
-        )
-        for row in done.itertuples()
-    ]
-    return requests, done.actual_tokens.astype(int).tolist()
 
 
 def replay(

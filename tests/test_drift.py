@@ -18,7 +18,6 @@ from driftsched_lib.drift_lab import (
     observations_to_recover,
     over_time,
     probe_paths,
-    recorded_load,
     replay,
     replays,
     steady_noise,
@@ -215,22 +214,3 @@ def test_recovery_by_hand():
     assert observations_to_recover(paths, tolerance=np.expm1(0.5))["abrupt", "ema"] == 7  # 0.9 ** 6 > 0.5 > 0.9 ** 7
     delayed = probe_paths(constant, change=20, delay=5)
     assert delayed.observations.tolist() == [0] * 5 + list(range(15))
-
-
-def test_recorded_runs_can_be_replayed():
-    records = pd.DataFrame(
-        {
-            "request_id": ["10", "2", "3"],
-            "outcome": ["completed", "completed", "failed"],
-            "arrival_s": [0.2, 0.1, 0.3],
-            "tenant": "a",
-            "tier": "batch",
-            "max_tokens": 64,
-            "category": "short_qa",
-            "input_tokens": 4,
-            "actual_tokens": pd.array([20, 10, None], dtype="Int64"),
-        }
-    )
-    requests, actual = recorded_load(records, {"10": "What is DNS?", "2": "What is TLS?"})
-    assert [r.prompt for r in requests] == ["What is TLS?", "What is DNS?"] and actual == [10, 20]
-    assert replay(Kalman(), requests, actual).actual_tokens.tolist() == [10, 20]
