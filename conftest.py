@@ -2,8 +2,8 @@
 
 import tempfile
 
-SMOKE = {"out": tempfile.mkdtemp(prefix="driftsched-"), "samples": 60}
-SMOKE_FILES = {"quick.yaml": "smoke.yaml", "paper-l4.yaml": "smoke-l4.yaml"}
+SMOKE = {"out": tempfile.mkdtemp(prefix="driftsched-"), "samples": 60, "lengths": "data/natural_lengths/smoke"}
+SMOKE_FILES = {"quick.yaml": "smoke.yaml", "paper-l4.yaml": "smoke-l4.yaml", "natural.yaml": "smoke-natural.yaml"}
 
 
 def pytest_collection_modifyitems(items):

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from driftsched_lib.bench_estimators import MOST_TEXT_US, estimator_costs
+from driftsched_lib.bench_estimators import MOST_US as MOST_ESTIMATE_US
 from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
@@ -30,6 +32,7 @@ QUEUED = (100, 10_000, 100_000)
 MOST_US = 20
 LEAST_RATIO = 0.97
 MOST_S = 10
+TENANTS = 300
 
 
 def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
@@ -37,9 +40,13 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     params = Params.load(params_file)
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before")
     costs = decision_costs(params)
-    print("\nsubmit + next + complete, microseconds a request, by number of requests queued")
+    print(f"\nsubmit + next + complete, microseconds a request, by number queued, of {TENANTS} tenants")
     growth = costs[QUEUED[-1]] / costs[QUEUED[0]]
     print(costs.assign(growth=growth).to_string(float_format="{:.2f}".format))
+
+    estimators = estimator_costs()
+    print("\nestimate + observe, or classify, microseconds a request")
+    print(estimators.to_string(float_format="{:.1f}".format))
 
     simulators = simulator_speed()
     print("\nsimulated on one core, seconds of CPU time, each in a process of its own")
@@ -52,21 +59,26 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     print(f"95% interval of the median {low:.3f} to {high:.3f}", end="")
     print(": too wide to decide the goal, the machine is not quiet" if low < LEAST_RATIO <= high else "")
 
-    print(f"\n{goals(costs, ratios, simulators).to_string(float_format='{:.3f}'.format)}")
+    print(f"\n{goals(costs, estimators, ratios, simulators).to_string(float_format='{:.3f}'.format)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
-def goals(costs: pd.DataFrame, ratios: Sequence[float], simulators: pd.DataFrame) -> pd.DataFrame:
+def goals(
+    costs: pd.DataFrame, estimators: pd.Series, ratios: Sequence[float], simulators: pd.DataFrame
+) -> pd.DataFrame:
     """A row a goal: what was measured, its range over the pairs or the policies, the goal, and whether it is met.
 
     Parameters:
         costs: of `decision_costs`, for `QUEUED`.
+        estimators: of `estimator_costs`.
         ratios: of `loop_throughput_ratios`.
         simulators: of `simulator_speed`.
     """
     few, many, most = QUEUED
     growth, log_growth = costs[most] / costs[few], log2(most) / log2(few)
     ratio, cost, grown = statistics.median(ratios), costs[many].max(), growth.max()
+    estimates, text = estimators.drop(["key words", "text classifier"]), estimators["text classifier"]
+    slowest = estimates.max()
     ours = simulators[simulators.simulator.str.startswith("DriftSched")]
     big = ours.iloc[-1]
     per_request = ours.cpu_s / ours.requests
@@ -74,6 +86,13 @@ def goals(costs: pd.DataFrame, ratios: Sequence[float], simulators: pd.DataFrame
     rows = {
         "throughput, loop over vLLM, median": (ratio, ratios, f">= {LEAST_RATIO}", ratio >= LEAST_RATIO),
         f"microseconds, {many:,} queued, worst": (cost, costs[many], f"< {MOST_US}", cost < MOST_US),
+        "microseconds, an estimator, worst": (
+            slowest,
+            estimates,
+            f"< {MOST_ESTIMATE_US}",
+            slowest < MOST_ESTIMATE_US,
+        ),
+        "microseconds, the text classifier": (text, [text], f"< {MOST_TEXT_US}", text < MOST_TEXT_US),
         f"cost, {most:,} over {few:,}, worst": (grown, growth, f"<= {log_growth} (log n)", grown <= log_growth),
         "requests simulated, times Ciw": (big.times_ciw, ours.times_ciw, ">= 5", big.times_ciw >= 5),
         f"seconds, {big.requests:,} requests": (big.cpu_s, [big.cpu_s], f"< {MOST_S}", big.cpu_s < MOST_S),
@@ -151,7 +170,7 @@ class _ConstantQueue:
 
 def _endless(prompts: Sequence[Request]) -> Iterator[Request]:
     for i, like in zip(count(), cycle(prompts)):
-        yield Request(str(i), i * 0.01, like.prompt, like.tenant, like.tier, like.max_tokens)
+        yield Request(str(i), i * 0.01, like.prompt, f"{like.tier}-{i % (TENANTS // 3)}", like.tier, like.max_tokens)
 
 
 def loop_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:

@@ -7,7 +7,9 @@ import pytest
 from helpers import OneTokenASecond
 
 from driftsched_lib.bench import QUEUED, decision_costs, goals, loop_throughput_ratios, median_interval
+from driftsched_lib.bench_estimators import estimator_costs
 from driftsched_lib.bench_simulator import simulator_speed
+from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
 
@@ -56,7 +58,23 @@ def test_a_loop_that_leaves_slots_empty_is_seen():
 )
 def test_goals_are_judged_by_the_median_ratio_and_the_worst_policy(costs, ratios, met):
     table = pd.DataFrame([[1, 1, 1], costs], index=["quick", "slow"], columns=list(QUEUED))
-    assert goals(table, ratios, speeds(5, 9.9, 1499)).met.tolist() == [*met, "yes", "yes", "yes", "yes"]
+    judged = goals(table, estimates(), ratios, speeds(5, 9.9, 1499)).met
+    assert [*judged[:2], judged.iloc[4]] == met and (judged[5:] == "yes").all()
+
+
+def estimates(slowest=49.0, text=499.0):
+    return pd.Series({"quick": 1.0, "slow": slowest, "key words": 1.0, "text classifier": text})
+
+
+@pytest.mark.parametrize(("measured", "met"), [((49, 499), "yes yes"), ((50, 499), "no yes"), ((49, 500), "yes no")])
+def test_the_estimators_goals_are_judged_by_the_slowest(measured, met):
+    table = pd.DataFrame([[1, 1, 1]], index=["quick"], columns=list(QUEUED))
+    assert goals(table, estimates(*measured), [1.0], speeds(5, 9, 1)).met.tolist()[2:4] == met.split()
+
+
+def test_each_estimator_and_classifier_has_a_cost():
+    costs = estimator_costs(requests=60, size=10)
+    assert set(costs.index) == {*ESTIMATORS, "key words", "text classifier"} and (costs > 0).all()
 
 
 def speeds(times_ciw, cpu_s, memory_mib, small_cpu_s=0.1):
@@ -71,7 +89,7 @@ def speeds(times_ciw, cpu_s, memory_mib, small_cpu_s=0.1):
 )
 def test_the_simulators_goals_are_judged_by_the_largest_run(measured, met):
     table = pd.DataFrame([[1, 1, 1]], index=["quick"], columns=list(QUEUED))
-    assert goals(table, [1.0], speeds(*measured)).met.tolist()[3:] == met.split()
+    assert goals(table, estimates(), [1.0], speeds(*measured)).met.tolist()[5:] == met.split()
 
 
 def test_simulators_are_measured_side_by_side():

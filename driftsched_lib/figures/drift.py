@@ -4,34 +4,40 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from driftsched_lib.comparison import select
-from driftsched_lib.figures.style import COLORS, legend_below
+from driftsched_lib.figures.style import COLORS, legend_right, neighbours
 
 
 def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int, before: int, after: int) -> Figure:
-    """What each estimator says of one and the same request of a category around a change, the mean over seeds.
+    """What each estimator says of one and the same request around a change, the mean over seeds, as a share of where it
+    settles: the geometric mean of what it says in the second half of what comes after the change.
 
     Parameters:
         replays: of `drift_lab.replays`.
         change: the position at which lengths change; `before` and `after` requests around it are shown.
     """
     part = replays[(replays.scenario == scenario) & (replays.category == category)]
-    part = part[part.position.between(change - before, change + after)]
-    figure, axis = plt.subplots(figsize=(9, 4))
+    half = (change + replays.position.max() + 1) / 2
     width = max(1, (before + after) // 60)
-    bins = (part.position - change) // width * width
-    actual = part.actual_tokens.groupby(bins).mean()
-    axis.plot(actual.index, actual, color="#bbbbbb", linewidth=5, label="actual, mean", zorder=0)
+    figure, axis = plt.subplots(figsize=(9, 4))
+    axis.axhspan(0.9, 1.1, color="#009E73", alpha=0.12, linewidth=0)
+
+    def draw(rows: pd.DataFrame, column: str, **style) -> None:
+        settled = np.exp(np.log(rows.loc[rows.position >= half, column].astype(float)).mean())
+        shown = rows[rows.position.between(change - before, change + after)]
+        bins = (shown.position - change) // width * width
+        line = np.exp(np.log(shown[column].astype(float)).groupby(bins).mean()) / settled
+        axis.plot(line.index, line, **style)
+
+    draw(part, "actual_tokens", color="#cccccc", linewidth=6, label="actual", zorder=0)
     for name, color in zip(part.estimator.unique(), _colors(), strict=False):
-        rows = select(part, estimator=name)
-        line = rows.probe_tokens.groupby(bins).mean()
-        axis.plot(line.index, line, color=color, label=name, linewidth=1.6)
+        draw(select(part, estimator=name), "probe_tokens", color=color, label=name, linewidth=1.6)
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_xlabel("requests after the change")
-    axis.set_ylabel(f"estimate of one {category} request (tokens)")
-    legend_below(figure, axis)
+    axis.set_xlabel("requests after the change, of all categories")
+    axis.set_ylabel(f"estimate of one {category} request, over where it settles")
+    legend_right(figure, axis)
     return figure
 
 
@@ -42,19 +48,23 @@ def coverage_over_time(windows: pd.DataFrame) -> Figure:
         windows: of `drift_lab.over_time`.
     """
     scenarios = list(windows.scenario.unique())
-    figure, axes = plt.subplots(1, len(scenarios), figsize=(2.6 * len(scenarios), 3.2), sharey=True, squeeze=False)
-    for axis, scenario in zip(axes[0], scenarios, strict=True):
+    rows = -(-len(scenarios) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.6 * rows), sharey=True, sharex=True, squeeze=False)
+    for axis in axes.flat[len(scenarios) :]:
+        axis.set_axis_off()
+    for axis, scenario in zip(axes.flat, scenarios, strict=False):
         axis.axhspan(0.88, 0.92, color="#009E73", alpha=0.15, linewidth=0)
         part = select(windows, scenario=scenario)
         for name, color in zip(windows.estimator.unique(), _colors(), strict=False):
             line = select(part, estimator=name).groupby("window").coverage.mean()
             axis.plot(line.index, line, color=color, label=name, linewidth=1.4)
-        axis.set_title(scenario, loc="left", fontsize=10)
-        axis.set_xlabel("window")
+        axis.set_title(scenario.replace("_", " "), loc="left", fontsize=10)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0][0].set_ylabel("outputs in their interval")
-    axes[0][0].set_ylim(0.6, 1.0)
-    legend_below(figure, axes[0][0])
+        axis.set_ylim(0.8, 1.0)
+    figure.supxlabel("window of 200 requests", fontsize=11)
+    figure.supylabel("outputs in their interval", fontsize=11)
+    legend_right(figure, axes[0][0])
     return figure
 
 
@@ -68,15 +78,16 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
     for kind, color in zip(table.kind.unique(), COLORS, strict=False):
         rows = select(table, kind=kind)
         axis.plot(rows.noise, rows.recovery, "o-" if kind == "EMA" else "o", color=color, label=kind, linewidth=1)
-        for name, row in rows.iterrows():
-            axis.annotate(name, (row.noise, row.recovery), (5, 4), textcoords="offset points", fontsize=8)
+        for names, place in neighbours(rows[["noise", "recovery"]].dropna()):
+            label = ", ".join(name.replace("_", " ") for name in names)
+            axis.annotate(label, place, (6, -3), textcoords="offset points", fontsize=9)
     axis.axhspan(0, 10, color="#009E73", alpha=0.12, linewidth=0)
     axis.set_xlabel("noise when nothing changes (standard deviation of the log estimate)")
     axis.set_ylabel("observations to be back within 10%")
     axis.set_ylim(bottom=0)
     axis.set_xlim(left=0)
     axis.margins(x=0.12)
-    legend_below(figure, axis)
+    legend_right(figure, axis)
     return figure
 
 

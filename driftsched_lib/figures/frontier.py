@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from driftsched_lib.comparison import select
-from driftsched_lib.figures.style import POLICY_COLORS, POLICY_NAMES
+from driftsched_lib.figures.style import POLICY_COLORS, POLICY_NAMES, neighbours
 
 
 def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: tuple[str, str]) -> Figure:
@@ -27,7 +27,7 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         front = means[means[y] < means[y].cummin().shift(fill_value=np.inf)]
         axis.step(front[x], front[y], where="post", color="#999999", linewidth=1, zorder=1)
         dots = axis.scatter(means[x], means[y], c=means[column], cmap="viridis", s=60, edgecolor="black", **limits)
-        for policies, place in _neighbours(means[[x, y]]):
+        for policies, place in neighbours(means[[x, y]]):
             names = ", ".join(POLICY_NAMES[policy] for policy in policies)
             axis.annotate(names, place, (5, 4), textcoords="offset points", fontsize=8)
         axis.set_title(panel, loc="left", fontsize=11)
@@ -36,24 +36,6 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
     axes[0][0].set_ylabel(labels[1])
     figure.colorbar(dots, ax=axes[0], label=name, shrink=0.8)
     return figure
-
-
-def _neighbours(points: pd.DataFrame, apart: float = 0.09) -> list[tuple[list[str], tuple[float, float]]]:
-    """Policies whose dots lie together, and where to write their names.
-
-    Parameters:
-        points: two measures by policy.
-        apart: share of an axis at which two dots are two.
-    """
-    shares = (points - points.min()) / (points.max() - points.min()).clip(lower=1e-9)
-    groups: list[list[str]] = []
-    for policy, place in shares.iterrows():
-        near = [group for group in groups if (shares.loc[group[0]] - place).abs().max() < apart]
-        if near:
-            near[0].append(policy)
-        else:
-            groups.append([policy])
-    return [(group, tuple(points.loc[group[0]])) for group in groups]
 
 
 def longest_waits(runs: pd.DataFrame) -> Figure:

@@ -98,3 +98,26 @@ def legend_below(figure: Figure, axis: plt.Axes, **options) -> None:
     figure.legend(
         unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique), frameon=False, **options
     )
+
+
+def legend_right(figure: Figure, axis: plt.Axes) -> None:
+    """Where there are too many for a line below."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=10)
+
+
+def neighbours(points: pd.DataFrame, apart: float = 0.09) -> list[tuple[list[str], tuple[float, float]]]:
+    """Names whose dots lie together, and where to write them.
+
+    Parameters:
+        points: two measures by name.
+        apart: share of an axis at which two dots are two.
+    """
+    shares = (points - points.min()) / (points.max() - points.min()).clip(lower=1e-9)
+    groups: list[list[str]] = []
+    for name, place in shares.iterrows():
+        near = [group for group in groups if (shares.loc[group[0]] - place).abs().max() < apart]
+        if near:
+            near[0].append(name)
+        else:
+            groups.append([name])
+    return [(group, tuple(points.loc[group[0]])) for group in groups]

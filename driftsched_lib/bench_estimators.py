@@ -1,0 +1,49 @@
+"""What an estimate costs: microseconds for estimating and observing together, and for classifying a prompt."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.drift_lab import lab_load
+from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.requests import Request
+from driftsched_lib.text_classifier import TextClassifier
+
+MOST_US, MOST_TEXT_US = 50, 500
+
+
+def estimator_costs(requests: int = 6000, size: int = 50) -> pd.Series:
+    """By estimator and classifier, the median over blocks of `size` requests of the mean microseconds a request.
+
+    The first third of the requests is learnt from and not counted.
+    """
+    load = lab_load("recurring", 1, requests)
+    costs = {}
+    for name, make in ESTIMATORS.items():
+        estimator = make()
+
+        def learn(request: Request, estimator=estimator) -> None:
+            request.estimate = estimator.estimate(request)
+            estimator.observe(request, request.pinned_tokens)
+
+        costs[name] = _median_us(learn, load, size)
+    for name, classifier in {"key words": KeywordClassifier(), "text classifier": TextClassifier()}.items():
+        costs[name] = _median_us(lambda request, classify=classifier.classify: classify(request.prompt), load, size)
+    return pd.Series(costs, name="microseconds")
+
+
+def _median_us(work: Callable[[Request], object], load: Sequence[Request], size: int) -> float:
+    known = len(load) // 3
+    for request in load[:known]:
+        work(request)
+    blocks = []
+    for first in range(known, len(load), size):
+        block = load[first : first + size]
+        started = time.perf_counter()
+        for request in block:
+            work(request)
+        blocks.append((time.perf_counter() - started) / len(block) * 1e6)
+    return statistics.median(blocks)
