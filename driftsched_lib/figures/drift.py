@@ -36,7 +36,7 @@ def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int
         draw(select(part, estimator=name), "probe_tokens", color=color, label=name, linewidth=1.6)
     axis.axvline(0, color="black", linewidth=1)
     axis.set_xlabel("requests after the change, of all categories")
-    axis.set_ylabel(f"estimate of one {category} request, over where it settles")
+    axis.set_ylabel(f"estimate of one {category} / where it settles")
     legend_right(figure, axis)
     return figure
 
@@ -78,9 +78,20 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
     for kind, color in zip(table.kind.unique(), COLORS, strict=False):
         rows = select(table, kind=kind)
         axis.plot(rows.noise, rows.recovery, "o-" if kind == "EMA" else "o", color=color, label=kind, linewidth=1)
-        for names, place in neighbours(rows[["noise", "recovery"]].dropna()):
-            label = ", ".join(name.replace("_", " ") for name in names)
-            axis.annotate(label, place, (6, -3), textcoords="offset points", fontsize=9)
+        points = rows[["noise", "recovery"]].dropna().sort_values(["recovery", "noise"], ascending=[False, True])
+        places = neighbours(points, apart=0.04)
+        middle = np.median([place[0] for _, place in places])
+        for number, (names, place) in enumerate(places):
+            left = kind != "EMA" and place[0] < middle
+            axis.annotate(
+                ", ".join(name.replace("_", " ") for name in names),
+                place,
+                (-7 if left else 7, (5, -5)[number % 2]),
+                textcoords="offset points",
+                fontsize=9,
+                ha="right" if left else "left",
+                va=("bottom", "top")[number % 2],
+            )
     axis.axhspan(0, 10, color="#009E73", alpha=0.12, linewidth=0)
     axis.set_xlabel("noise when nothing changes (standard deviation of the log estimate)")
     axis.set_ylabel("observations to be back within 10%")
