@@ -8,8 +8,9 @@ import yaml
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.parallel import Backend
-from driftsched_lib.params import PROJECT, Params
+from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.validation import PROJECT
 
 
 def main(arguments: list[str] | None = None) -> int:

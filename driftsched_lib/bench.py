@@ -20,12 +20,13 @@ from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.experiment import load_engine
-from driftsched_lib.params import PROJECT, Params
+from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES, Fifo, Policy
 from driftsched_lib.requests import Output, Record, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import WhitespaceCounter
+from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads import paper_load
 
 QUEUED = (100, 10_000, 100_000)

@@ -13,7 +13,7 @@ import pandas as pd
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import BASE_TOKENS, PaperEstimator
-from driftsched_lib.params import PAPER_PHASES, PROJECT
+from driftsched_lib.params import PAPER_PHASES
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.profiles import Profile
 from driftsched_lib.prompts import build_prompt
@@ -21,6 +21,7 @@ from driftsched_lib.requests import TIERS, Record, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import WhitespaceCounter
+from driftsched_lib.validation import PROJECT
 
 SIZES = (10_000, 100_000, 1_000_000)
 OTHERS_SIZE = 50_000

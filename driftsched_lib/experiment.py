@@ -23,7 +23,7 @@ from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.metrics import summarize
 from driftsched_lib.parallel import Backend, finish_all
-from driftsched_lib.params import Component, Params, ParamsError, Run, can_calibrate, in_project
+from driftsched_lib.params import Params, Run, can_calibrate
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.profiles import Profile, ProfileError
 from driftsched_lib.provenance import provenance
@@ -34,6 +34,7 @@ from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatchin
 from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
+from driftsched_lib.validation import Component, ParamsError, in_project
 from driftsched_lib.workloads import length_mix, paper_load, recorded_lengths
 
 

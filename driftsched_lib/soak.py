@@ -15,7 +15,6 @@ import psutil
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import BASE_TOKENS, RunningQuantiles
-from driftsched_lib.params import PROJECT
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.profiles import Profile
 from driftsched_lib.prompts import TEMPLATES, TOPICS, build_prompt
@@ -23,6 +22,7 @@ from driftsched_lib.requests import TIERS, Output, Record, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import WhitespaceCounter
+from driftsched_lib.validation import PROJECT
 
 PROFILE = PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"
 CAPACITY, TENANTS = 500, 2000

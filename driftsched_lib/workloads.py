@@ -13,9 +13,10 @@ from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.drift import drifted
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.length_mix import LengthMix
-from driftsched_lib.params import Params, Phase, WorkloadParams, in_project
+from driftsched_lib.params import Params, Phase, WorkloadParams
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
 from driftsched_lib.requests import Request
+from driftsched_lib.validation import in_project
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.params import PROJECT
 from driftsched_lib.policies import Fifo
 from driftsched_lib.profiles import EngineLimits, Profile, Provenance, StepCost
 from driftsched_lib.requests import Estimate, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
+from driftsched_lib.validation import PROJECT
 
 COSTS = {
     "base_s": 1e-2,

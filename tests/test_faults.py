@@ -31,9 +31,10 @@ from driftsched_lib import results
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import PROJECT, Params
+from driftsched_lib.params import Params
 from driftsched_lib.provenance import provenance
 from driftsched_lib.results import ResultsError, RunError
+from driftsched_lib.validation import PROJECT
 
 SMOKE = PROJECT / "params" / "smoke.yaml"
 GRIDS = {

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from driftsched_lib.length_mix import LengthMix, LengthMixError
-from driftsched_lib.params import PROJECT, Params
+from driftsched_lib.params import Params
+from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads import paper_load
 
 AZURE = PROJECT / "data" / "traces" / "azure-conv-2023.json"

@@ -8,10 +8,10 @@ import pytest
 from simulation import COSTS, make_profile, request, simulated
 
 from driftsched_lib.engines import STEP_COLUMNS
-from driftsched_lib.params import PROJECT
 from driftsched_lib.profiles import Profile, ProfileError
 from driftsched_lib.profiling import fit_costs, iterations
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
+from driftsched_lib.validation import PROJECT
 
 COMMITTED = sorted((PROJECT / "data" / "profiles").glob("*.json"))
 

@@ -6,10 +6,11 @@ import pytest
 from driftsched_lib import results
 from driftsched_lib.estimators import Kalman
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import PROJECT, Params, ParamsError
+from driftsched_lib.params import Params
 from driftsched_lib.recorded import known_from_the_prompt, paper_protocol, record_lengths, recorded_load
 from driftsched_lib.requests import Request
 from driftsched_lib.results import ResultsError
+from driftsched_lib.validation import PROJECT, ParamsError
 from driftsched_lib.workloads import RecordedLengthsError, recorded_lengths
 
 NATURAL = PROJECT / "params" / "smoke-natural.yaml"

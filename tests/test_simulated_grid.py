@@ -10,9 +10,10 @@ from driftsched_lib.__main__ import main
 from driftsched_lib.comparison import mean_interval
 from driftsched_lib.decomposition import changes, longest_waits, paired_change
 from driftsched_lib.experiment import load_engine, run_grid
-from driftsched_lib.params import Params, ParamsError
+from driftsched_lib.params import Params
 from driftsched_lib.profiles import ProfileError
 from driftsched_lib.profiling import profile_of_run
+from driftsched_lib.validation import ParamsError
 
 
 @pytest.fixture(scope="module")

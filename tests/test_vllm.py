@@ -10,11 +10,12 @@ from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.experiment import load_engine
-from driftsched_lib.params import Params, ParamsError
+from driftsched_lib.params import Params
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
+from driftsched_lib.validation import ParamsError
 from driftsched_lib.workloads import paper_load
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
