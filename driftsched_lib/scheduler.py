@@ -49,7 +49,7 @@ class Scheduler:
         return len(self._queued)
 
     def submit(self, request: Request, now: float) -> None:
-        """Classify, estimate and queue a request, or reject it.
+        """Classify and count a request unless that is done, estimate and queue it, or reject it.
 
         Raises:
             ValueError: a request of that id is queued or running.
@@ -59,8 +59,8 @@ class Scheduler:
         if self.capacity is not None and len(self._queued) >= self.capacity:
             self._end(request, Outcome.REJECTED, now, f"queue full ({self.capacity})")
             return
-        request.category = self.classifier.classify(request.prompt)
-        request.input_tokens = self.counter.prompt(request.prompt)
+        request.category = request.category or self.classifier.classify(request.prompt)
+        request.input_tokens = request.input_tokens or self.counter.prompt(request.prompt)
         request.estimate = self.estimator.estimate(request)
         if self.admission is not None:
             reason = self.admission(request, now, self.queued_tokens)

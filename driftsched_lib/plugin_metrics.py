@@ -1,0 +1,42 @@
+"""What the scheduler inside vLLM tells Prometheus, beside vLLM's own metrics.
+
+The engine is another process than the server that answers `/metrics`.  They share numbers through the folder that
+PROMETHEUS_MULTIPROC_DIR names, an empty one, when it is set for both.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from driftsched_lib.requests import Outcome, Record, Request
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_TOKENS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+_DECISION = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2)
+
+QUEUE_DEPTH = Gauge("driftsched_queue_depth", "Requests queued", ["tier"], multiprocess_mode="livesum")
+WAIT = Histogram("driftsched_queue_wait_seconds", "Arrival to dispatch", ["tier"], buckets=_SECONDS)
+REQUESTS = Counter("driftsched_requests", "Requests that ended", ["tier", "outcome"])
+ESTIMATE_ERROR = Histogram(
+    "driftsched_estimate_error_tokens", "Estimated and generated tokens apart", ["category"], buckets=_TOKENS
+)
+ESTIMATED = Counter("driftsched_estimated_tokens", "Output tokens estimated, of completed requests", ["category"])
+GENERATED = Counter("driftsched_generated_tokens", "Output tokens generated, of completed requests", ["category"])
+BIAS = Gauge(
+    "driftsched_bias", "Factor on the category's base that was learnt", ["category"], multiprocess_mode="mostrecent"
+)
+DECISION = Histogram("driftsched_decision_seconds", "Time that a decision takes", ["step"], buckets=_DECISION)
+
+
+def dispatched(request: Request, now: float) -> None:
+    """A request left the queue."""
+    WAIT.labels(request.tier).observe(now - request.arrival_s)
+
+
+def ended(record: Record) -> None:
+    """A request ended."""
+    REQUESTS.labels(record.tier, record.outcome.value).inc()
+    if record.outcome is Outcome.COMPLETED:
+        ESTIMATE_ERROR.labels(record.category).observe(abs(record.estimated_tokens - record.actual_tokens))
+        ESTIMATED.labels(record.category).inc(record.estimated_tokens)
+        GENERATED.labels(record.category).inc(record.actual_tokens)
+        BIAS.labels(record.category).set(record.bias)

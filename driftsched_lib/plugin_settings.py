@@ -1,0 +1,60 @@
+"""What the scheduler inside vLLM is told, as one YAML file, and how it tells who a request is from."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from driftsched_lib.estimators import BASE_TOKENS
+from driftsched_lib.prompts import CATEGORIES
+from driftsched_lib.requests import TIERS
+from driftsched_lib.validation import Category, Component, EstimatorName, PolicyName, Tier, Validated
+
+UNKNOWN_TENANT = "anonymous"
+
+
+class PluginSettings(Validated):
+    """The scheduler's settings; `params/plugin.yaml` is a sample.
+
+    Attributes:
+        policy, estimator: by name, or a name with arguments.
+        classifier: `text` reads any prompt, `keywords` is the paper's.
+        base_tokens: what is expected of a category's output before anything is learnt.
+        tenants: tiers of known tenants, which no request can change.
+        priorities: tiers for clients that can send nothing but vLLM's `priority`.
+        default_tier: for all others.
+        state_file: where what the estimator has learnt is kept from one start to the next; null to begin anew.
+    """
+
+    policy: PolicyName = Component("express")
+    estimator: EstimatorName = Component("quantiles")
+    classifier: Literal["keywords", "text"] = "text"
+    base_tokens: dict[Category, Annotated[int, Field(ge=1)]] = BASE_TOKENS  # type: ignore[assignment]
+    tenants: dict[str, Tier] = {}
+    priorities: dict[int, Tier] = {}
+    default_tier: Tier = "standard"
+    state_file: Annotated[str, Field(min_length=1)] | None = None
+
+    @field_validator("base_tokens")
+    @classmethod
+    def _all_categories(cls, base_tokens: dict) -> dict:
+        if missing := sorted(set(BASE_TOKENS) - set(base_tokens)):
+            raise ValueError(f"a base for {', '.join(missing)} is missing")
+        return base_tokens
+
+    def identify(self, sent: Mapping[str, Any], priority: int) -> tuple[str, str, str]:
+        """Tenant, tier and category of a request, the last empty where its prompt has to be read.
+
+        A tenant's tier is the one set here, else the one sent, else its priority's, else the default.  What is sent and
+        means nothing counts as not sent: an engine cannot refuse a request that its server has taken.
+
+        Parameters:
+            sent: `vllm_xargs` over HTTP, `SamplingParams.extra_args` in process: `tenant`, `tier`, `category`.
+            priority: vLLM's.
+        """
+        tenant = str(sent.get("tenant") or UNKNOWN_TENANT)
+        tier = self.tenants.get(tenant) or sent.get("tier")
+        if tier not in TIERS:
+            tier = self.priorities.get(priority, self.default_tier)
+        category = sent.get("category")
+        return tenant, tier, category if category in CATEGORIES else ""

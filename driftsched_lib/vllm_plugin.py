@@ -1,0 +1,227 @@
+"""The core inside vLLM: `--scheduler-cls driftsched_lib.vllm_plugin.DriftSchedScheduler`.
+
+vLLM's asynchronous scheduler keeps its running requests, its KV cache and its batches.  Which waiting request comes
+next is decided by a policy of ours, from estimates that learn from every request that finishes in the engine.
+
+Settings (`plugin_settings`) come from the YAML file that DRIFTSCHED_CONFIG names, or
+`--additional-config '{"driftsched_config": "FILE"}'`; without either the defaults hold.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from vllm import __version__
+from vllm.config import VllmConfig
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import Request as VllmRequest
+from vllm.v1.request import RequestStatus
+
+from driftsched_lib import plugin_metrics
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.estimator_state import load_estimator, save_estimator
+from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import Output, Request
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.text_classifier import TextClassifier
+from driftsched_lib.tokens import TokenizerCounter
+
+CONFIG = "DRIFTSCHED_CONFIG"
+TESTED = ("0.32.0",)
+READ_TOKENS = 256
+"""Of a prompt's beginning, which says what it asks for; a prompt can be a thousand times as long as that."""
+COMPLETED = {
+    RequestStatus.FINISHED_STOPPED,
+    RequestStatus.FINISHED_LENGTH_CAPPED,
+    RequestStatus.FINISHED_REPETITION,
+}
+
+logger = logging.getLogger("vllm.driftsched")  # below vLLM's own, so that it is shown as that is
+
+
+class DriftSchedScheduler(AsyncScheduler):
+    """vLLM's scheduler with a policy as its waiting queue.
+
+    A request that vLLM preempts, or takes back because something it needs is not ready, comes before all that the
+    policy holds, as in vLLM.
+
+    Raises:
+        ParamsError, EstimatorStateError: settings or learnt state that cannot be used.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        warn_if_untested(__version__)
+        self._tokenizer = cached_tokenizer_from_config(self.vllm_config.model_config)
+        self.use(load_settings(self.vllm_config))
+        if plugin_metrics.MULTIPROCESS not in os.environ:
+            logger.warning(
+                "DriftSched's metrics are seen at /metrics where %s names an empty folder", plugin_metrics.MULTIPROCESS
+            )
+
+    def use(self, settings: PluginSettings) -> None:
+        """Begin with these settings and an empty queue."""
+        self._settings = settings
+        if settings.state_file is not None and Path(settings.state_file).exists():
+            estimator = load_estimator(settings.state_file)
+        else:
+            make = ESTIMATORS[settings.estimator.name]
+            estimator = make(base_tokens=settings.base_tokens, **settings.estimator.options)
+        self.core = Scheduler(
+            policy=POLICIES[settings.policy.name](**settings.policy.options),
+            estimator=estimator,
+            counter=TokenizerCounter(lambda text: 0),  # asked only for a prompt of embeddings, which has no tokens
+            classifier=TextClassifier() if settings.classifier == "text" else KeywordClassifier(),
+            on_record=plugin_metrics.ended,
+        )
+        self.waiting = PolicyQueue(self.core, self._read, self._now)
+        logger.info("DriftSched: %s on estimates by %s", settings.policy, settings.estimator)
+
+    def schedule(self, *args, **kwargs) -> SchedulerOutput:
+        self.waiting.now = self._now()
+        return super().schedule(*args, **kwargs)
+
+    def _free_request(self, request: VllmRequest, *args, **kwargs):
+        self._learn(request)
+        return super()._free_request(request, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        if self._settings.state_file is not None:
+            save_estimator(self.core.estimator, self._settings.state_file)
+        super().shutdown()
+
+    def _learn(self, request: VllmRequest) -> None:
+        served = self.waiting.served.pop(request.request_id, None)
+        if served is None:
+            return  # it was never dispatched, and left the queue as cancelled
+        if request.status in COMPLETED:
+            with plugin_metrics.DECISION.labels("learn").time():
+                tokens = request.num_output_tokens
+                self.core.complete(Output(served, request.num_prompt_tokens, tokens, None, None, self._now()))
+        else:
+            self.core.cancel(request.request_id, self._now())
+
+    def _read(self, request: VllmRequest) -> Request:
+        """Our view of a request: who sent it, how it begins, and when."""
+        sent = request.sampling_params.extra_args if request.sampling_params is not None else None
+        tenant, tier, category = self._settings.identify(sent or {}, request.priority)
+        prompt = ""
+        if request.prompt_token_ids is not None and self._tokenizer is not None:
+            prompt = self._tokenizer.decode(request.prompt_token_ids[:READ_TOKENS], skip_special_tokens=True)
+        return Request(
+            request_id=request.request_id,
+            arrival_s=self._now(),
+            prompt=prompt,
+            tenant=tenant,
+            tier=tier,
+            max_tokens=max(1, request.max_tokens),
+            category=category,
+            input_tokens=request.num_prompt_tokens,
+        )
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+
+class PolicyQueue(RequestQueue):
+    """vLLM's waiting queue: what vLLM puts in front, then what the core's policy says.
+
+    Parameters:
+        read: makes our request of vLLM's.
+        clock: seconds, never going back.
+
+    Attributes:
+        now: when the iteration's scheduling began, the time at which the policy is asked.  vLLM looks at a request,
+            finds room for it, and then takes it, which must be the same one.
+        served: our requests that were dispatched and have not ended, by id.
+    """
+
+    def __init__(self, core: Scheduler, read: Callable[[VllmRequest], Request], clock: Callable[[], float]):
+        self.now = clock()
+        self.served: dict[str, Request] = {}
+        self._core = core
+        self._read = read
+        self._clock = clock
+        self._front: deque[VllmRequest] = deque()
+        self._queued: dict[str, VllmRequest] = {}
+
+    def add_request(self, request: VllmRequest) -> None:
+        if request.request_id in self.served:  # the next turn of a session
+            self._front.append(request)
+            return
+        with plugin_metrics.DECISION.labels("submit").time():
+            ours = self._read(request)
+            self._core.submit(ours, ours.arrival_s)
+            self._queued[request.request_id] = request
+            self._show_depth(ours.tier)
+
+    def peek_request(self) -> VllmRequest:
+        if self._front:
+            return self._front[0]
+        return self._queued[self._core.policy.peek(self.now).request_id]
+
+    def pop_request(self) -> VllmRequest:
+        if self._front:
+            return self._front.popleft()
+        with plugin_metrics.DECISION.labels("dispatch").time():
+            ours = self._core.next(self.now)
+            if ours is None:
+                raise IndexError("pop from an empty queue")
+            self.served[ours.request_id] = ours
+            plugin_metrics.dispatched(ours, self._clock())
+            self._show_depth(ours.tier)
+            return self._queued.pop(ours.request_id)
+
+    def prepend_request(self, request: VllmRequest) -> None:
+        self._front.appendleft(request)
+
+    def prepend_requests(self, requests: Iterable[VllmRequest]) -> None:
+        self._front.extendleft(requests)
+
+    def remove_request(self, request: VllmRequest) -> None:
+        self.remove_requests([request])
+
+    def remove_requests(self, requests: Iterable[VllmRequest]) -> None:
+        ids = {request.request_id for request in requests}
+        if self._front:
+            self._front = deque(request for request in self._front if request.request_id not in ids)
+        for request_id in ids & self._queued.keys():
+            del self._queued[request_id]
+            self._core.cancel(request_id, self._clock())
+        for tier in self._core.depth:
+            self._show_depth(tier)
+
+    def _show_depth(self, tier: str) -> None:
+        plugin_metrics.QUEUE_DEPTH.labels(tier).set(self._core.depth[tier])
+
+    def __bool__(self) -> bool:
+        return bool(self._front) or bool(self._queued)
+
+    def __len__(self) -> int:
+        return len(self._front) + len(self._queued)
+
+    def __iter__(self) -> Iterator[VllmRequest]:
+        yield from self._front
+        for ours in self._core.policy:
+            yield self._queued[ours.request_id]
+
+
+def load_settings(config: VllmConfig) -> PluginSettings:
+    """The settings of the file that the environment or vLLM's additional config names, or the defaults."""
+    additional = config.additional_config if isinstance(config.additional_config, dict) else {}
+    path = os.environ.get(CONFIG) or additional.get("driftsched_config")
+    return PluginSettings() if path is None else PluginSettings.load(path)
+
+
+def warn_if_untested(version: str) -> None:
+    """vLLM's scheduler is not a public interface: it may change with each version."""
+    if version.partition("+")[0] not in TESTED:
+        logger.warning("DriftSched is tested with vLLM %s, this is %s", ", ".join(TESTED), version)

@@ -1,0 +1,276 @@
+"""The policies inside real vLLM: the order they serve in, aborts, preemptions, settings, and what is kept."""
+
+import gc
+import logging
+from random import Random
+
+import pytest
+
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.estimator_state import EstimatorStateError
+from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
+from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.profiles import Profile
+from driftsched_lib.requests import Outcome, Request
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, serve
+from driftsched_lib.tokens import TokenizerCounter
+from driftsched_lib.validation import PROJECT, ParamsError
+
+MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
+TENANTS = {"a": "premium", "b": "standard", "c": "batch", "d": "batch"}
+PROMPTS = (
+    "What is DNS?",
+    "Summarize TLS in one paragraph.",
+    "Explain how Kafka works.",
+    "Write a detailed report on Go.",
+)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """vLLM in this process, scheduled by the plug-in: few KV blocks, prompts in chunks, prefixes cached."""
+    from vllm import EngineArgs, LLMEngine
+
+    import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
+
+    gc.collect()  # an engine that is collected takes down what all engines of a process share
+    args = EngineArgs(
+        model=MODEL,
+        scheduler_cls="driftsched_lib.vllm_plugin.DriftSchedScheduler",
+        enforce_eager=True,
+        max_model_len=512,
+        max_num_seqs=16,
+        num_gpu_blocks_override=6,
+        max_num_batched_tokens=64,
+        enable_prefix_caching=True,
+    )
+    llm = LLMEngine.from_vllm_config(args.create_engine_config())
+    yield llm
+    llm.engine_core.shutdown()
+    del llm
+    gc.collect()
+
+
+def scheduler_of(engine):
+    return engine.engine_core.engine_core.scheduler
+
+
+def use(engine, **settings):
+    """Begin anew with these settings; the records of what ends from here on."""
+    scheduler, records = scheduler_of(engine), []
+    assert not engine.has_unfinished_requests()
+    scheduler.use(PluginSettings.parse(settings, "test"))
+    told = scheduler.core.on_record
+    scheduler.core.on_record = lambda record: (records.append(record), told(record))
+    return records
+
+
+def add(engine, request, **changes):
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sent = {"tenant": request.tenant, "tier": request.tier} | changes
+    length = {"max_tokens": request.pinned_tokens, "min_tokens": request.pinned_tokens}
+    params = SamplingParams(**length, extra_args=sent, output_kind=RequestOutputKind.FINAL_ONLY)
+    engine.add_request(request.request_id, request.prompt, params)
+
+
+def load(n, seed=1, longest=12):
+    random = Random(seed)
+    return [
+        Request(
+            str(i),
+            0.0,
+            random.choice(PROMPTS),
+            tenant := random.choice(list(TENANTS)),
+            TENANTS[tenant],
+            longest,
+            pinned_tokens=random.randint(1, longest),
+        )
+        for i in range(n)
+    ]
+
+
+def sent_id(request_id):
+    """vLLM marks the ids that it is sent, so that they cannot be the same."""
+    return request_id.rpartition("-")[0]
+
+
+def is_empty(engine):
+    scheduler = scheduler_of(engine)
+    queue = scheduler.waiting
+    return scheduler.core.is_idle and not queue and not len(queue) and not list(queue) and not queue.served
+
+
+def a_slot_that_takes_no_time():
+    profile = Profile.load(PROJECT / "data" / "profiles" / "driftsched-tiny-cpu.json")
+    free = dict.fromkeys(type(profile.step).model_fields, 0.0)
+    limits = profile.limits.model_copy(update={"max_num_seqs": 1})
+    return SimulatedEngine(profile.model_copy(update={"step": profile.step.model_copy(update=free), "limits": limits}))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_vllm_serves_in_the_order_of_the_simulator(policy, engine, monkeypatch):
+    """One slot, all requests there at once, time standing still: every choice shows in the order."""
+    base = dict.fromkeys(BASE_TOKENS, 12)
+    monkeypatch.setattr(type(scheduler_of(engine)), "_now", lambda self: 0.0)
+    monkeypatch.setattr(scheduler_of(engine), "max_num_active_reqs", 1)
+    records = use(engine, policy=policy, estimator="paper", classifier="keywords", base_tokens=base)
+    requests = load(40)
+    for request in requests:
+        add(engine, request)
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert is_empty(engine)
+
+    for record in records:
+        record.request_id = sent_id(record.request_id)
+    simulated, tokens = [], {record.request_id: record.input_tokens for record in records}
+    for request in requests:
+        request.input_tokens = tokens[request.request_id]
+    estimator = ESTIMATORS["paper"](base_tokens=base)
+    core = Scheduler(POLICIES[policy](), estimator, TokenizerCounter(len), KeywordClassifier(), simulated.append)
+    serve(requests, core, a_slot_that_takes_no_time(), ContinuousBatching())
+    columns = ("request_id", "category", "tenant", "tier", "output_tokens", "estimated_tokens", "bias_before")
+    rows = [[[getattr(record, column) for column in columns] for record in run] for run in (records, simulated)]
+    assert rows[0] == rows[1]
+    assert len(records) == 40
+
+
+def test_abort_storms_lose_nothing(engine):
+    """1,000 requests, a third of them aborted at random moments and some in storms: each ends exactly once."""
+    random = Random(2)
+    records = use(engine, policy="express", tenants=TENANTS)
+    requests, finished, alive, aborted = load(1000, longest=6), set(), set(), set()
+    ids = {request.request_id for request in requests}
+    while requests or engine.has_unfinished_requests():
+        coming = random.randint(0, 20)
+        for request in requests[:coming]:
+            add(engine, request)
+            alive.add(request.request_id)
+        del requests[:coming]
+        victims = random.randint(20, 60) if random.random() < 0.05 else random.randint(0, 3)
+        victims = set(random.sample(sorted(alive), min(len(alive), victims)))
+        engine.abort_request(list(victims))
+        aborted |= victims
+        alive -= victims
+        done = {output.request_id for output in engine.step() if output.finished}
+        assert not done & finished
+        finished |= done
+        alive -= done
+    assert is_empty(engine)
+    outcomes = {sent_id(record.request_id): record.outcome for record in records}
+    assert len(records) == len(outcomes) == 1000 and 200 < len(aborted) < 800
+    assert finished == ids - aborted
+    assert all(outcomes[i] is (Outcome.COMPLETED if i in finished else Outcome.CANCELLED) for i in finished)
+    # An aborted request may have been finished by the engine before it heard of it: asynchronous scheduling runs ahead.
+    assert sum(outcomes[i] is Outcome.COMPLETED for i in aborted) < 100
+
+
+def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
+    """What is served when KV blocks run out, and every output as long as it should be."""
+    records = use(engine, policy="sjf", classifier="keywords")
+    scheduler, preempted = scheduler_of(engine), []
+    resumed, preempt = [], scheduler._preempt_request
+    monkeypatch.setattr(
+        scheduler,
+        "_preempt_request",
+        lambda request, *a, **k: (preempted.append(request.request_id), preempt(request, *a, **k)),
+    )
+    pop = scheduler.waiting.pop_request
+
+    def pop_request():
+        front = [request.request_id for request in scheduler.waiting._front]
+        request = pop()
+        if front:
+            assert request.request_id == front[0]
+            resumed.append(request.request_id)
+        return request
+
+    monkeypatch.setattr(scheduler.waiting, "pop_request", pop_request)
+    requests, lengths = load(24, longest=150), {}
+    for request in requests:
+        request.prompt = "You are a careful assistant who answers in full. " * 4 + request.prompt
+        add(engine, request)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                lengths[output.request_id] = len(output.outputs[0].token_ids)
+    assert preempted and sorted(resumed) == sorted(preempted)
+    assert lengths == {request.request_id: request.pinned_tokens for request in requests}
+    assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 24
+    assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
+
+
+def test_what_was_learnt_is_kept_and_a_damaged_file_refused(engine, tmp_path):
+    path = tmp_path / "state.json"
+    use(engine, estimator="paper", state_file=str(path))
+    for request in load(5):
+        add(engine, request)
+    while engine.has_unfinished_requests():
+        engine.step()
+    scheduler_of(engine).shutdown()
+    learnt = scheduler_of(engine).core.estimator.state_
+    use(engine, estimator="paper", state_file=str(path))
+    assert scheduler_of(engine).core.estimator.state_ == learnt
+    path.write_text("{")
+    with pytest.raises(EstimatorStateError, match="state.json: is not JSON"):
+        use(engine, state_file=str(path))
+
+
+def test_settings_come_from_the_environment_or_from_vllms_additional_config(engine, tmp_path, monkeypatch):
+    from driftsched_lib.vllm_plugin import CONFIG, load_settings
+
+    config = engine.vllm_config
+    assert load_settings(config) == PluginSettings()
+    (tmp_path / "a.yaml").write_text("policy: {aging: {rate: 0.5}}")
+    monkeypatch.setattr(config, "additional_config", {"driftsched_config": str(tmp_path / "a.yaml")})
+    assert str(load_settings(config).policy) == "aging-rate=0.5"
+    monkeypatch.setenv(CONFIG, str(PROJECT / "params" / "plugin.yaml"))
+    assert load_settings(config) == PluginSettings()
+
+
+def test_another_version_of_vllm_is_warned_of(engine, caplog, monkeypatch):
+    from driftsched_lib.vllm_plugin import TESTED, logger, warn_if_untested
+
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        warn_if_untested(f"{TESTED[0]}+cpu")
+        assert not caplog.messages
+        warn_if_untested("9.9.9")
+    assert caplog.messages == [f"DriftSched is tested with vLLM {TESTED[0]}, this is 9.9.9"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "priority", "expected"),
+    [
+        ({}, 0, ("anonymous", "standard", "")),
+        ({"tenant": "x", "tier": "batch"}, 0, ("x", "batch", "")),
+        ({"tenant": "acme", "tier": "batch"}, 0, ("acme", "premium", "")),
+        ({"tenant": 7, "tier": "gold"}, 1, ("7", "batch", "")),
+        ({"category": "report"}, 5, ("anonymous", "standard", "report")),
+        ({"category": ["report"], "tier": {}}, 0, ("anonymous", "standard", "")),
+    ],
+)
+def test_a_request_says_who_it_is_from(sent, priority, expected):
+    settings = PluginSettings(tenants={"acme": "premium"}, priorities={1: "batch"})
+    assert settings.identify(sent, priority) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("polcy: sjf", "polcy: unknown key: 'polcy' is unknown, did you mean 'policy'"),
+        ("policy: sfj", "policy: 'sfj' is unknown, did you mean 'sjf'"),
+        ("tenants: {acme: gold}", "tenants.acme: input should be 'premium', 'standard' or 'batch'"),
+        ("base_tokens: {report: 5}", "base_tokens: a base for short_qa, summary, technical is missing"),
+        ("policy: !!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(text, message, tmp_path):
+    (tmp_path / "plugin.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=f"plugin.yaml: {message}"):
+        PluginSettings.load(tmp_path / "plugin.yaml")
