@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from driftsched_lib import results
 from driftsched_lib.comparison import mean_interval
 from driftsched_lib.metrics import jain_index, latencies, tenant_fairness
+from driftsched_lib.parallel import finish_all
 from driftsched_lib.policies.deadlines import E2E_SLO_S, TTFT_SLO_S
 from driftsched_lib.service_metrics import longest_waits, service_difference, slo_attainment
 
@@ -38,11 +40,13 @@ def measures(requests: pd.DataFrame) -> dict[str, float]:
 
 def frontier(out: str | Path) -> pd.DataFrame:
     """`measures` of every run of a results folder, a row a run, with its setting."""
-    rows = []
-    for folder in results.run_folders(out):
-        run = results.load_manifest(folder)["run"]
-        rows.append(run | measures(pd.read_parquet(folder / "requests.parquet")))
-    return pd.DataFrame(rows)
+    folders = results.run_folders(out)
+    rows = dict(finish_all(_row, list(enumerate(folders))))
+    return pd.DataFrame([rows[i] for i in range(len(folders))])
+
+
+def _row(number: int, folder: Path) -> tuple[int, dict[str, Any]]:
+    return number, results.load_manifest(folder)["run"] | measures(results.read_table(folder, "requests"))
 
 
 def against_fifo(runs: pd.DataFrame, columns: Sequence[str] = tuple(RELATIVE)) -> pd.DataFrame:

@@ -58,14 +58,16 @@ def service_over_time(
         weights: shares by tier, over which the service is divided; None for the service itself.
     """
     times = np.asarray(times_s, dtype=float)
-    done = requests[(requests.outcome == "completed")]
+    done = requests[requests.outcome == "completed"]
+    first, finish = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
+    weight = 1.0 if weights is None else done.tier.map(weights).to_numpy(float)
+    prompts = input_price * done.prompt_tokens.to_numpy(float) / weight
+    outputs = output_price * done.output_tokens.to_numpy(float) / weight
     service = {}
-    for tenant, mine in done.groupby("tenant", sort=True):
-        first, finish = mine.first_token_s.to_numpy(float), mine.finish_s.to_numpy(float)
-        weight = 1.0 if weights is None else mine.tier.map(weights).to_numpy(float)
-        begun = (times[:, None] >= first) * (input_price * mine.prompt_tokens.to_numpy(float) / weight)
-        share = np.clip((times[:, None] - first) / np.maximum(finish - first, 1e-9), 0.0, 1.0)
-        service[tenant] = (begun + share * (output_price * mine.output_tokens.to_numpy(float) / weight)).sum(axis=1)
+    for tenant, rows in sorted(done.groupby("tenant").indices.items()):
+        begun = (times[:, None] >= first[rows]) * prompts[rows]
+        share = np.clip((times[:, None] - first[rows]) / np.maximum(finish[rows] - first[rows], 1e-9), 0.0, 1.0)
+        service[tenant] = (begun + share * outputs[rows]).sum(axis=1)
     return pd.DataFrame(service, index=pd.Index(times, name="time_s"))
 
 
@@ -87,10 +89,13 @@ def service_difference(
         raise ValueError(f"interval_s is {interval_s}, it must be above 0")
     times = np.arange(requests.arrival_s.min(), requests.finish_s.max() + interval_s, interval_s)
     gained = service_over_time(requests, times, weights).diff().iloc[1:]
-    backlogged = pd.DataFrame(
-        {tenant: _queued_throughout(requests[requests.tenant == tenant], times) for tenant in gained.columns},
-        index=gained.index,
-    )
+    starts = requests.arrival_s.to_numpy(float)
+    ends = requests.dispatch_s.astype(float).fillna(requests.finish_s).to_numpy(float)
+    of_tenant = requests.groupby("tenant").indices
+    queued = {
+        tenant: _queued_throughout(starts[of_tenant[tenant]], ends[of_tenant[tenant]], times) for tenant in gained
+    }
+    backlogged = pd.DataFrame(queued, index=gained.index)
     gained = gained.where(backlogged)
     several = backlogged.sum(axis=1) >= 2
     return pd.DataFrame(
@@ -98,14 +103,11 @@ def service_difference(
     )
 
 
-def _queued_throughout(requests: pd.DataFrame, times: np.ndarray) -> np.ndarray:
-    """For each interval between two times, whether one of the requests or another was queued at every moment."""
-    waits = pd.DataFrame(
-        {"start": requests.arrival_s, "end": requests.dispatch_s.astype(float).fillna(requests.finish_s)}
-    )
-    waits = waits.astype(float).sort_values("start").to_numpy()
-    ends = np.maximum.accumulate(waits[:, 1])
-    first = np.flatnonzero(np.append(True, waits[1:, 0] > ends[:-1]))  # of each stretch without a gap
-    starts, ends = waits[first, 0], ends[np.append(first[1:] - 1, len(ends) - 1)]
+def _queued_throughout(starts: np.ndarray, ends: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """For each interval between two times, whether one of the waits or another lasted at every moment."""
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    first = np.flatnonzero(np.append(True, starts[1:] > ends[:-1]))  # of each stretch without a gap
+    starts, ends = starts[first], ends[np.append(first[1:] - 1, len(ends) - 1)]
     stretch = np.searchsorted(starts, times[:-1], side="right") - 1
     return (stretch >= 0) & (times[1:] <= ends[stretch])
