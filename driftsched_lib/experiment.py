@@ -1,6 +1,7 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.engines.replicated import ROUTERS, ReplicatedEngine
 from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.engines.vllm_server import VllmServer
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.metrics import summarize
 from driftsched_lib.parallel import Backend, finish_all
@@ -112,9 +114,26 @@ def _serve_one_by_one(params: Params, runs: Sequence[Run], out: Path, progress: 
     speed = _engine_speed(params, engine, out)
     for i, run in enumerate(runs, start=1):
         progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
-        results.write_run(out / run.name, *serve_run(params, run, engine, speed, lambda record: progress.update()))
+        _serve_and_keep(params, run, engine, speed, out, progress)
         if i < len(runs):
             time.sleep(params.cooling_s)
+
+
+def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: Path, progress: tqdm) -> None:
+    """One run's folder, or, where the engine fails, the records that there are by then, each with how it ended."""
+    records: list[Record] = []
+    failed = out / f"{run.name}.failed.parquet"
+
+    def note(record: Record) -> None:
+        records.append(record)
+        progress.update()
+
+    try:
+        results.write_run(out / run.name, *serve_run(params, run, engine, speed, note))
+        failed.unlink(missing_ok=True)
+    except RunError:
+        results.requests_table(records).to_parquet(failed, index=False)
+        raise
 
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
@@ -158,6 +177,14 @@ def load_engine(params: Params, log_steps: bool = False):
     """
     if params.engine == "simulated":
         return _simulated_engine(params, log_steps)
+    if params.server is not None:
+        server = params.server
+        key = None if server.api_key_env is None else os.environ.get(server.api_key_env)
+        if server.api_key_env is not None and key is None:
+            raise ParamsError(f"server.api_key_env: the environment holds no {server.api_key_env}")
+        return VllmServer(
+            server.url, params.model, server.max_in_flight, server.timeout_s, params.temperature, api_key=key
+        )
     from driftsched_lib.engines.vllm_local import VllmEngine
 
     try:
@@ -194,16 +221,28 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
     Parameters:
         engine: one replica; the capacity is that of all.
     """
-    _serve_at_once(params, engine, 6 * engine.max_num_seqs)
-    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-    full = (steps.running == engine.max_num_seqs) & (steps.index > 0)
-    tokens = (steps.prompt_requests + steps.output_requests)[full].sum()
+    crowd = _serve_at_once(params, engine, 6 * engine.max_num_seqs)
+    if params.engine == "server":
+        capacity = _streamed_tokens_per_s(crowd, engine.max_num_seqs)
+    else:
+        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+        full = (steps.running == engine.max_num_seqs) & (steps.index > 0)
+        tokens = (steps.prompt_requests + steps.output_requests)[full].sum()
+        capacity = params.replicas * tokens / steps.time_s.diff()[full].sum()
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     return EngineSpeed(
-        capacity_tokens_per_s=float(params.replicas * tokens / steps.time_s.diff()[full].sum()),
+        capacity_tokens_per_s=float(capacity),
         idle_ttft_s=float((alone.first_token_s - alone.arrival_s).median()),
         idle_tpot_s=float(((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()),
     )
+
+
+def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
+    """Output tokens a second while all slots were taken: each request's come evenly from its first to its last."""
+    begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
+    started, finished = done.first_token_s.clip(begin, end), done.finish_s.clip(begin, end)
+    share = (finished - started) / (done.finish_s - done.first_token_s)
+    return float((share * done.output_tokens).sum() / (end - begin))
 
 
 def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
@@ -294,7 +333,7 @@ def serve_run(
             "seed": run.seed,
         },
         "params": params.model_dump(),
-        "engine_limits": engine.limits.model_dump(),
+        "engine_limits": engine.limits and engine.limits.model_dump(),
         "engine_speed": asdict(speed),
         "phases": phases,
         "started": started.isoformat(),

@@ -124,6 +124,16 @@ class Spread(Validated):
     cv: NotNegative
 
 
+class ServerParams(Validated):
+    """A live server: its address up to `/v1`, how many requests may be with it at once, the longest that one may take,
+    and the environment variable that holds its API key."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
+    max_in_flight: Annotated[int, Field(ge=1)]
+    timeout_s: Positive
+    api_key_env: Annotated[str, Field(min_length=1)] | None = None
+
+
 class Params(Validated):
     """Everything that decides an experiment.  The defaults are the paper's; a list makes a dimension of the grid.
 
@@ -132,15 +142,16 @@ class Params(Validated):
     as fast as the phases say, times each of `rates`.  An output ends at its `limit`, by itself (`natural`), or at a
     length drawn from the `spread`.  `recorded_lengths` is a file of what natural outputs came to: each is pinned there.
 
-    The `vllm` engine loads `model` with `engine_args`.  The `simulated` one is `replicas` engines of a `profile`, in
-    which `engine_args` replaces limits.
+    The `vllm` engine loads `model` with `engine_args`; `server` is where a live one has it.  The `simulated` one is
+    `replicas` engines of a `profile`, in which `engine_args` replaces limits.
     """
 
-    engine: Literal["vllm", "simulated"] = "vllm"
+    engine: Literal["vllm", "simulated", "server"] = "vllm"
     model: Annotated[str, Field(min_length=1)] = "Qwen/Qwen1.5-1.8B-Chat"
     profile: Annotated[str, Field(min_length=1)] | None = None
     replicas: Annotated[int, Field(ge=1)] = 1
     router: Literal["round_robin", "least_requests", "least_estimated_tokens"] = "least_requests"
+    server: ServerParams | None = None
     engine_args: dict[str, Any] = {
         "dtype": "float16",
         "enforce_eager": True,
@@ -190,6 +201,10 @@ class Params(Validated):
                 )
         elif self.profile is not None or self.replicas > 1:
             raise ValueError("engine: a profile and replicas are for the simulated engine")
+        if (self.engine == "server") != (self.server is not None):
+            raise ValueError("server: it says where engine: server is, and that alone")
+        if self.engine == "server" and self.engine_args:
+            raise ValueError("engine_args: a live server was started with its own, so it may be {} alone")
         if any(phase.lengths for phase in self.workload.phases) and self.output_length != "limit":
             raise ValueError("output_length: a phase's lengths pin the outputs, so it may be limit alone")
         if self.workload.drift is not None and self.output_length == "spread":

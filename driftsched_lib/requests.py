@@ -90,6 +90,7 @@ class Output:
         tokens: generated token ids, counted.
         words: whitespace-separated words of the generated text; None where the engine makes no text.
         error: why the engine could not finish the request; None when it did.
+        longest_itl_s: the longest time between two tokens, where they are seen one by one.
     """
 
     request: Request
@@ -99,6 +100,7 @@ class Output:
     first_token_s: float | None
     finish_s: float
     error: str | None = None
+    longest_itl_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class Record:
     whitespace words.  `measured_bias` is the clipped
     ratio that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.
     Under static batches the client receives nothing before `finish_s`, although the engine made its first token at
-    `first_token_s`.
+    `first_token_s`.  `longest_itl_s`, the longest time between two tokens, is known where they are streamed.
     """
 
     request_id: str
@@ -124,6 +126,7 @@ class Record:
     arrival_s: float
     dispatch_s: float | None
     first_token_s: float | None
+    longest_itl_s: float | None
     finish_s: float
     max_tokens: int
     input_tokens: int

@@ -166,6 +166,7 @@ class Scheduler:
                 arrival_s=request.arrival_s,
                 dispatch_s=request.dispatch_s,
                 first_token_s=output and output.first_token_s,
+                longest_itl_s=output and output.longest_itl_s,
                 finish_s=now,
                 max_tokens=request.max_tokens,
                 input_tokens=request.input_tokens,

@@ -13,12 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.engines.vllm_server import ServerError
 from driftsched_lib.validation import in_project
-
-
-class ServerError(DriftSchedError, RuntimeError):
-    """A server that cannot be started or reached; the message says which and why."""
 
 
 @contextmanager

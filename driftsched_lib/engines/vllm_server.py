@@ -1,0 +1,211 @@
+"""A live server, over HTTP: vLLM's, or any other that speaks OpenAI's completions."""
+
+import asyncio
+import json
+import queue
+import threading
+import time
+import weakref
+from functools import lru_cache
+from math import isinf
+from typing import Any
+
+import httpx
+
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.requests import Output, Request
+
+RETRIES = 5
+FIRST_PAUSE_S = 0.2
+"""Doubled from one retry to the next."""
+BUSY = {429, 503}
+
+
+class ServerError(DriftSchedError, RuntimeError):
+    """A server that cannot be used; the message says which and why."""
+
+
+class _Refused(Exception):
+    """The server has not begun with a request, which may be sent again."""
+
+
+class VllmServer:
+    """Completions streamed from a server, so many in flight; times are the client's.
+
+    A request with `pinned_tokens` asks for exactly that many by `min_tokens`, which vLLM knows and others may not.  One
+    that the server has not begun with (it refuses the connection, or is busy: 429, 503) is sent again, up to `RETRIES`
+    times; one that fails later is not, for its tokens are spent.  A server that still refuses connections then is gone.
+
+    Parameters:
+        url: up to, and without, `/v1`.
+        model: the name that the server gives it.
+        max_in_flight: requests that may be with the server at once.
+        timeout_s: the longest that a request may take.
+        temperature: sampling temperature.
+        api_key: sent as a bearer token; None for none.
+
+    Raises:
+        ServerError: nothing answers at the URL, or it does not serve the model.
+    """
+
+    limits = None
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        max_in_flight: int,
+        timeout_s: float,
+        temperature: float,
+        api_key: str | None = None,
+    ):
+        self.url = url.rstrip("/")
+        self.model = model
+        self.max_num_seqs = max_in_flight
+        self.timeout_s = timeout_s
+        self.temperature = temperature
+        self.steps: list[tuple] = []  # what a server does in an iteration is not seen from here
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._check()
+        self.count_tokens = lru_cache(maxsize=10_000)(self._count_tokens)
+        self._in_flight: dict[str, asyncio.Task] = {}
+        self._done: queue.SimpleQueue[Output | ServerError] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        limits = httpx.Limits(max_connections=max_in_flight)
+        self._client = httpx.AsyncClient(headers=self._headers, timeout=timeout_s, limits=limits)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Time zero is now: a new run begins."""
+        if self._in_flight:
+            raise RuntimeError(f"{len(self._in_flight)} requests are still in flight")
+        self._started = time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic() - self._started
+
+    def has_room(self) -> bool:
+        return len(self._in_flight) < self.max_num_seqs
+
+    def add(self, request: Request) -> None:
+        self._in_flight[request.request_id] = asyncio.run_coroutine_threadsafe(self._serve(request), self._loop)
+
+    def abort(self, request_id: str) -> None:
+        task = self._in_flight.pop(request_id, None)
+        if task is not None:
+            task.cancel()
+
+    def step(self, until: float) -> list[Output]:
+        if not self._in_flight and isinf(until):
+            raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+        outputs = []
+        try:
+            outputs.append(self._done.get(timeout=None if isinf(until) else max(0.0, until - self.now())))
+            while True:
+                outputs.append(self._done.get_nowait())
+        except queue.Empty:
+            pass
+        gone = [output for output in outputs if isinstance(output, ServerError)]
+        if gone:
+            for request_id in list(self._in_flight):
+                self.abort(request_id)
+            raise gone[0]
+        # One that was aborted while its output was on its way here has ended already.
+        return [output for output in outputs if self._in_flight.pop(output.request.request_id, None) is not None]
+
+    def _check(self) -> None:
+        served = [model.get("id") for model in self._ask("GET", "/v1/models").get("data", [])]
+        if self.model not in served:
+            raise ServerError(f"{self.url} serves {', '.join(map(str, served))} and no {self.model}")
+
+    def _count_tokens(self, text: str) -> int:
+        """A prompt's length in tokens, special ones left out, as vLLM's own `/tokenize` counts it."""
+        content = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        return int(self._ask("POST", "/tokenize", content)["count"])
+
+    def _ask(self, method: str, path: str, content: dict | None = None) -> dict[str, Any]:
+        where = f"{self.url}{path}"
+        try:
+            answer = httpx.request(method, where, json=content, headers=self._headers, timeout=self.timeout_s)
+            answer.raise_for_status()
+            return dict(answer.json())
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            hint = ": only vLLM knows it; count by whitespace" if path == "/tokenize" else ""
+            raise ServerError(f"{where} cannot be used: {error}{hint}") from None
+
+    async def _serve(self, request: Request) -> None:
+        """What becomes of a request, put where `step` finds it."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                output = await self._with_retries(request)
+        except TimeoutError:
+            output = self._failed(request, f"took longer than {self.timeout_s:g} s")
+        except (httpx.HTTPError, _Refused, ValueError, KeyError, TypeError, IndexError) as error:
+            output = self._failed(request, f"{type(error).__name__}: {error}".removeprefix("_Refused: "))
+        except ServerError as error:
+            output = error
+        self._done.put(output)
+
+    async def _with_retries(self, request: Request) -> Output:
+        pause_s = FIRST_PAUSE_S
+        for left in reversed(range(RETRIES)):
+            try:
+                return await self._stream(request)
+            except httpx.ConnectError as error:
+                if not left:
+                    raise ServerError(f"{self.url} is gone: {error}") from None
+            except _Refused:
+                if not left:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _stream(self, request: Request) -> Output:
+        text, usage, times = [], None, []
+        async with self._client.stream("POST", f"{self.url}/v1/completions", json=self._content(request)) as answer:
+            if answer.status_code in BUSY:
+                raise _Refused(f"HTTP {answer.status_code}, {RETRIES} times")
+            if answer.is_error:
+                raise ValueError(f"HTTP {answer.status_code}: {(await answer.aread()).decode(errors='replace')[:300]}")
+            async for line in answer.aiter_lines():
+                if not line.startswith("data:") or line.removeprefix("data:").strip() == "[DONE]":
+                    continue
+                part = json.loads(line.removeprefix("data:"))
+                if "error" in part:
+                    raise ValueError(str(part["error"])[:300])
+                for choice in part["choices"]:
+                    if choice["text"]:
+                        text.append(choice["text"])
+                        times.append(self.now())
+                usage = part.get("usage") or usage
+        if usage is None:
+            raise ValueError("the server sent no usage, so the tokens cannot be counted")
+        made, pinned = int(usage["completion_tokens"]), request.pinned_tokens
+        return Output(
+            request=request,
+            prompt_tokens=int(usage["prompt_tokens"]),
+            tokens=made,
+            words=len("".join(text).split()),
+            first_token_s=times[0] if times else None,
+            finish_s=self.now(),
+            error=None if pinned in (None, made) else f"the server made {made} of {pinned} pinned tokens",
+            longest_itl_s=max((after - before for before, after in zip(times, times[1:], strict=False)), default=None),
+        )
+
+    def _content(self, request: Request) -> dict[str, Any]:
+        content = {
+            "model": self.model,
+            "prompt": request.prompt,
+            "temperature": self.temperature,
+            "max_tokens": request.pinned_tokens or request.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "vllm_xargs": {"tenant": request.tenant, "tier": request.tier},
+        }
+        return content if request.pinned_tokens is None else content | {"min_tokens": request.pinned_tokens}
+
+    def _failed(self, request: Request, reason: str) -> Output:
+        return Output(request, 0, 0, None, None, self.now(), error=reason)

@@ -1,0 +1,238 @@
+"""A live server over HTTP: real vLLM, and small servers that misbehave in each way that servers do."""
+
+import json
+import re
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pytest
+
+from driftsched_lib import results
+from driftsched_lib.engines import vllm_server
+from driftsched_lib.engines.vllm_server import ServerError, VllmServer
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
+from driftsched_lib.requests import Request
+from driftsched_lib.results import RunError
+from driftsched_lib.validation import PROJECT, ParamsError
+
+SMOKE = PROJECT / "params" / "smoke-server.yaml"
+MODEL = "data/models/driftsched-tiny"
+
+
+def params_at(url, **changes):
+    return Params.load(SMOKE, {"server.url": url} | changes)
+
+
+def test_a_grid_on_a_real_server(server, tmp_path):
+    """Two policies, both batchings: pinned lengths, times in order, tokens as vLLM counts them."""
+    params = params_at(server, vary_estimates_for=[], token_counter=["tokenizer"])
+    summary = run_grid(params, tmp_path)
+    assert (summary.completed == params.requests).all() and len(summary) == len(params.runs())
+    requests = results.load(tmp_path)
+    assert (requests.output_tokens == requests.max_tokens).all() and (requests.prompt_tokens > 0).all()
+    assert (requests.arrival_s <= requests.dispatch_s).all() and (requests.dispatch_s < requests.first_token_s).all()
+    assert (requests.first_token_s <= requests.finish_s).all() and (requests.output_words > 0).all()
+    several = requests[requests.output_tokens > 2]
+    mean_itl_s = (several.finish_s - several.first_token_s) / (several.output_tokens - 1)
+    streamed = several.batching == "continuous"
+    assert (several.longest_itl_s >= 0.5 * mean_itl_s)[streamed].all()
+    again = run_grid(params, tmp_path)
+    pd.testing.assert_frame_equal(again, summary)
+
+
+def test_a_server_without_the_model_is_refused_before_any_work(server, tmp_path):
+    with pytest.raises(ServerError, match=f"serves {MODEL} and no other"):
+        run_grid(params_at(server, model="other"), tmp_path)
+    assert not list(tmp_path.glob("*/manifest.json"))
+
+
+class Server(ThreadingHTTPServer):
+    """Serves completions of one word a token; `answer` may do otherwise with a request of a given number."""
+
+    def __init__(self, answer=lambda handler, number: False):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer, self.seen, self.lock = answer, [], threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.send(200, {"data": [{"id": MODEL}]})
+
+    def do_POST(self):
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            self.send(200, {"count": len(content["prompt"].split())})
+            return
+        with self.server.lock:
+            number = len(self.server.seen)
+            self.server.seen.append(content)
+        if not self.server.answer(self, number):
+            self.stream(content["max_tokens"])
+
+    def send(self, status, content):
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return True
+
+    def stream(self, tokens, usage=True, lines=()):
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        parts = [{"choices": [{"text": "word "}]}] * tokens
+        if usage:
+            parts.append({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens}})
+        for line in [*(f"data: {json.dumps(part)}" for part in parts), *lines, "data: [DONE]"]:
+            self.wfile.write(f"{line}\n\n".encode())
+            self.wfile.flush()
+        self.close_connection = True
+        return True
+
+
+@contextmanager
+def small_server(answer=lambda handler, number: False):
+    server = Server(answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(vllm_server, "FIRST_PAUSE_S", 0.01)
+
+
+def serve_one(url, timeout_s=5.0):
+    """The output of one request for three tokens."""
+    engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=timeout_s, temperature=0.0)
+    engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
+    while not (outputs := engine.step(until=engine.now() + 10)):
+        pass
+    assert engine.has_room() and not engine._in_flight
+    return outputs[0]
+
+
+def busy_once(handler, number):
+    return number == 0 and handler.send(429, {})
+
+
+def hang(handler, number):
+    time.sleep(1.5)
+    return True
+
+
+def cut(handler, number):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'data: {"choices": [{"text": "word "}]}\n\n')
+    handler.close_connection = True
+    return True
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "sent"),
+    [
+        (lambda handler, number: False, None, 1),
+        (busy_once, None, 2),
+        (lambda handler, number: number < 2 and handler.send(503, {}), None, 3),
+        (lambda handler, number: handler.send(503, {}), "HTTP 503, 5 times", 5),
+        (lambda handler, number: handler.send(400, {"error": "too long"}), "HTTP 400: .*too long", 1),
+        (lambda handler, number: handler.send(500, b"oops"), "HTTP 500: oops", 1),
+        (hang, "took longer than 1 s", 1),
+        (cut, "RemoteProtocolError", 1),
+        (lambda handler, number: handler.stream(3, lines=["data: {garbage"]), "JSONDecodeError", 1),
+        (lambda handler, number: handler.stream(3, lines=['data: {"error": "out of memory"}']), "out of memory", 1),
+        (lambda handler, number: handler.stream(3, usage=False), "sent no usage", 1),
+        (lambda handler, number: handler.stream(2), "made 2 of 3 pinned tokens", 1),
+        (lambda handler, number: handler.stream(3, lines=["", ": a comment", 'data: {"choices": []}']), None, 1),
+    ],
+)
+def test_what_a_server_does_ends_in_one_output(answer, error, sent):
+    with small_server(answer) as (server, url):
+        output = serve_one(url, timeout_s=1.0 if answer is hang else 5.0)
+        if error is None:
+            assert (output.error, output.tokens, output.words, output.prompt_tokens) == (None, 3, 3, 3)
+            assert 0 < output.first_token_s <= output.finish_s and output.longest_itl_s >= 0
+        else:
+            assert re.search(error, output.error)
+        assert len(server.seen) == sent
+        assert server.seen[0]["vllm_xargs"] == {"tenant": "acme", "tier": "premium"}
+
+
+def test_an_aborted_request_gives_no_output():
+    with small_server(hang) as (_, url):
+        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0)
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
+        assert not engine.has_room() and engine.step(until=engine.now() + 0.1) == []
+        engine.abort("1")
+        assert engine.has_room() and engine.step(until=engine.now() + 0.1) == []
+
+
+def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(tmp_path):
+    with small_server() as (server, url):
+        params = params_at(url, vary_estimates_for=[], batching=["continuous"])
+        runs = params.runs()
+
+        def die_in_the_second_run(handler, number):
+            if results.is_complete(tmp_path / runs[0].name) and server.fileno() > 0:
+                threading.Thread(target=server.shutdown).start()
+                server.socket.close()
+            handler.close_connection = server.fileno() < 0
+            return False
+
+        server.answer = die_in_the_second_run
+        with pytest.raises(RunError, match=rf"run {runs[1].name}: .*{url} is gone.*run the same again"):
+            run_grid(params, tmp_path)
+    first = (tmp_path / runs[0].name / "requests.parquet").read_bytes()
+    ended = pd.read_parquet(tmp_path / f"{runs[1].name}.failed.parquet")
+    assert ended.request_id.is_unique and set(ended.outcome) == {"completed", "failed"}
+    assert ended.reason[ended.outcome == "failed"].str.len().min() > 0
+
+    with small_server() as (_, url):
+        resumed = params_at(url, vary_estimates_for=[], batching=["continuous"])
+        (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text().replace(params.server.url, url))
+        summary = run_grid(resumed, tmp_path)
+    assert (summary.completed == params.requests).all() and len(summary) == 2
+    assert (tmp_path / runs[0].name / "requests.parquet").read_bytes() == first
+    assert not list(tmp_path.glob("*.failed.parquet"))
+
+
+def test_nothing_at_the_address_is_said_before_any_work(tmp_path):
+    with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1/models cannot be used: .*refused"):
+        run_grid(params_at("http://127.0.0.1:9"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"server.url": "localhost:8000"}, "server.url: string should match pattern"),
+        ({"server": None}, "server: it says where engine: server is"),
+        ({"engine": "vllm"}, "server: it says where engine: server is"),
+        ({"engine_args": {"max_num_seqs": 8}}, "engine_args: a live server was started with its own"),
+        ({"server.max_in_flight": 0}, "server.max_in_flight: input should be greater than or equal to 1"),
+    ],
+)
+def test_parameters_of_a_server_that_are_wrong_are_named(changes, message):
+    with pytest.raises(ParamsError, match=message):
+        Params.load(SMOKE, changes)
+
+
+def test_a_key_that_is_not_in_the_environment_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with pytest.raises(ParamsError, match=r"server.api_key_env: the environment holds no NO_KEY"):
+        run_grid(Params.load(SMOKE, {"server.api_key_env": "NO_KEY"}), tmp_path)
