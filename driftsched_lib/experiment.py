@@ -36,6 +36,7 @@ from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatchin
 from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
+from driftsched_lib.trace_load import trace_window
 from driftsched_lib.validation import Component, ParamsError, in_project
 from driftsched_lib.workloads import length_mix, paper_load, recorded_lengths
 
@@ -71,6 +72,9 @@ def run_grid(
             length_mix(phase.lengths)  # one that is wrong is named before an engine is loaded
     if params.recorded_lengths is not None:
         recorded_lengths(params.recorded_lengths)
+    if params.workload.trace is not None:
+        for seed in params.seeds:
+            trace_window(params, seed)
     _claim(out, params)
     try:
         _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
@@ -249,7 +253,9 @@ def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
     """Records of `n` requests of the last phase's mix, every output at its limit, that all arrive at once."""
     phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
     changes = {"requests": n, "output_length": "limit", "recorded_lengths": None, "queue_timeout_s": None}
-    probe = params.model_copy(update=changes | {"workload": params.workload.model_copy(update={"phases": [phase]})})
+    probe = params.model_copy(
+        update=changes | {"workload": params.workload.model_copy(update={"phases": [phase], "trace": None})}
+    )
     requests = paper_load(probe, 0, 1.0)[0].requests
     for request in requests:
         request.arrival_s = 0.0

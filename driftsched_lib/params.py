@@ -18,6 +18,7 @@ from pydantic import (
 from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.traces import FORMATS
 from driftsched_lib.validation import (
     Category,
     Component,
@@ -86,11 +87,33 @@ PAPER_PHASES = (
 )
 
 
+class TraceParams(Validated):
+    """A request trace, in one of the formats of `traces`.
+
+    Attributes:
+        columns: what the columns of a `csv` or `parquet` are called, where they are not called as in `traces.FIELDS`.
+        skip: good rows that are left out at its beginning.
+        speedup: what its times are divided by.
+        load_factor: output tokens offered over what the engine can make, which its times are stretched to; null for as
+            they are.
+        on_bad_row: leave it out, and say so, or refuse the trace.
+    """
+
+    file: Annotated[str, Field(min_length=1)]
+    format: Literal[tuple(FORMATS)]  # type: ignore[valid-type]
+    columns: dict[str, str] | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
+    speedup: Positive = 1.0
+    load_factor: Positive | None = None
+    on_bad_row: Literal["skip", "refuse"] = "refuse"
+
+
 class WorkloadParams(Validated):
     """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.
 
-    With a `zipf` above 0 the k-th tenant sends in proportion to 1 / k ** zipf.  A `drift` is a scenario of `drift`,
-    which then decides lengths, or, where outputs end by themselves, the prompts' wording.
+    A `trace` takes the place of the phases.  With a `zipf` above 0 the k-th tenant sends in proportion to k ** -zipf.
+    A `drift` is a scenario of `drift`, which then decides lengths, or, where outputs end by themselves, the prompts'
+    wording.
     `label_prefix` puts the generator's prefix before each prompt, which tells a key-word classifier the category.
     """
 
@@ -103,6 +126,15 @@ class WorkloadParams(Validated):
         "tenant-batch": "batch",
     }
     phases: Annotated[list[Phase], Field(min_length=1)] = list(PAPER_PHASES)
+    trace: TraceParams | None = None
+
+    @property
+    def tenant_shares(self) -> list[float] | None:
+        """What each tenant sends of the whole; None for the same from each."""
+        if not self.zipf:
+            return None
+        shares = [k**-self.zipf for k in range(1, len(self.tenants) + 1)]
+        return [share / sum(shares) for share in shares]
 
     @field_validator("phases")
     @classmethod
@@ -190,6 +222,8 @@ class Params(Validated):
 
     @model_validator(mode="after")
     def _fits_the_engine(self) -> "Params":
+        if self.workload.trace is not None and (self.output_length != "limit" or self.workload.drift is not None):
+            raise ValueError("workload.trace: it decides the lengths, so output_length may be limit and drift null")
         ends_by_itself = self.output_length == "natural" and self.recorded_lengths is None
         if self.engine == "simulated":
             if self.profile is None:

@@ -5,6 +5,8 @@ key-word classifier meets: every summary prompt says "summarize", every report p
 but only one technical template in five holds a key word of its category, the others say "Explain ...".
 """
 
+from collections.abc import Mapping
+
 CATEGORIES = ("short_qa", "summary", "technical", "report")
 
 TOPIC_GROUPS = {
@@ -74,3 +76,14 @@ def build_prompt(category: str, topic: str, template: int, style: str = "plain")
 def label_prefix(request_id: int | str, tenant: str, category: str) -> str:
     """The prefix of the paper's load generator; it names the job type, so a key-word classifier can read the label."""
     return f"Request ID {request_id}. Tenant {tenant}. Job type {category}. "
+
+
+def filled_up(prompt: str, tokens: int) -> str:
+    """A prompt with so many common words before it that it has about so many tokens."""
+    return "the " * max(0, tokens - len(prompt.split())) + prompt
+
+
+def category_of(output_tokens: int, max_tokens: Mapping[str, int]) -> str:
+    """The category with the least limit that holds an output, or else the largest."""
+    by_limit = sorted(max_tokens, key=max_tokens.__getitem__)
+    return next((category for category in by_limit if output_tokens <= max_tokens[category]), by_limit[-1])

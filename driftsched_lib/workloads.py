@@ -1,6 +1,5 @@
 """Loads: seeded streams of requests, the same whatever the policy that serves them."""
 
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice, product
@@ -13,9 +12,10 @@ from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.drift import drifted
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.length_mix import LengthMix
-from driftsched_lib.params import Params, Phase, WorkloadParams
-from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
+from driftsched_lib.params import Params, Phase
+from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
 from driftsched_lib.requests import Request
+from driftsched_lib.trace_load import trace_requests
 from driftsched_lib.validation import in_project
 
 
@@ -31,10 +31,14 @@ class PhaseLoad:
 def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: float = 1.0) -> list[PhaseLoad]:
     """The paper's load: tenants drawn by their shares, categories by the phase's mix, topics and templates uniformly.
 
+    Or, where there is one, the trace's, as one phase.
+
     Parameters:
         capacity_tokens_per_s: what a phase's `load_factor` refers to; not used by phases without one.
         rate: how many times as fast as the phases say requests arrive.
     """
+    if params.workload.trace is not None:
+        return [PhaseLoad("trace", 0.0, trace_requests(params, seed, capacity_tokens_per_s, rate))]
     counts = _counts([phase.share for phase in params.workload.phases], params.requests)
     generators = np.random.default_rng(seed).spawn(len(counts))
     first = np.cumsum([0, *counts[:-1]])
@@ -133,7 +137,7 @@ def _phase(
 ) -> list[Request]:
     workload = params.workload
     arrivals = np.cumsum(_gaps(phase, n, rng)) * gap_s
-    tenants = rng.choice(list(workload.tenants), n, p=_tenant_shares(workload))
+    tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares)
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
     topics = rng.choice(TOPICS, n)
     templates = rng.random(n)
@@ -174,13 +178,6 @@ def _gaps(phase: Phase, n: int, rng: np.random.Generator) -> np.ndarray:
     return rng.gamma(1 / variance, variance, n)
 
 
-def _tenant_shares(workload: WorkloadParams) -> np.ndarray | None:
-    if not workload.zipf:
-        return None
-    shares = np.arange(1, len(workload.tenants) + 1) ** -workload.zipf
-    return shares / shares.sum()
-
-
 def _pinned_lengths(params: Params, categories: np.ndarray, rng: np.random.Generator) -> list[int | None]:
     if params.output_length == "natural":
         return [None] * len(categories)
@@ -200,9 +197,7 @@ def _mixed_lengths(
         np.rint(lengths * params.length_scale).clip(min=1).astype(int).tolist()
         for lengths in length_mix(mix).draw(n, rng)
     )
-    by_base = sorted(params.max_tokens, key=params.max_tokens.get)
-    limits = [params.max_tokens[category] for category in by_base]
-    categories = [by_base[min(bisect_left(limits, output), len(limits) - 1)] for output in outputs]
+    categories = [category_of(output, params.max_tokens) for output in outputs]
     words_of_a_prompt = len(build_prompt("technical", "DNS", 0).split())
     return outputs, categories, ["the " * max(0, prompt - words_of_a_prompt) for prompt in prompts]
 

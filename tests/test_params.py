@@ -52,7 +52,7 @@ def test_the_papers_file_has_the_papers_constants():
         ({"requests": "many"}, "requests: input should be a valid integer, not 'many'"),
         ({"calibration": "yes"}, "calibration.0: input should be a valid boolean, not 'yes'"),
         ({"batch_size": 0}, "batch_size: input should be greater than or equal to 1, not 0"),
-        ({"engine": "tgi"}, "engine: input should be 'vllm' or 'simulated', not 'tgi'"),
+        ({"engine": "tgi"}, "engine: input should be 'vllm', 'simulated' or 'server', not 'tgi'"),
         ({"engine": "simulated"}, "bad.yaml: engine: the simulated engine needs a profile"),
         ({"replicas": 2}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
         ({"profile": "a.json"}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),

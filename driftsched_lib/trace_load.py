@@ -1,0 +1,84 @@
+"""A trace as the load of an experiment."""
+
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+
+from driftsched_lib.params import Params
+from driftsched_lib.prompts import TEMPLATES, TOPICS, build_prompt, category_of, filled_up
+from driftsched_lib.requests import Request
+from driftsched_lib.traces import TraceError, TraceRow, read_trace
+from driftsched_lib.validation import in_project
+
+
+def trace_window(params: Params, seed: int) -> list[TraceRow]:
+    """The rows that a seed serves: `requests` of them, the k-th such window of the trace for the k-th of the seeds.
+
+    One window after the other makes runs that share no request, whose spread is the trace's own.
+
+    Raises:
+        TraceError: the trace cannot be read, or ends before.
+    """
+    trace = params.workload.trace
+    begin = trace.skip + (params.seeds.index(seed) if seed in params.seeds else 0) * params.requests
+    columns = tuple((trace.columns or {}).items())
+    window = _rows(trace.file, trace.format, columns, trace.on_bad_row, begin, begin + params.requests)
+    if len(window) < params.requests:
+        raise TraceError(
+            f"{trace.file}: seed {seed} serves the good rows {begin + 1:,} to {begin + params.requests:,}, and there "
+            "are fewer: take fewer requests or seeds"
+        )
+    return window
+
+
+@lru_cache(maxsize=32)
+def _rows(file: str, format: str, columns: tuple, on_bad_row: str, begin: int, end: int) -> list[TraceRow]:
+    return list(islice(read_trace(in_project(file), format, dict(columns), on_bad_row), begin, end))
+
+
+def trace_requests(params: Params, seed: int, capacity_tokens_per_s: float, rate: float) -> list[Request]:
+    """Requests as the trace has them: when, how long, from whom.
+
+    Times are divided by the trace's `speedup`, or stretched until the window offers `load_factor` times the engine's
+    capacity in output tokens, and then by `rate`.  Lengths are times `length_scale`; an output is pinned there and
+    belongs, if the trace names no category, to the first whose base holds it, which is its limit too, or its length
+    where that is more.  A prompt is one of the project's of that category, filled up to its length.  A row without a
+    tenant is given one of the workload's by the seed; one without a tier has its tenant's, or is standard.
+    """
+    workload = params.workload
+    rows, rng = trace_window(params, seed), np.random.default_rng(seed)
+    tenants = rng.choice(list(workload.tenants), len(rows), p=workload.tenant_shares)
+    draws = rng.random((len(rows), 2))
+    factor = _time_factor(params, rows, capacity_tokens_per_s) / rate
+    requests = []
+    for i, (row, drawn, (topic, template)) in enumerate(zip(rows, tenants, draws, strict=True)):
+        tokens = max(1, round(row.output_tokens * params.length_scale))
+        category = row.category or category_of(tokens, params.max_tokens)
+        tenant = row.tenant or str(drawn)
+        prompt = build_prompt(category, TOPICS[int(topic * len(TOPICS))], int(template * len(TEMPLATES[category])))
+        arrival_s = (row.arrival_s - rows[0].arrival_s) * factor
+        requests.append(
+            Request(
+                request_id=str(i),
+                arrival_s=arrival_s,
+                prompt=filled_up(prompt, round(row.prompt_tokens * params.length_scale)),
+                tenant=tenant,
+                tier=row.tier or workload.tenants.get(tenant, "standard"),
+                max_tokens=max(params.max_tokens[category], tokens),
+                job_type=category,
+                phase="trace",
+                pinned_tokens=tokens,
+                deadline_s=None if params.queue_timeout_s is None else arrival_s + params.queue_timeout_s,
+            )
+        )
+    return requests
+
+
+def _time_factor(params: Params, rows: list[TraceRow], capacity_tokens_per_s: float) -> float:
+    """What the trace's times are multiplied by."""
+    trace, span_s = params.workload.trace, rows[-1].arrival_s - rows[0].arrival_s
+    if trace.load_factor is None or span_s == 0:
+        return 1 / trace.speedup
+    tokens = sum(row.output_tokens for row in rows) * params.length_scale
+    return tokens / (trace.load_factor * capacity_tokens_per_s) / span_s

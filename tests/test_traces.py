@@ -1,0 +1,222 @@
+"""Traces of every format, rows that are bad, and a trace as an experiment's load."""
+
+import csv
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulation import PAPER_L4
+
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
+from driftsched_lib.trace_load import trace_requests, trace_window
+from driftsched_lib.traces import FIELDS, FORMATS, Faults, TraceError, TraceRow, read_trace
+from driftsched_lib.validation import PROJECT, ParamsError
+
+AZURE = PROJECT.parent / "shared" / "traces"
+ROWS = [TraceRow(0.0, 100, 10), TraceRow(1.5, 200, 20), TraceRow(1.5, 7, 3)]
+CLIENTS = """
+seed: 3
+duration_s: 2000
+clients:
+  - {tenant: acme, tier: premium, category: report, rate_per_s: 2.0, arrival_cv: 3.0,
+     prompt_tokens: {median: 300, log_sd: 0.5}, output_tokens: {median: 80}}
+  - {tenant: crawler, tier: batch, rate_per_s: 1.0,
+     prompt_tokens: {median: 50, log_sd: 0.0}, output_tokens: {median: 9}}
+"""
+
+
+def write(folder, format):
+    """A file of this format with the three `ROWS`."""
+    path = folder / format
+    columns = {
+        "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+        "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
+    }.get(format, FIELDS[:3])
+    table = pd.DataFrame([(5 + row.arrival_s, row.prompt_tokens, row.output_tokens) for row in ROWS], columns=columns)
+    if format == "azure":
+        table["TIMESTAMP"] = [f"2023-11-16 18:15:{46.6805900 + row.arrival_s:010.7f}" for row in ROWS]
+    if format == "burstgpt":
+        table = table.assign(Model="ChatGPT", **{"Log Type": "API log"})
+    match format:
+        case "parquet":
+            table.to_parquet(path)
+        case "mooncake":
+            lines = [
+                {"timestamp": 1000 * a, "input_length": p, "output_length": o, "hash_ids": [1]}
+                for a, p, o in table.itertuples(index=False)
+            ]
+            path.write_text("\n".join(json.dumps(line) for line in lines))
+        case "vllm_bench":
+            order = [2, 0, 1]  # as they ended
+            series = {
+                name: [table[c][i].item() for i in order]
+                for name, c in zip(FORMATS[format][1].values(), columns, strict=True)
+            }
+            path.write_text(json.dumps(series | {"ttfts": [0.1] * 3, "model_id": "m"}))
+        case _:
+            table.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("format", [format for format in FORMATS if format != "clients"])
+def test_each_format_is_read_as_it_was_written(format, tmp_path):
+    rows = list(read_trace(write(tmp_path, format), format))
+    assert sorted((row.prompt_tokens, row.output_tokens) for row in rows) == [(7, 3), (100, 10), (200, 20)]
+    assert [row.arrival_s for row in rows] == pytest.approx([0.0, 1.5, 1.5], abs=1e-6)
+
+
+def test_clients_send_at_their_rates_in_bursts_and_lengths(tmp_path):
+    (tmp_path / "spec.yaml").write_text(CLIENTS)
+    rows = pd.DataFrame(read_trace(tmp_path / "spec.yaml", "clients"))
+    again = pd.DataFrame(read_trace(tmp_path / "spec.yaml", "clients"))
+    pd.testing.assert_frame_equal(rows, again)
+    assert rows.arrival_s.is_monotonic_increasing
+    acme, crawler = rows[rows.tenant == "acme"], rows[rows.tenant == "crawler"]
+    assert len(acme) == pytest.approx(4000, rel=0.2) and len(crawler) == pytest.approx(2000, rel=0.1)
+    gaps = acme.arrival_s.diff().dropna()
+    assert gaps.std() / gaps.mean() == pytest.approx(3.0, rel=0.15)
+    assert np.log(acme.prompt_tokens).std() == pytest.approx(0.5, rel=0.1) and (crawler.prompt_tokens == 50).all()
+    assert acme.output_tokens.median() == pytest.approx(80, rel=0.1)
+    assert set(acme.tier) == {"premium"} and set(acme.category) == {"report"} and set(crawler.category) == {""}
+
+
+def test_columns_are_mapped_and_say_who_sent_what(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("when,in,out,who,sla\n10,5,6,acme,premium\n11.5,7,8,,\n")
+    columns = {"arrival": "when", "prompt_tokens": "in", "output_tokens": "out", "tenant": "who", "tier": "sla"}
+    rows = list(read_trace(path, "csv", columns))
+    assert rows == [TraceRow(0.0, 5, 6, "acme", "premium"), TraceRow(1.5, 7, 8)]
+
+
+BAD = """arrival,prompt_tokens,output_tokens,tier
+0,5,6,
+x,5,6,
+1,0,6,
+2,5,nan,
+3,5,1e30,
+4,5,2.5,
+5,5,,
+inf,5,6,
+0.5,5,6,gold
+9,5,6,batch
+8,5,6,
+10,5,6,premium
+11,5
+"""
+
+
+def test_bad_rows_are_counted_and_shown_by_line_with_the_reason(tmp_path):
+    path, faults = tmp_path / "bad.csv", Faults()
+    path.write_text(BAD)
+    rows = list(read_trace(path, "csv", on_bad_row="skip", faults=faults))
+    assert [row.arrival_s for row in rows] == [0, 9, 10] and faults.count == 10
+    assert faults.first == [
+        "line 3: arrival is 'x', no time",
+        "line 4: prompt_tokens is 0, no whole number from 1 to 10,000,000",
+        "line 5: output_tokens is nan, no whole number from 1 to 10,000,000",
+        "line 6: output_tokens is 1e30, no whole number from 1 to 10,000,000",
+        "line 7: output_tokens is 2.5, no whole number from 1 to 10,000,000",
+    ]
+    with pytest.raises(TraceError, match=r"bad.csv: line 3: arrival is 'x', no time"):
+        list(read_trace(path, "csv"))
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "message"),
+    [
+        ("azure", "a,b\n1,2\n", r"lacks the column TIMESTAMP, ContextTokens, GeneratedTokens \(it has a, b\)"),
+        ("csv", b"\xff\xfe\x00", "cannot be read as csv"),
+        ("csv", "", "lacks the column arrival"),
+        ("parquet", "no parquet", "cannot be read as parquet"),
+        ("mooncake", "[1, 2]\n", "line 1: is no JSON object"),
+        ("mooncake", '{"timestamp": 1}\n', "line 1: lacks 'input_length'"),
+        ("mooncake", "[" * 100_000, "line 1: is no JSON object"),
+        ("vllm_bench", '{"input_lens": [1]}', "was it saved with --save-detailed"),
+        ("vllm_bench", "[]", "was it saved with --save-detailed"),
+        ("clients", "clients: []", "duration_s: is missing"),
+        ("burst", "", "the format 'burst' is unknown"),
+    ],
+)
+def test_a_file_that_is_no_such_trace_is_refused_by_name(format, content, message, tmp_path):
+    path = tmp_path / "trace"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((TraceError, ParamsError), match=message):
+        list(read_trace(path, format, on_bad_row="refuse"))
+    with pytest.raises(TraceError, match="cannot be read"):
+        list(read_trace(tmp_path / "missing", "csv"))
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_a_long_trace_is_read_in_little_memory(format, tmp_path):
+    path, n = tmp_path / "long", 100_000
+    table = pd.DataFrame({"arrival": np.arange(n) / 10, "prompt_tokens": 100, "output_tokens": 10, "tenant": "a"})
+    table.to_parquet(path, row_group_size=5000) if format == "parquet" else table.to_csv(path, index=False)
+    tracemalloc.start()
+    assert sum(1 for _ in read_trace(path, format)) == n
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
+@pytest.mark.skipif(not AZURE.exists(), reason="the Azure traces are not at hand")
+@pytest.mark.parametrize(("name", "n"), [("code", 8819), ("conv", 19366)])
+def test_the_azure_traces_are_read_whole(name, n):
+    rows = list(read_trace(AZURE / f"AzureLLMInferenceTrace_{name}.csv", "azure"))
+    assert len(rows) == n and rows[0].arrival_s == 0.0 and 3000 < rows[-1].arrival_s < 4000
+
+
+def on_trace(path, format="csv", seeds=(1, 2), requests=30, **changes):
+    trace = {"file": str(path), "format": format} | changes
+    base = {"policies": ["fifo"], "batching": ["continuous"], "vary_estimates_for": [], "seeds": list(seeds)}
+    return Params.load(PAPER_L4, base | {"requests": requests, "workload.trace": trace})
+
+
+@pytest.fixture
+def trace(tmp_path):
+    rng, path = np.random.default_rng(1), tmp_path / "trace.csv"
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow([*FIELDS[:3], "tenant"])
+        for i in range(80):
+            rows.writerow([100 + i / 2, rng.integers(20, 200), rng.integers(1, 600), "acme" if i % 4 else ""])
+    return path
+
+
+def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
+    params = on_trace(trace, skip=10)
+    rows = list(read_trace(trace, "csv"))
+    assert trace_window(params, 1) == rows[10:40] and trace_window(params, 2) == rows[40:70]
+    requests = trace_requests(params, 2, 100.0, 1.0)
+    for request, row in zip(requests, rows[40:70], strict=True):
+        assert request.arrival_s == pytest.approx(row.arrival_s - rows[40].arrival_s)
+        assert request.pinned_tokens == row.output_tokens <= request.max_tokens
+        assert len(request.prompt.split()) == pytest.approx(row.prompt_tokens, abs=12)
+        assert request.tenant == (row.tenant or request.tenant)
+        assert request.tier == params.workload.tenants.get(request.tenant, "standard")
+    assert {request.tenant for request in requests} > {"acme"}
+    summary = run_grid(params, tmp_path / "out", jobs=1)
+    assert (summary.completed == 30).all() and len(summary) == 2
+
+
+def test_times_are_compressed_or_stretched_to_a_load(trace):
+    plain, fast = (trace_requests(on_trace(trace, speedup=s), 1, 100.0, 1.0) for s in (1.0, 4.0))
+    assert [4 * r.arrival_s for r in fast] == pytest.approx([r.arrival_s for r in plain])
+    loaded = trace_requests(on_trace(trace, load_factor=2.0), 1, 100.0, 1.0)
+    assert sum(r.pinned_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
+    twice = trace_requests(on_trace(trace, load_factor=2.0), 1, 100.0, 2.0)
+    assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
+
+
+def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):
+    with pytest.raises(TraceError, match=r"seed 3 serves the good rows 61 to 90, and there are fewer"):
+        run_grid(on_trace(trace, seeds=(1, 2, 3)), tmp_path / "out")
+    with pytest.raises(TraceError, match="nowhere.csv: cannot be read"):
+        run_grid(on_trace(Path("nowhere.csv")), tmp_path / "out")
+    with pytest.raises(ParamsError, match="workload.trace.format: input should be 'azure'"):
+        on_trace(trace, format="arrow")
+    with pytest.raises(ParamsError, match="workload.trace: it decides the lengths"):
+        Params.load(PAPER_L4, {"workload.trace": {"file": "x", "format": "csv"}, "output_length": "spread"})
+    assert not (tmp_path / "out").exists()
