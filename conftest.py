@@ -2,7 +2,15 @@
 
 import tempfile
 
-SMOKE = {"out": tempfile.mkdtemp(prefix="driftsched-"), "samples": 60, "lengths": "data/natural_lengths/smoke"}
+SMOKE = {
+    "out": tempfile.mkdtemp(prefix="driftsched-"),
+    "samples": 60,
+    "lengths": "data/natural_lengths/smoke",
+    "seeds": [1, 2],
+    "requests": 250,
+    "window": 40,
+    "real_seeds": 1,
+}
 SMOKE_FILES = {"quick.yaml": "smoke.yaml", "paper-l4.yaml": "smoke-l4.yaml", "natural.yaml": "smoke-natural.yaml"}
 
 

@@ -11,6 +11,7 @@ from driftsched_lib.comparison import mean_interval
 from driftsched_lib.metrics import jain_index, latencies, tenant_fairness
 from driftsched_lib.parallel import finish_all
 from driftsched_lib.policies.deadlines import E2E_SLO_S, TTFT_SLO_S
+from driftsched_lib.requests import TIERS
 from driftsched_lib.service_metrics import longest_waits, service_difference, slo_attainment
 
 RELATIVE = {"p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "longest wait"}
@@ -18,8 +19,9 @@ LARGER_IS_BETTER = {"premium_slo", "slo", "jain", "goodput_per_s"}
 
 
 def measures(requests: pd.DataFrame) -> dict[str, float]:
-    """What one run gave: latencies and longest wait (s), shares of requests that met their tier's SLOs (all, premium),
-    goodput (requests a second), Jain index over tenants, and the mean service difference a second (VTC's, tokens)."""
+    """What one run gave: latencies, P99 also by tier, and longest wait (s), shares of requests that met their tier's
+    SLOs (all, premium), goodput (requests a second), Jain index over tenants, and the mean service difference a second
+    (VTC's, tokens)."""
     done = latencies(requests, 1.0, 1.0)
     slo = slo_attainment(requests, TTFT_SLO_S, E2E_SLO_S)
     everyone = slo_attainment(requests, TTFT_SLO_S, E2E_SLO_S, by=()).iloc[0]
@@ -27,6 +29,7 @@ def measures(requests: pd.DataFrame) -> dict[str, float]:
     return {
         "p50_e2e_s": p50,
         "p99_e2e_s": p99,
+        **{f"{tier}_p99_e2e_s": done.e2e_s[done.tier == tier].quantile(0.99) for tier in TIERS},
         "p50_ttft_s": done.ttft_s.median(),
         "longest_wait_s": longest_waits(requests, by=("phase",)).max(),
         "premium_slo": slo.met.get("premium", float("nan")),
