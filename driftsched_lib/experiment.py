@@ -36,7 +36,7 @@ from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatchin
 from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.trace_load import trace_window
+from driftsched_lib.trace_load import check_trace
 from driftsched_lib.validation import Component, ParamsError, in_project
 from driftsched_lib.workloads import length_mix, paper_load, recorded_lengths
 
@@ -73,8 +73,7 @@ def run_grid(
     if params.recorded_lengths is not None:
         recorded_lengths(params.recorded_lengths)
     if params.workload.trace is not None:
-        for seed in params.seeds:
-            trace_window(params, seed)
+        check_trace(params)
     _claim(out, params)
     try:
         _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)

@@ -18,7 +18,7 @@ from pydantic import (
 from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.traces import FORMATS
+from driftsched_lib.traces import FIELDS, FORMATS
 from driftsched_lib.validation import (
     Category,
     Component,
@@ -101,7 +101,7 @@ class TraceParams(Validated):
 
     file: Annotated[str, Field(min_length=1)]
     format: Literal[tuple(FORMATS)]  # type: ignore[valid-type]
-    columns: dict[str, str] | None = None
+    columns: dict[Literal[FIELDS], str] | None = None  # type: ignore[valid-type]
     skip: Annotated[int, Field(ge=0)] = 0
     speedup: Positive = 1.0
     load_factor: Positive | None = None

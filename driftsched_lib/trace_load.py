@@ -1,5 +1,8 @@
 """A trace as the load of an experiment."""
 
+import os
+import warnings
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 
@@ -8,7 +11,7 @@ import numpy as np
 from driftsched_lib.params import Params
 from driftsched_lib.prompts import TEMPLATES, TOPICS, build_prompt, category_of, filled_up
 from driftsched_lib.requests import Request
-from driftsched_lib.traces import TraceError, TraceRow, read_trace
+from driftsched_lib.traces import Faults, TraceError, TraceRow, read_trace
 from driftsched_lib.validation import in_project
 
 
@@ -20,21 +23,43 @@ def trace_window(params: Params, seed: int) -> list[TraceRow]:
     Raises:
         TraceError: the trace cannot be read, or ends before.
     """
+    return _window(params, seed)[0]
+
+
+def check_trace(params: Params) -> None:
+    """Read the trace as far as the seeds reach, and warn of the rows that are left out.
+
+    Raises:
+        TraceError: it does not do for one of the seeds.
+    """
+    for seed in params.seeds:
+        _, faults = _window(params, seed)
+    if faults.count:
+        warnings.warn(f"{params.workload.trace.file}: {faults}", stacklevel=3)
+
+
+def _window(params: Params, seed: int) -> tuple[list[TraceRow], Faults]:
     trace = params.workload.trace
     begin = trace.skip + (params.seeds.index(seed) if seed in params.seeds else 0) * params.requests
+    path, changed = in_project(trace.file), 0.0
+    with suppress(OSError):  # the reader says why it cannot be read
+        changed = os.stat(path).st_mtime
     columns = tuple((trace.columns or {}).items())
-    window = _rows(trace.file, trace.format, columns, trace.on_bad_row, begin, begin + params.requests)
-    if len(window) < params.requests:
+    rows, faults = _rows(path, changed, trace.format, columns, trace.on_bad_row, begin, begin + params.requests)
+    if len(rows) < params.requests:
         raise TraceError(
             f"{trace.file}: seed {seed} serves the good rows {begin + 1:,} to {begin + params.requests:,}, and there "
             "are fewer: take fewer requests or seeds"
         )
-    return window
+    return rows, faults
 
 
 @lru_cache(maxsize=32)
-def _rows(file: str, format: str, columns: tuple, on_bad_row: str, begin: int, end: int) -> list[TraceRow]:
-    return list(islice(read_trace(in_project(file), format, dict(columns), on_bad_row), begin, end))
+def _rows(
+    path: str, changed: float, format: str, columns: tuple, on_bad_row: str, begin: int, end: int
+) -> tuple[list[TraceRow], Faults]:
+    faults = Faults()
+    return list(islice(read_trace(path, format, dict(columns), on_bad_row, faults), begin, end)), faults
 
 
 def trace_requests(params: Params, seed: int, capacity_tokens_per_s: float, rate: float) -> list[Request]:

@@ -1,12 +1,12 @@
 """Request traces, row by row, so that one of ten million rows need not fit in memory.
 
-Formats and what their files are called by:
+Formats and what their files are known by:
 
 - `azure`: Azure LLM inference traces (CSV: TIMESTAMP, ContextTokens, GeneratedTokens);
 - `burstgpt`: BurstGPT (CSV: Timestamp in seconds, Request tokens, Response tokens; failed requests have 0 of these);
 - `mooncake`: Mooncake (JSON lines: timestamp in milliseconds, input_length, output_length);
-- `vllm_bench`: what `vllm bench serve --save-result --save-detailed` saves (JSON: start_times, input_lens,
-  output_lens);
+- `vllm_bench`: what `vllm bench serve --save-result --save-detailed` saves (one JSON object, so held in memory:
+  start_times, input_lens, output_lens; failed requests have an output of 0);
 - `clients`: a specification in the manner of ServeGen (YAML): clients, each with its rate, burstiness and lengths;
 - `csv`, `parquet`: any table; `columns` says what its columns are called.
 """
@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,6 +64,11 @@ class Faults:
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append(fault)
+
+    def __str__(self) -> str:
+        more = self.count - len(self.first)
+        rows = "1 bad row was" if self.count == 1 else f"{self.count:,} bad rows were"
+        return "\n  ".join([f"{rows} left out", *self.first, *([f"and {more:,} more"] if more else [])])
 
 
 class LengthSpec(Validated):
@@ -138,7 +143,7 @@ def read_trace(
                 previous = row.arrival_s
             except _Fault as fault:
                 if on_bad_row == "refuse":
-                    raise TraceError(f"{path}: {where}: {fault}") from None
+                    raise TraceError(f"{path}: {where}: {fault} (on_bad_row: skip leaves such rows out)") from None
                 faults.note(f"{where}: {fault}")
                 continue
             yield row
@@ -163,18 +168,17 @@ def _row(raw: Mapping[str, Any]) -> TraceRow:
 
 
 def _time(value: Any) -> float:
-    """Seconds, of a number or of a date and time (ISO 8601, with any number of decimals)."""
-    if isinstance(value, datetime):
-        return value.timestamp()
+    """Seconds, of a number or of a date and time (ISO 8601), in UTC where it names no zone: a day that has an hour
+    twice would else send the trace back in time."""
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
+        seconds = value if isinstance(value, datetime) else float(value)
+    except (TypeError, ValueError, OverflowError):
         try:
-            whole, _, decimals = str(value).partition(".")
-            digits = decimals.rstrip("Z")
-            seconds = datetime.fromisoformat(whole).timestamp() + (float(f"0.{digits}") if digits else 0.0)
-        except (ValueError, OverflowError):
+            seconds = datetime.fromisoformat(str(value))
+        except ValueError:
             raise _Fault(f"arrival is {value!r}, no time") from None
+    if isinstance(seconds, datetime):
+        return (seconds if seconds.tzinfo else seconds.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds):
         raise _Fault(f"arrival is {value!r}, no time")
     return seconds
@@ -185,6 +189,8 @@ def _tokens(name: str, value: Any) -> int:
         number = float(value)
     except (TypeError, ValueError):
         raise _Fault(f"{name} is {value!r}, no number") from None
+    except OverflowError:
+        number = math.inf
     if not (number.is_integer() and 1 <= number <= LONGEST):
         raise _Fault(f"{name} is {value}, no whole number from 1 to {LONGEST:,}")
     return int(number)
@@ -214,11 +220,13 @@ def _read_parquet(path: Path, names: Mapping[str, str]) -> Iterator[Raw]:
 def _read_json_lines(path: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
             try:
                 content = json.loads(line)
                 raw = {name: content[column] for name, column in names.items()}
                 raw["arrival"] = float(raw["arrival"]) / 1000
-            except (ValueError, TypeError, RecursionError) as error:
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raw = _Fault(f"is no JSON object of numbers: {error}")
             except KeyError as error:
                 raw = _Fault(f"lacks {error}")
@@ -229,11 +237,11 @@ def _read_vllm_bench(path: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         series = [content[column] for column in names.values()]
-        rows = sorted(zip(*series, strict=True), key=lambda row: row[0])
+        rows = sorted(enumerate(zip(*series, strict=True), start=1), key=lambda numbered: numbered[1][0])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         message = f"holds no {', '.join(names.values())} of one length: was it saved with --save-detailed?"
         raise TraceError(f"{path}: {message} ({type(error).__name__}: {error})") from None
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         yield f"request {number}", dict(zip(names, row, strict=True))
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -126,6 +128,46 @@ def test_bad_rows_are_counted_and_shown_by_line_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("1700158546.5", "1700158548"),
+        ("2023-11-16 18:15:46.5000000", "2023-11-16 18:15:48"),
+        ("2023-11-16T18:15:46.500Z", "2023-11-16T19:15:48.000+01:00"),
+        ("2023-03-26 01:59:59.5", "2023-03-26 02:00:01"),  # where clocks go forward
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_times_are_the_same_in_every_time_zone(first, second, zone, tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        path = tmp_path / "times.csv"
+        path.write_text(f"arrival,prompt_tokens,output_tokens\n{first},1,1\n{second},1,1\n")
+        assert [row.arrival_s for row in read_trace(path, "csv")] == pytest.approx([0.0, 1.5], abs=1e-5)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_json_lines_may_be_empty_and_numbers_absurd(tmp_path):
+    path, faults = tmp_path / "lines", Faults()
+    line = '{{"timestamp": {}, "input_length": {}, "output_length": 3}}\n'
+    huge = "9" * 400
+    path.write_text("\n".join([line.format(0, 1), line.format(huge, 1), line.format(5, huge), line.format(2000, 1)]))
+    rows = list(read_trace(path, "mooncake", on_bad_row="skip", faults=faults))
+    assert [row.arrival_s for row in rows] == [0.0, 2.0] and faults.count == 2
+    assert [fault.split(":")[0] for fault in faults.first] == ["line 3", "line 5"]
+
+
+def test_failed_requests_of_a_benchmark_are_named_by_their_place_in_it(tmp_path):
+    path, faults = tmp_path / "bench.json", Faults()
+    path.write_text(json.dumps({"start_times": [3.0, 1.0, 2.0], "input_lens": [5, 6, 7], "output_lens": [8, 0, 9]}))
+    rows = list(read_trace(path, "vllm_bench", on_bad_row="skip", faults=faults))
+    assert [(row.arrival_s, row.prompt_tokens) for row in rows] == [(0.0, 7), (1.0, 5)]
+    assert faults.first == ["request 2: output_tokens is 0, no whole number from 1 to 10,000,000"]
+
+
+@pytest.mark.parametrize(
     ("format", "content", "message"),
     [
         ("azure", "a,b\n1,2\n", r"lacks the column TIMESTAMP, ContextTokens, GeneratedTokens \(it has a, b\)"),
@@ -152,7 +194,7 @@ def test_a_file_that_is_no_such_trace_is_refused_by_name(format, content, messag
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
 def test_a_long_trace_is_read_in_little_memory(format, tmp_path):
-    path, n = tmp_path / "long", 100_000
+    path, n = tmp_path / "long", 200_000
     table = pd.DataFrame({"arrival": np.arange(n) / 10, "prompt_tokens": 100, "output_tokens": 10, "tenant": "a"})
     table.to_parquet(path, row_group_size=5000) if format == "parquet" else table.to_csv(path, index=False)
     tracemalloc.start()
@@ -201,6 +243,21 @@ def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
     assert (summary.completed == 30).all() and len(summary) == 2
 
 
+def test_bad_rows_of_a_run_are_shown_and_a_changed_trace_is_read_anew(trace, tmp_path):
+    lines = trace.read_text().splitlines()
+    before = trace_window(on_trace(trace), 1)
+    trace.write_text("\n".join([*lines[:3], *["100,none,5,"] * 7, *lines[3:]]))
+    os.utime(trace, (0, 0))
+    params = on_trace(trace, seeds=(1,), on_bad_row="skip")
+    with pytest.warns(
+        UserWarning, match=r"(?s)trace.csv: 7 bad rows were left out\n  line 4: prompt_tokens.*and 2 more$"
+    ):
+        run_grid(params, tmp_path / "out", jobs=1)
+    assert trace_window(params, 1) == before
+    with pytest.raises(TraceError, match=r"line 4: .* \(on_bad_row: skip leaves such rows out\)"):
+        run_grid(on_trace(trace), tmp_path / "refused")
+
+
 def test_times_are_compressed_or_stretched_to_a_load(trace):
     plain, fast = (trace_requests(on_trace(trace, speedup=s), 1, 100.0, 1.0) for s in (1.0, 4.0))
     assert [4 * r.arrival_s for r in fast] == pytest.approx([r.arrival_s for r in plain])
@@ -217,6 +274,8 @@ def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):
         run_grid(on_trace(Path("nowhere.csv")), tmp_path / "out")
     with pytest.raises(ParamsError, match="workload.trace.format: input should be 'azure'"):
         on_trace(trace, format="arrow")
+    with pytest.raises(ParamsError, match="workload.trace.columns.*'when'"):
+        on_trace(trace, columns={"when": "arrival"})
     with pytest.raises(ParamsError, match="workload.trace: it decides the lengths"):
         Params.load(PAPER_L4, {"workload.trace": {"file": "x", "format": "csv"}, "output_length": "spread"})
     assert not (tmp_path / "out").exists()
