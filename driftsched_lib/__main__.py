@@ -10,6 +10,7 @@ from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.parallel import Backend
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.traces import FIELDS, FORMATS, Faults, read_trace
 from driftsched_lib.validation import PROJECT
 
 
@@ -40,6 +41,21 @@ def main(arguments: list[str] | None = None) -> int:
     lengths.set_defaults(command=_lengths)
     lengths.add_argument("runs", metavar="DIR", help="a results folder with one run a seed")
     lengths.add_argument("--out", required=True, metavar="FILE.parquet")
+    trace = commands.add_parser("trace", help="say what a request trace is like, and keep its shape for other loads")
+    trace.set_defaults(command=_trace)
+    trace.add_argument("file", metavar="FILE")
+    trace.add_argument("--format", required=True, choices=FORMATS)
+    trace.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="FIELD=NAME",
+        help=f"what a column of a csv or parquet is called; FIELD: {', '.join(FIELDS)}",
+    )
+    trace.add_argument("--skip-bad-rows", action="store_true", help="count and show them, where they are else refused")
+    trace.add_argument("--source", metavar="TEXT", help="whose trace it is, its licence and what to cite")
+    trace.add_argument("--out", metavar="FILE.json", help="for `lengths` of a phase in the parameters")
     fidelity = commands.add_parser("fidelity", help="serve the real runs that notebook 04 lays the simulator beside")
     fidelity.set_defaults(command=_fidelity)
     fidelity.add_argument("--out", required=True, metavar="DIR", help="a finished run in it is not repeated")
@@ -62,10 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _override(text: str) -> tuple[str, object]:
+def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _override(text: str) -> tuple[str, object]:
+    key, value = _pair(text)
     try:
         return key, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
@@ -101,6 +122,20 @@ def _lengths(options: argparse.Namespace) -> None:
     from driftsched_lib.recorded import record_lengths
 
     record_lengths(options.runs).to_parquet(options.out, index=False, compression="zstd")
+
+
+def _trace(options: argparse.Namespace) -> None:
+    from driftsched_lib.length_mix import LengthMix
+
+    faults = Faults()
+    on_bad_row = "skip" if options.skip_bad_rows else "refuse"
+    rows = read_trace(options.file, options.format, dict(options.column), on_bad_row, faults)
+    mix = LengthMix.of_trace(rows, options.source or options.file)
+    if options.out is not None:
+        mix.save(options.out)
+    print(mix)
+    if faults.count:
+        print(faults, file=sys.stderr)
 
 
 def _fidelity(options: argparse.Namespace) -> None:

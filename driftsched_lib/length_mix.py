@@ -1,5 +1,7 @@
 """Length mixes of public traces, kept as quantiles: their shape where the traces themselves are not at hand."""
 
+from collections.abc import Iterable
+from math import sqrt
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.stats import norm, spearmanr
 
 from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.traces import TraceRow
 
 LEVELS = (0.0, 0.01, 0.02, *(0.05 * i for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
 
@@ -21,15 +24,18 @@ class LengthMix(BaseModel):
     """The joint distribution of prompt and output lengths of a trace: both marginals, and their rank correlation.
 
     Attributes:
+        source: where the trace is from, under which licence, and whom to cite.
+        rate_per_s: requests a second from the first to the last.
+        arrival_cv: coefficient of variation of the gaps between arrivals.
         levels, prompt_tokens, output_tokens: probabilities, and the quantiles there (tokens).
         spearman: rank correlation of prompt and output lengths; draws have it through a Gaussian copula.
-        arrival_cv: coefficient of variation of the gaps between arrivals.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     requests: Annotated[int, Field(ge=1)]
+    rate_per_s: Annotated[float, Field(gt=0)]
     arrival_cv: Annotated[float, Field(ge=0)]
     spearman: Annotated[float, Field(ge=-1, le=1)]
     levels: Annotated[list[float], Field(min_length=2)]
@@ -59,17 +65,51 @@ class LengthMix(BaseModel):
 
     @classmethod
     def of(cls, prompt_tokens: pd.Series, output_tokens: pd.Series, arrival_s: pd.Series, source: str) -> "LengthMix":
-        """The mix of a trace, one value a request in each series."""
-        gaps = arrival_s.sort_values().diff().dropna()
+        """The mix of a trace that is at hand as a table, in order of arrival."""
+        return cls.of_trace(map(TraceRow, arrival_s, prompt_tokens, output_tokens), source)
+
+    @classmethod
+    def of_trace(cls, rows: Iterable[TraceRow], source: str, sample: int = 1_000_000) -> "LengthMix":
+        """The mix of a trace, in one pass over its rows.
+
+        Parameters:
+            sample: of a trace with more requests, the lengths of so many are looked at, each as likely as any other
+                (Vitter's reservoir, 1985); rate and CV are always those of all.
+
+        Raises:
+            LengthMixError: fewer than two requests, or all at one time.
+        """
+        rng, kept = np.random.default_rng(0), []
+        n, squares, first_s, last_s = 0, 0.0, 0.0, 0.0
+        for n, row in enumerate(rows, start=1):
+            if n == 1:
+                first_s = last_s = row.arrival_s
+            squares += (row.arrival_s - last_s) ** 2
+            last_s = row.arrival_s
+            if n <= sample:
+                kept.append((row.prompt_tokens, row.output_tokens))
+            elif (place := int(rng.integers(n))) < sample:
+                kept[place] = row.prompt_tokens, row.output_tokens
+        if last_s <= first_s:
+            raise LengthMixError(f"{source}: a mix is of two requests at least, not all at one time")
+        gaps, span_s = n - 1, last_s - first_s
+        variance = max(0.0, squares - span_s**2 / gaps) / max(1, gaps - 1)
+        lengths = pd.DataFrame(kept, columns=["prompt_tokens", "output_tokens"])
+        varied = (lengths.nunique() > 1).all()  # ranks of one value have no correlation
+        quantiles = lengths.quantile(LEVELS).round(1)
         return cls(
             source=source,
-            requests=len(arrival_s),
-            arrival_cv=round(float(gaps.std() / gaps.mean()), 4),
-            spearman=round(float(spearmanr(prompt_tokens, output_tokens).statistic), 4),
+            requests=n,
+            rate_per_s=round(gaps / span_s, 4),
+            arrival_cv=round(sqrt(variance) * gaps / span_s, 4),
+            spearman=round(float(spearmanr(lengths).statistic), 4) if varied else 0.0,
             levels=[round(level, 4) for level in LEVELS],
-            prompt_tokens=prompt_tokens.quantile(LEVELS).round(1).tolist(),
-            output_tokens=output_tokens.quantile(LEVELS).round(1).tolist(),
+            prompt_tokens=quantiles.prompt_tokens.tolist(),
+            output_tokens=quantiles.output_tokens.tolist(),
         )
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n")
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """`n` pairs: prompt tokens and output tokens."""
@@ -78,6 +118,16 @@ class LengthMix(BaseModel):
         levels = norm.cdf(rng.multivariate_normal([0.0, 0.0], covariance, n))
         prompts, outputs = self.prompt_tokens, self.output_tokens
         return np.interp(levels[:, 0], self.levels, prompts), np.interp(levels[:, 1], self.levels, outputs)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source}: {self.requests:,} requests, {self.rate_per_s:g} a second, CV of their gaps "
+            f"{self.arrival_cv:g}, rank correlation of lengths {self.spearman:g}"
+        ]
+        for name in ("prompt_tokens", "output_tokens"):
+            at = np.interp([0.01, 0.25, 0.5, 0.75, 0.99, 1.0], self.levels, getattr(self, name))
+            lines.append("{}: 1% {:g}, 25% {:g}, median {:g}, 75% {:g}, 99% {:g}, most {:g}".format(name, *at))
+        return "\n".join(lines)
 
     @property
     def mean_output_tokens(self) -> float:

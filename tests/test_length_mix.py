@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from driftsched_lib.__main__ import main
 from driftsched_lib.length_mix import LengthMix, LengthMixError
 from driftsched_lib.params import Params
+from driftsched_lib.traces import TraceRow, read_trace
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads import paper_load
 
+TRACES = PROJECT.parent / "shared" / "traces"
 AZURE = PROJECT / "data" / "traces" / "azure-conv-2023.json"
 
 
@@ -52,6 +55,58 @@ def test_a_load_has_the_mixs_lengths_at_its_scale():
         assert request.pinned_tokens <= request.max_tokens
         shorter = [limit for limit in params.max_tokens.values() if limit < params.max_tokens[request.job_type]]
         assert request.pinned_tokens > max(shorter, default=0)
+
+
+def rows(lengths, gap_s=1.0):
+    return [TraceRow(i * gap_s, prompt, output) for i, (prompt, output) in enumerate(lengths)]
+
+
+def test_of_a_long_trace_a_sample_stands_for_the_lengths(trace):
+    lengths = list(zip(trace.prompt.astype(int), trace.output.astype(int), strict=True))
+    whole, sampled = (LengthMix.of_trace(rows(lengths), "made up", sample) for sample in (20_000, 4000))
+    assert (sampled.requests, sampled.rate_per_s, sampled.arrival_cv) == (20_000, 1.0, 0.0)
+    assert sampled.prompt_tokens[4:-4] == pytest.approx(whole.prompt_tokens[4:-4], rel=0.1)
+    assert sampled.spearman == pytest.approx(whole.spearman, abs=0.05)
+    # that of a trace that drifts is of all of it
+    drifts = LengthMix.of_trace(rows([(i + 1, 1) for i in range(10_000)]), "drifts", 1000)
+    assert np.interp([0.25, 0.5, 0.75], drifts.levels, drifts.prompt_tokens) == pytest.approx(
+        [2500, 5000, 7500], abs=600
+    )
+    assert drifts.spearman == 0.0
+
+
+def test_rate_and_cv_are_those_of_the_gaps():
+    gaps = np.random.default_rng(3).gamma(0.25, 4.0, 5000)
+    arrivals = np.concatenate([[7.0], 7.0 + gaps.cumsum()])
+    mix = LengthMix.of_trace([TraceRow(float(at), 5, 5) for at in arrivals], "made up")
+    assert mix.arrival_cv == pytest.approx(pd.Series(gaps).std() / gaps.mean(), abs=1e-4)
+    assert mix.rate_per_s == pytest.approx(1 / gaps.mean(), abs=1e-4)
+    for none in ([], rows([(1, 1)]), rows([(1, 1)] * 3, gap_s=0.0)):
+        with pytest.raises(LengthMixError, match="^made up: a mix is of two requests at least"):
+            LengthMix.of_trace(none, "made up")
+
+
+@pytest.mark.skipif(not TRACES.exists(), reason="the Azure traces are not at hand")
+@pytest.mark.parametrize("name", ["code", "conv"])
+def test_the_shipped_mixes_are_those_of_the_public_traces(name):
+    shipped = LengthMix.load(AZURE.with_name(f"azure-{name}-2023.json"))
+    assert (
+        LengthMix.of_trace(read_trace(TRACES / f"AzureLLMInferenceTrace_{name}.csv", "azure"), shipped.source)
+        == shipped
+    )
+
+
+def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path, capsys):
+    path, out = tmp_path / "mine.csv", tmp_path / "mix.json"
+    path.write_text("when,prompt_tokens,output_tokens\n0,5,6\n1,x,6\n2,7,8\n4,7,9\n")
+    arguments = ["trace", str(path), "--format", "csv", "--column", "arrival=when", "--out", str(out)]
+    assert main(arguments) == 2 and "line 3: prompt_tokens is 'x'" in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, "--skip-bad-rows", "--source", "mine"]) == 0
+    printed = capsys.readouterr()
+    assert (
+        printed.out.startswith("mine: 3 requests, 0.5 a second") and "1 bad row was left out\n  line 3" in printed.err
+    )
+    assert LengthMix.load(out).source == "mine"
 
 
 @pytest.mark.parametrize(
