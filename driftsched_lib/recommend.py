@@ -1,7 +1,10 @@
-"""Which policy and estimator for a load: all of them simulated, ranked for an objective, and the winner's settings."""
+"""Which policy and estimator for a load: all of them simulated, ranked for an objective, confirmed, and deployed."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -27,47 +30,105 @@ OBJECTIVES = {
     "goodput_per_s": "requests a second that met their objectives",
     "jain": "Jain's index over tenants",
 }
+AS_IN_VLLM = {
+    "batching": ["continuous"],
+    "token_counter": ["tokenizer"],
+    "calibration": [True],
+    "queue_capacity": None,
+    "queue_timeout_s": None,
+}
+"""What the scheduler inside vLLM does: a grid whose winner is to be deployed there can have nothing else."""
 
 
 class ObjectiveError(DriftSchedError, ValueError):
-    """An objective that is none of `OBJECTIVES`."""
+    """An objective that is unknown or means nothing for a load, or a grid that cannot be ranked for it."""
 
 
 def recommend(params: Params, out: str | Path, objective: str) -> pd.DataFrame:
-    """Serve a grid of policies and estimators, and rank them for an objective.
+    """Serve a grid of policies and estimators, and rank them for an objective; see `ranked`.
 
-    Returns:
-        A row a policy and estimator, the best first: `mean`, `low` and `high` of the objective over seeds (or windows
-        of a trace) with 95% intervals; `behind`, `behind_low` and `behind_high`, what the best of all is ahead in the
-        same seeds; and `as_good`, whether that interval reaches 0.
+    Parameters:
+        params: with the settings of `AS_IN_VLLM`.
 
     Raises:
-        ObjectiveError: an objective that is not known.
+        ObjectiveError: an objective that is not known, or settings that vLLM's scheduler could not have.
     """
     if objective not in OBJECTIVES:
         raise ObjectiveError(f"objective: {choice(objective, OBJECTIVES)}")
+    for name, value in AS_IN_VLLM.items():
+        if getattr(params, name) != value:
+            raise ObjectiveError(f"{name}: the scheduler inside vLLM can have {value} alone")
+    if any(estimator.name == "oracle" for estimator in params.estimators):
+        raise ObjectiveError("estimators: the oracle knows what a server cannot, so it can be no recommendation")
     run_grid(params, out)
     return ranked(frontier(out), objective)
 
 
 def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
-    """The ranking of `recommend`.
+    """Settings by the mean of an objective over seeds, which are windows of a trace where there is one.
 
     Parameters:
         runs: of `frontier`, each policy and estimator with the same seeds.
+
+    Returns:
+        A row a policy and estimator, the best first: `mean`, `low` and `high` with a 95% interval over seeds;
+        `behind`, what the best is ahead in the same seeds, and `as_good`, whether that interval reaches 0;
+        `against_fifo`, the difference from FIFO, which is vLLM's own order, NaN where there is none.  The intervals of
+        these two hold for all rows at once (Bonferroni), so they hold for the row that came out best, too.
+
+    Raises:
+        ObjectiveError: a run in which the objective means nothing.
     """
+    if runs[objective].isna().any():
+        raise ObjectiveError(f"objective: {objective} means nothing in a run that has none of these requests")
     values = runs.pivot_table(index="seed", columns=["policy", "estimator"], values=objective, sort=False)
     sign = -1 if objective in LARGER_IS_BETTER else 1
     order = (sign * values.mean()).sort_values(kind="stable").index
     best = values[order[0]]
+    fifo = values["fifo"].iloc[:, 0] if "fifo" in values else best * float("nan")
+    at_once = 1 - 0.05 / max(1, len(order) - 1)
     rows = []
     for policy, estimator in order:
         mine = values[policy, estimator]
-        mean, behind = mean_interval(mine), mean_interval(sign * (mine - best))
-        rows.append((policy, estimator, mean.estimate, mean.low, mean.high, behind.estimate, behind.low, behind.high))
-    columns = ["policy", "estimator", "mean", "low", "high", "behind", "behind_low", "behind_high"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.assign(as_good=table.behind_low <= 0)
+        columns = {
+            "": mean_interval(mine),
+            "behind": mean_interval(sign * (mine - best), at_once),
+            "against_fifo": mean_interval(mine - fifo, at_once),
+        }
+        row: dict[str, Any] = {"policy": policy, "estimator": estimator}
+        for name, interval in columns.items():
+            row |= {name or "mean": interval.estimate}
+            row |= {f"{name}_low".lstrip("_"): interval.low, f"{name}_high".lstrip("_"): interval.high}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.assign(as_good=~(table.behind_low > 0))
+
+
+def confirm(params: Params, ranking: pd.DataFrame, out: str | Path, objective: str, most: int = 2) -> pd.DataFrame:
+    """Serve the best policies of a ranking, each with its best estimator, and FIFO, on the engine of `params`.
+
+    All are served in one folder, by one engine, under the same load.
+
+    Parameters:
+        params: as those that were ranked, but for the engine and the seeds.
+        most: policies.
+
+    Returns:
+        As `ranked`, on the engine of `params`.
+    """
+    best = ranking.drop_duplicates("policy")
+    chosen = pd.concat([best.head(most), best[best.policy == "fifo"]])[["policy", "estimator"]].drop_duplicates()
+    pairs = set(chosen.itertuples(index=False, name=None))
+    policies, estimators = chosen.policy.tolist(), set(chosen.estimator)
+    grid = params.model_copy(
+        update={
+            "policies": [policy for policy in params.policies if str(policy) in policies],
+            "estimators": [estimator for estimator in params.estimators if str(estimator) in estimators],
+            "vary_estimates_for": [policy.name for policy in params.policies],
+        }
+    )
+    run_grid(grid, out, [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs])
+    return ranked(frontier(out), objective)
 
 
 def plugin_yaml(params: Params, policy: str, estimator: str, tenants: Mapping[str, str]) -> str:
@@ -87,3 +148,19 @@ def plugin_yaml(params: Params, policy: str, estimator: str, tenants: Mapping[st
         tenants=dict(tenants),
     )
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def serve_command(params: Params, settings_file: str | Path) -> str:
+    """The shell's command that serves a model as `params` has it, scheduled by a settings file.
+
+    Parameters:
+        params: of the `vllm` engine, whose arguments become the server's flags.
+    """
+    flags = ["--scheduler-cls", "driftsched_lib.vllm_plugin.DriftSchedScheduler"]
+    for name, value in params.engine_args.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
+    return f"DRIFTSCHED_CONFIG={shlex.quote(str(settings_file))} vllm serve {shlex.join([params.model, *flags])}"

@@ -1,5 +1,8 @@
 """A ranking says what is best, by how much, and with which settings to have it."""
 
+import shlex
+
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -7,7 +10,16 @@ from simulation import PAPER_L4, SMALL
 
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
-from driftsched_lib.recommend import OBJECTIVES, ObjectiveError, plugin_yaml, ranked, recommend
+from driftsched_lib.recommend import (
+    OBJECTIVES,
+    ObjectiveError,
+    confirm,
+    plugin_yaml,
+    ranked,
+    recommend,
+    serve_command,
+)
+from driftsched_lib.validation import PROJECT
 
 GRID = {
     "policies": ["fifo", "sjf", {"aging": {"rate": 0.5}}],
@@ -32,11 +44,33 @@ def test_the_best_comes_first_and_others_lie_behind_it_in_the_same_seeds():
     assert list(table.index) == ["sjf", "fifo", "drr"]
     assert table.behind["fifo"] == pytest.approx((1 - 1 + 0.5) / 3) and table.behind["sjf"] == 0
     assert table.as_good.to_dict() == {"sjf": True, "fifo": True, "drr": False}
+    assert table.against_fifo.to_dict() == pytest.approx({"sjf": (-1 + 1 - 0.5) / 3, "fifo": 0, "drr": 20})
+    assert table.against_fifo_low["drr"] == table.against_fifo_high["drr"] == pytest.approx(20)
+    assert table.low["fifo"] < 12 < table.high["fifo"]
 
 
 def test_where_more_is_better_the_largest_comes_first():
     table = ranked(by_hand("jain"), "jain").set_index("policy")
     assert list(table.index) == ["drr", "fifo", "sjf"] and table.behind["fifo"] == pytest.approx(20)
+
+
+def test_intervals_of_differences_hold_for_all_rows_at_once():
+    """Of 40 settings that are all alike, hardly ever is one called worse than the best, or other than FIFO."""
+    rng, wrong = np.random.default_rng(5), 0
+    names = ["fifo", *(f"policy-{i}" for i in range(39))]
+    for _ in range(60):
+        rows = [(name, seed, rng.normal(10, 1)) for name in names for seed in range(10)]
+        runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"]).assign(estimator="paper")
+        table = ranked(runs, "p50_e2e_s")
+        others = table[table.policy != "fifo"]
+        wrong += ((others.against_fifo_low > 0) | (others.against_fifo_high < 0)).any()
+    assert wrong <= 8
+
+
+def test_a_measure_that_means_nothing_is_refused():
+    runs = by_hand("premium_slo").assign(premium_slo=float("nan"))
+    with pytest.raises(ObjectiveError, match="premium_slo means nothing"):
+        ranked(runs, "premium_slo")
 
 
 @pytest.mark.parametrize("objective", ["p99_e2e_s", "premium_p99_e2e_s", "slo"])
@@ -51,6 +85,36 @@ def test_a_grid_is_simulated_and_ranked_and_its_winner_can_be_deployed(objective
         assert (str(settings.policy), str(settings.estimator)) == (row.policy, row.estimator)
         assert settings.tenants == {"acme": "premium"} and settings.base_tokens == params.max_tokens
     assert yaml.safe_load((tmp_path / "plugin.yaml").read_text())["classifier"] == params.classifier
+
+
+def test_what_vllm_could_not_do_is_not_recommended(tmp_path):
+    for changes in ({"batching": ["static"]}, {"queue_timeout_s": 3.0}, {"estimators": ["paper", "oracle"]}):
+        with pytest.raises(ObjectiveError, match=f"^{next(iter(changes))}: "):
+            recommend(Params.load(PAPER_L4, SMALL | GRID | changes), tmp_path, "p50_e2e_s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_two_policies_and_fifo_meet_another_engine_under_one_load(tmp_path):
+    params = Params.load(PAPER_L4, SMALL | GRID)
+    ranking = recommend(params, tmp_path / "ranked", "p50_e2e_s")
+    again = confirm(params, ranking, tmp_path / "confirmed", "p50_e2e_s")
+    best = ranking.drop_duplicates("policy")
+    expected = pd.concat([best.head(2), best[best.policy == "fifo"]]).drop_duplicates("policy")
+    both = again.merge(expected, on=["policy", "estimator"])
+    assert len(both) == len(again) == len(expected) and (both.mean_x == both.mean_y).all()
+
+
+def test_the_command_to_serve_is_one_that_vllm_understands(tmp_path):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    params = Params.load(PROJECT / "params" / "quick.yaml", {"engine_args.hf_overrides": {"a b": 1}})
+    settings, *command = shlex.split(serve_command(params, tmp_path / "my settings.yaml"))
+    assert settings == f"DRIFTSCHED_CONFIG={tmp_path}/my settings.yaml" and command[:2] == ["vllm", "serve"]
+    parsed = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", *command[2:]])
+    assert parsed.model == params.model and parsed.scheduler_cls.endswith("DriftSchedScheduler")
+    for name, value in params.engine_args.items():
+        assert getattr(parsed, name) == value
 
 
 def test_an_objective_that_is_unknown_is_named(tmp_path):
