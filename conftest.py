@@ -8,10 +8,14 @@ SMOKE = {
     "lengths": "data/natural_lengths/smoke",
     "seeds": [1, 2],
     "requests": 250,
-    "window": 40,
     "real_seeds": 1,
 }
-SMOKE_FILES = {"quick.yaml": "smoke.yaml", "paper-l4.yaml": "smoke-l4.yaml", "natural.yaml": "smoke-natural.yaml"}
+SMOKE_FILES = {
+    "quick.yaml": "smoke.yaml",
+    "paper-l4.yaml": "smoke-l4.yaml",
+    "natural.yaml": "smoke-natural.yaml",
+    "your-trace.yaml": "smoke-trace.yaml",
+}
 
 
 def pytest_collection_modifyitems(items):

@@ -3,12 +3,14 @@
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from driftsched_lib import results
 from driftsched_lib.comparison import mean_interval
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.experiment import run_grid
@@ -44,11 +46,13 @@ class ObjectiveError(DriftSchedError, ValueError):
     """An objective that is unknown or means nothing for a load, or a grid that cannot be ranked for it."""
 
 
-def recommend(params: Params, out: str | Path, objective: str) -> pd.DataFrame:
+def recommend(params: Params, out: str | Path, objective: str, load_of: str | Path | None = None) -> pd.DataFrame:
     """Serve a grid of policies and estimators, and rank them for an objective; see `ranked`.
 
     Parameters:
         params: with the settings of `AS_IN_VLLM`.
+        load_of: the results folder whose engine a load factor refers to, so that requests come at the same times as
+            there; None for the engine of `params`.
 
     Raises:
         ObjectiveError: an objective that is not known, or settings that vLLM's scheduler could not have.
@@ -60,6 +64,7 @@ def recommend(params: Params, out: str | Path, objective: str) -> pd.DataFrame:
             raise ObjectiveError(f"{name}: the scheduler inside vLLM can have {value} alone")
     if any(estimator.name == "oracle" for estimator in params.estimators):
         raise ObjectiveError("estimators: the oracle knows what a server cannot, so it can be no recommendation")
+    _same_load(load_of, out)
     run_grid(params, out)
     return ranked(frontier(out), objective)
 
@@ -104,13 +109,21 @@ def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
     return table.assign(as_good=~(table.behind_low > 0))
 
 
-def confirm(params: Params, ranking: pd.DataFrame, out: str | Path, objective: str, most: int = 2) -> pd.DataFrame:
+def confirm(
+    params: Params,
+    ranking: pd.DataFrame,
+    out: str | Path,
+    objective: str,
+    load_of: str | Path | None = None,
+    most: int = 2,
+) -> pd.DataFrame:
     """Serve the best policies of a ranking, each with its best estimator, and FIFO, on the engine of `params`.
 
     All are served in one folder, by one engine, under the same load.
 
     Parameters:
         params: as those that were ranked, but for the engine and the seeds.
+        load_of: as of `recommend`.
         most: policies.
 
     Returns:
@@ -127,8 +140,24 @@ def confirm(params: Params, ranking: pd.DataFrame, out: str | Path, objective: s
             "vary_estimates_for": [policy.name for policy in params.policies],
         }
     )
+    _same_load(load_of, out)
     run_grid(grid, out, [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs])
     return ranked(frontier(out), objective)
+
+
+def best_by_objective(runs: pd.DataFrame) -> pd.DataFrame:
+    """What `ranked` puts first for each objective that means something for the load, a row an objective.
+
+    Returns:
+        `objective`, the best `policy` and `estimator`, its `mean`, that of `fifo`, and how many settings are `as_good`.
+    """
+    rows = []
+    for objective, name in OBJECTIVES.items():
+        if runs[objective].notna().all():
+            table = ranked(runs, objective)
+            best, fifo = table.iloc[0], table[table.policy == "fifo"]["mean"]
+            rows.append((name, best.policy, best.estimator, best["mean"], *fifo.head(1), int(table.as_good.sum())))
+    return pd.DataFrame(rows, columns=["objective", "policy", "estimator", "mean", "fifo", "as_good"])
 
 
 def plugin_yaml(params: Params, policy: str, estimator: str, tenants: Mapping[str, str]) -> str:
@@ -148,6 +177,14 @@ def plugin_yaml(params: Params, policy: str, estimator: str, tenants: Mapping[st
         tenants=dict(tenants),
     )
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def _same_load(load_of: str | Path | None, out: str | Path) -> None:
+    speed = Path(out) / results.SPEED
+    if load_of is not None and not speed.exists():
+        with results.writing(speed):
+            speed.parent.mkdir(parents=True, exist_ok=True)
+        results.write_json(speed, asdict(results.load_speed(load_of)))
 
 
 def serve_command(params: Params, settings_file: str | Path) -> str:

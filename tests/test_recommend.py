@@ -8,11 +8,13 @@ import pytest
 import yaml
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import results
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
 from driftsched_lib.recommend import (
     OBJECTIVES,
     ObjectiveError,
+    best_by_objective,
     confirm,
     plugin_yaml,
     ranked,
@@ -47,6 +49,15 @@ def test_the_best_comes_first_and_others_lie_behind_it_in_the_same_seeds():
     assert table.against_fifo.to_dict() == pytest.approx({"sjf": (-1 + 1 - 0.5) / 3, "fifo": 0, "drr": 20})
     assert table.against_fifo_low["drr"] == table.against_fifo_high["drr"] == pytest.approx(20)
     assert table.low["fifo"] < 12 < table.high["fifo"]
+
+
+def test_each_objective_has_its_best():
+    runs = by_hand("p50_e2e_s").assign(**{name: float("nan") for name in OBJECTIVES if name != "p50_e2e_s"})
+    runs = runs.assign(jain=runs.p50_e2e_s / 100)
+    table = best_by_objective(runs).set_index("policy")
+    assert table.objective.to_dict() == {"sjf": OBJECTIVES["p50_e2e_s"], "drr": OBJECTIVES["jain"]}
+    assert table.fifo["sjf"] == 12 and table["mean"]["drr"] == pytest.approx(0.32)
+    assert table.as_good.to_dict() == {"sjf": 2, "drr": 1}
 
 
 def test_where_more_is_better_the_largest_comes_first():
@@ -97,7 +108,10 @@ def test_what_vllm_could_not_do_is_not_recommended(tmp_path):
 def test_the_best_two_policies_and_fifo_meet_another_engine_under_one_load(tmp_path):
     params = Params.load(PAPER_L4, SMALL | GRID)
     ranking = recommend(params, tmp_path / "ranked", "p50_e2e_s")
-    again = confirm(params, ranking, tmp_path / "confirmed", "p50_e2e_s")
+    speed = tmp_path / "ranked" / results.SPEED
+    speed.write_text(speed.read_text().replace('"capacity_tokens_per_s": ', '"capacity_tokens_per_s": 1'))
+    again = confirm(params, ranking, tmp_path / "confirmed", "p50_e2e_s", load_of=tmp_path / "ranked")
+    assert results.load_speed(tmp_path / "confirmed") == results.load_speed(tmp_path / "ranked")
     best = ranking.drop_duplicates("policy")
     expected = pd.concat([best.head(2), best[best.policy == "fifo"]]).drop_duplicates("policy")
     both = again.merge(expected, on=["policy", "estimator"])

@@ -9,6 +9,7 @@ from driftsched_lib.figures.estimation import (
     job_class_mistakes,
 )
 from driftsched_lib.figures.frontier import longest_waits, pareto
+from driftsched_lib.figures.recommendation import confirmation, ranking
 from driftsched_lib.figures.scheduling import change_against_fifo, e2e_tails, latency_by_tier, queue_depth, telemetry
 from driftsched_lib.figures.simulation import (
     fidelity_errors,
@@ -25,6 +26,7 @@ __all__ = [
     "bias_over_time",
     "catching_up",
     "change_against_fifo",
+    "confirmation",
     "confusion",
     "corpus_lengths",
     "coverage_over_time",
@@ -38,6 +40,7 @@ __all__ = [
     "longest_waits",
     "pareto",
     "queue_depth",
+    "ranking",
     "simulated_against_real",
     "speed_against_noise",
     "step_residuals",

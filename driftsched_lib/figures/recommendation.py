@@ -1,0 +1,66 @@
+"""What a ranking says: which settings are ahead, by how much, and whether the real engine agrees."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from driftsched_lib.figures.style import POLICY_COLORS, POLICY_NAMES
+
+
+def ranking(table: pd.DataFrame, name: str, most: int = 12) -> Figure:
+    """The first settings of a ranking and FIFO: the objective itself, and its difference from FIFO in the same windows.
+
+    Parameters:
+        table: of `recommend.ranked`.
+        name: the objective's, with its unit.
+    """
+    shown = pd.concat([table.head(most), table[table.policy == "fifo"]]).drop_duplicates(["policy", "estimator"])
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.3 * len(shown) + 1.3), sharey=True)
+    _intervals(axes[0], shown, "mean", "low", "high")
+    _intervals(axes[1], shown, "against_fifo", "against_fifo_low", "against_fifo_high")
+    axes[1].axvline(0, color="#666666", linewidth=1)
+    axes[0].set_yticks(range(len(shown)), [setting_name(row.policy, row.estimator) for row in shown.itertuples()])
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel(name)
+    axes[1].set_xlabel(f"difference from FIFO: {name}")
+    return figure
+
+
+def confirmation(simulated: pd.DataFrame, real: pd.DataFrame, name: str) -> Figure:
+    """The settings that met the real engine, beside what the simulator said of them for the same windows.
+
+    Parameters:
+        simulated, real: of `recommend.ranked`.
+        name: the objective's, with its unit.
+    """
+    shown = real[["policy", "estimator"]].merge(simulated, how="left")
+    figure, axis = plt.subplots(figsize=(7.5, 0.5 * len(shown) + 1.4))
+    _intervals(axis, shown, "mean", "low", "high", at=-0.14, filled=False)
+    _intervals(axis, real, "mean", "low", "high", at=0.14)
+    axis.plot([], [], "o", color="#555555", markerfacecolor="white", label="simulated")
+    axis.plot([], [], "o", color="#555555", label="real engine")
+    axis.set_yticks(range(len(shown)), [setting_name(row.policy, row.estimator) for row in shown.itertuples()])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(name)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
+    return figure
+
+
+def setting_name(policy: str, estimator: str) -> str:
+    """How a setting is written: the policy by its name, its arguments, and the estimator."""
+    name, dash, arguments = policy.partition("-")
+    return f"{POLICY_NAMES[name]}{dash and f' ({arguments})'} · {estimator}"
+
+
+def _intervals(
+    axis: plt.Axes, shown: pd.DataFrame, middle: str, low: str, high: str, at: float = 0.0, filled: bool = True
+) -> None:
+    """A dot and a line a row; the best in its own colour, for order is what is shown."""
+    for place, row in enumerate(shown.to_dict("records")):
+        color = POLICY_COLORS[row["policy"].partition("-")[0]]
+        if np.isfinite([row[low], row[high]]).all():
+            axis.plot([row[low], row[high]], [place + at] * 2, color=color, linewidth=1.5)
+        axis.plot(row[middle], place + at, "o", color=color, markerfacecolor=color if filled else "white", markersize=6)
+    axis.grid(axis="y", visible=False)
