@@ -19,14 +19,15 @@ LARGER_IS_BETTER = {"premium_slo", "slo", "jain", "goodput_per_s"}
 
 
 def measures(requests: pd.DataFrame) -> dict[str, float]:
-    """What one run gave: latencies, P99 also by tier, and longest wait (s), shares of requests that met their tier's
-    SLOs (all, premium), goodput (requests a second), Jain index over tenants, and the mean service difference a second
-    (VTC's, tokens)."""
+    """What one run gave: share of requests completed; of these, latencies, P99 by tier too (s); longest wait (s), the
+    shares that met their SLOs (all, premium), goodput (requests a second), Jain index over tenants, and the mean
+    service difference a second (VTC's, tokens)."""
     done = latencies(requests, 1.0, 1.0)
     slo = slo_attainment(requests, TTFT_SLO_S, E2E_SLO_S)
     everyone = slo_attainment(requests, TTFT_SLO_S, E2E_SLO_S, by=()).iloc[0]
     p50, p99 = done.e2e_s.quantile([0.50, 0.99])
     return {
+        "completed": (requests.outcome == "completed").mean(),
         "p50_e2e_s": p50,
         "p99_e2e_s": p99,
         **{f"{tier}_p99_e2e_s": done.e2e_s[done.tier == tier].quantile(0.99) for tier in TIERS},

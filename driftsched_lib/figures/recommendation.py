@@ -20,8 +20,7 @@ def ranking(table: pd.DataFrame, name: str, most: int = 12) -> Figure:
     _intervals(axes[0], shown, "mean", "low", "high")
     _intervals(axes[1], shown, "against_fifo", "against_fifo_low", "against_fifo_high")
     axes[1].axvline(0, color="#666666", linewidth=1)
-    axes[0].set_yticks(range(len(shown)), [setting_name(row.policy, row.estimator) for row in shown.itertuples()])
-    axes[0].invert_yaxis()
+    _name(axes[0], shown, table)
     axes[0].set_xlabel(name)
     axes[1].set_xlabel(f"difference from FIFO: {name}")
     return figure
@@ -40,18 +39,22 @@ def confirmation(simulated: pd.DataFrame, real: pd.DataFrame, name: str) -> Figu
     _intervals(axis, real, "mean", "low", "high", at=0.14)
     axis.plot([], [], "o", color="#555555", markerfacecolor="white", label="simulated")
     axis.plot([], [], "o", color="#555555", label="real engine")
-    axis.set_yticks(range(len(shown)), [setting_name(row.policy, row.estimator) for row in shown.itertuples()])
-    axis.set_ylim(len(shown) - 0.5, -0.5)
+    _name(axis, shown, simulated)
     axis.set_xlim(left=0)
     axis.set_xlabel(name)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
-def setting_name(policy: str, estimator: str) -> str:
-    """How a setting is written: the policy by its name, its arguments, and the estimator."""
-    name, dash, arguments = policy.partition("-")
-    return f"{POLICY_NAMES[name]}{dash and f' ({arguments})'} · {estimator}"
+def _name(axis: plt.Axes, shown: pd.DataFrame, table: pd.DataFrame) -> None:
+    """A row's policy, its arguments, and, where the policy was run with several, its estimator; the first on top."""
+    names, several = [], table.policy.value_counts() > 1
+    for row in shown.itertuples():
+        policy, dash, arguments = row.policy.partition("-")
+        estimator = f" · {row.estimator}" if several[row.policy] else ""
+        names.append(POLICY_NAMES[policy] + (f" ({arguments})" if dash else "") + estimator)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _intervals(
