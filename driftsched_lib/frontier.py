@@ -18,13 +18,21 @@ RELATIVE = {"p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "l
 LARGER_IS_BETTER = {"premium_slo", "slo", "jain", "goodput_per_s"}
 
 
-def measures(requests: pd.DataFrame) -> dict[str, float]:
+def measures(
+    requests: pd.DataFrame,
+    ttft_slo_s: Mapping[str, float] = TTFT_SLO_S,
+    e2e_slo_s: Mapping[str, float] = E2E_SLO_S,
+) -> dict[str, float]:
     """What one run gave: share of requests completed; of these, latencies, P99 by tier too (s); longest wait (s), the
     shares that met their SLOs (all, premium), goodput (requests a second), Jain index over tenants, and the mean
-    service difference a second (VTC's, tokens)."""
+    service difference a second (VTC's, tokens).
+
+    Parameters:
+        ttft_slo_s, e2e_slo_s: seconds from the arrival to the first and to the last token, by tier.
+    """
     done = latencies(requests, 1.0, 1.0)
-    slo = slo_attainment(requests, TTFT_SLO_S, E2E_SLO_S)
-    everyone = slo_attainment(requests, TTFT_SLO_S, E2E_SLO_S, by=()).iloc[0]
+    slo = slo_attainment(requests, ttft_slo_s, e2e_slo_s)
+    everyone = slo_attainment(requests, ttft_slo_s, e2e_slo_s, by=()).iloc[0]
     p50, p99 = done.e2e_s.quantile([0.50, 0.99])
     return {
         "completed": (requests.outcome == "completed").mean(),
@@ -42,15 +50,19 @@ def measures(requests: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def frontier(out: str | Path) -> pd.DataFrame:
-    """`measures` of every run of a results folder, a row a run, with its setting."""
+def frontier(out: str | Path, **slos: Mapping[str, float]) -> pd.DataFrame:
+    """`measures` of every run of a results folder, a row a run, with its setting.
+
+    Parameters:
+        slos: as of `measures`.
+    """
     folders = results.run_folders(out)
-    rows = dict(finish_all(_row, list(enumerate(folders))))
+    rows = dict(finish_all(_row, [(number, folder, slos) for number, folder in enumerate(folders)]))
     return pd.DataFrame([rows[i] for i in range(len(folders))])
 
 
-def _row(number: int, folder: Path) -> tuple[int, dict[str, Any]]:
-    return number, results.load_manifest(folder)["run"] | measures(results.read_table(folder, "requests"))
+def _row(number: int, folder: Path, slos: Mapping[str, Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
+    return number, results.load_manifest(folder)["run"] | measures(results.read_table(folder, "requests"), **slos)
 
 
 def against_fifo(runs: pd.DataFrame, columns: Sequence[str] = tuple(RELATIVE)) -> pd.DataFrame:

@@ -46,19 +46,35 @@ class ObjectiveError(DriftSchedError, ValueError):
     """An objective that is unknown or means nothing for a load, or a grid that cannot be ranked for it."""
 
 
-def recommend(params: Params, out: str | Path, objective: str, load_of: str | Path | None = None) -> pd.DataFrame:
-    """Serve a grid of policies and estimators, and rank them for an objective; see `ranked`.
+def objective_name(objective: str) -> str:
+    """What an objective is called, with its unit; ObjectiveError for one that is not known."""
+    if objective not in OBJECTIVES:
+        raise ObjectiveError(f"objective: {choice(objective, OBJECTIVES)}")
+    return OBJECTIVES[objective]
+
+
+def recommend(
+    params: Params,
+    out: str | Path,
+    objective: str,
+    load_of: str | Path | None = None,
+    **slos: Mapping[str, float],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Serve a grid of policies and estimators, and rank them for an objective.
 
     Parameters:
         params: with the settings of `AS_IN_VLLM`.
         load_of: the results folder whose engine a load factor refers to, so that requests come at the same times as
             there; None for the engine of `params`.
+        slos: as of `frontier.measures`.
+
+    Returns:
+        The ranking, as of `ranked`, and the runs, as of `frontier`.
 
     Raises:
         ObjectiveError: an objective that is not known, or settings that vLLM's scheduler could not have.
     """
-    if objective not in OBJECTIVES:
-        raise ObjectiveError(f"objective: {choice(objective, OBJECTIVES)}")
+    objective_name(objective)
     for name, value in AS_IN_VLLM.items():
         if getattr(params, name) != value:
             raise ObjectiveError(f"{name}: the scheduler inside vLLM can have {value} alone")
@@ -66,7 +82,8 @@ def recommend(params: Params, out: str | Path, objective: str, load_of: str | Pa
         raise ObjectiveError("estimators: the oracle knows what a server cannot, so it can be no recommendation")
     _same_load(load_of, out)
     run_grid(params, out)
-    return ranked(frontier(out), objective)
+    runs = frontier(out, **slos)
+    return ranked(runs, objective), runs
 
 
 def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
@@ -116,6 +133,7 @@ def confirm(
     objective: str,
     load_of: str | Path | None = None,
     most: int = 2,
+    **slos: Mapping[str, float],
 ) -> pd.DataFrame:
     """Serve the best policies of a ranking, each with its best estimator, and FIFO, on the engine of `params`.
 
@@ -123,7 +141,7 @@ def confirm(
 
     Parameters:
         params: as those that were ranked, but for the engine and the seeds.
-        load_of: as of `recommend`.
+        load_of, slos: as of `recommend`.
         most: policies.
 
     Returns:
@@ -142,7 +160,7 @@ def confirm(
     )
     _same_load(load_of, out)
     run_grid(grid, out, [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs])
-    return ranked(frontier(out), objective)
+    return ranked(frontier(out, **slos), objective)
 
 
 def best_by_objective(runs: pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,13 @@ def test_a_row_a_run_with_what_it_gave(grid):
         assert 0 <= row.premium_slo <= 1 and 0 <= row.slo <= 1 and 0 < row.jain <= 1
 
 
+def test_objectives_of_ones_own_are_met_or_not(grid):
+    tiers = ("premium", "standard", "batch")
+    for seconds, met in ((0.0, 0.0), (1e6, 1.0)):
+        runs = frontier(grid, ttft_slo_s=dict.fromkeys(tiers, 1e6), e2e_slo_s=dict.fromkeys(tiers, seconds))
+        assert (runs.slo == met).all() and (runs.premium_slo == met).all()
+
+
 def runs_by_hand():
     rows = [
         ("fifo", 1, 10.0, 20.0, 0.5),

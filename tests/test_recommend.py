@@ -87,7 +87,8 @@ def test_a_measure_that_means_nothing_is_refused():
 @pytest.mark.parametrize("objective", ["p99_e2e_s", "premium_p99_e2e_s", "slo"])
 def test_a_grid_is_simulated_and_ranked_and_its_winner_can_be_deployed(objective, tmp_path):
     params = Params.load(PAPER_L4, SMALL | GRID)
-    table = recommend(params, tmp_path / "out", objective)
+    table, runs = recommend(params, tmp_path / "out", objective)
+    assert len(runs) == 4 * len(params.seeds)
     assert len(table) == 4 and set(table.columns) >= {"mean", "low", "high", "behind", "as_good"}
     assert table["mean"].is_monotonic_decreasing if objective == "slo" else table["mean"].is_monotonic_increasing
     for row in table.itertuples():
@@ -107,7 +108,7 @@ def test_what_vllm_could_not_do_is_not_recommended(tmp_path):
 
 def test_the_best_two_policies_and_fifo_meet_another_engine_under_one_load(tmp_path):
     params = Params.load(PAPER_L4, SMALL | GRID)
-    ranking = recommend(params, tmp_path / "ranked", "p50_e2e_s")
+    ranking, _ = recommend(params, tmp_path / "ranked", "p50_e2e_s")
     speed = tmp_path / "ranked" / results.SPEED
     speed.write_text(speed.read_text().replace('"capacity_tokens_per_s": ', '"capacity_tokens_per_s": 1'))
     again = confirm(params, ranking, tmp_path / "confirmed", "p50_e2e_s", load_of=tmp_path / "ranked")

@@ -4,18 +4,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from driftsched_lib.figures.style import POLICY_COLORS, POLICY_NAMES
 
 
-def ranking(table: pd.DataFrame, name: str, most: int = 12) -> Figure:
-    """The first settings of a ranking and FIFO: the objective itself, and its difference from FIFO in the same windows.
+def ranking(table: pd.DataFrame, name: str) -> Figure:
+    """Each policy with its best estimator: the objective itself, and its difference from FIFO in the same windows.
 
     Parameters:
         table: of `recommend.ranked`.
         name: the objective's, with its unit.
     """
-    shown = pd.concat([table.head(most), table[table.policy == "fifo"]]).drop_duplicates(["policy", "estimator"])
+    shown = table.drop_duplicates("policy")
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.3 * len(shown) + 1.3), sharey=True)
     _intervals(axes[0], shown, "mean", "low", "high")
     _intervals(axes[1], shown, "against_fifo", "against_fifo_low", "against_fifo_high")
@@ -23,6 +24,8 @@ def ranking(table: pd.DataFrame, name: str, most: int = 12) -> Figure:
     _name(axes[0], shown, table)
     axes[0].set_xlabel(name)
     axes[1].set_xlabel(f"difference from FIFO: {name}")
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(6))
     return figure
 
 
