@@ -241,10 +241,13 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
 
 
 def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
-    """Output tokens a second while all slots were taken: each request's come evenly from its first to its last."""
+    """Output tokens a second while all slots were taken: each request's come evenly while it has its slot.
+
+    Not from its first to its last, for a server may send them all at once.
+    """
     begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
-    started, finished = done.first_token_s.clip(begin, end), done.finish_s.clip(begin, end)
-    share = (finished - started) / (done.finish_s - done.first_token_s)
+    started, finished = done.dispatch_s.clip(begin, end), done.finish_s.clip(begin, end)
+    share = (finished - started) / (done.finish_s - done.dispatch_s)
     return float((share * done.output_tokens).sum() / (end - begin))
 
 

@@ -1,7 +1,9 @@
 """A live server over HTTP: real vLLM, and small servers that misbehave in each way that servers do."""
 
 import json
+import os
 import re
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -39,7 +41,8 @@ def test_a_grid_on_a_real_server(server, tmp_path):
     several = requests[requests.output_tokens > 2]
     mean_itl_s = (several.finish_s - several.first_token_s) / (several.output_tokens - 1)
     streamed = several.batching == "continuous"
-    assert (several.longest_itl_s >= 0.5 * mean_itl_s)[streamed].all()
+    longest_itl_s = several.longest_itl_s.fillna(0)  # all came in one part, as they may on a busy machine
+    assert (longest_itl_s >= mean_itl_s - 1e-5)[streamed].all() and (longest_itl_s > 0).any()
     again = run_grid(params, tmp_path)
     pd.testing.assert_frame_equal(again, summary)
 
@@ -53,9 +56,14 @@ def test_a_server_without_the_model_is_refused_before_any_work(server, tmp_path)
 class Server(ThreadingHTTPServer):
     """Serves completions of one word a token; `answer` may do otherwise with a request of a given number."""
 
-    def __init__(self, answer=lambda handler, number: False):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, answer, port):
+        super().__init__(("127.0.0.1", port), Handler)
         self.answer, self.seen, self.lock = answer, [], threading.Lock()
+        self.health, self.models = 200, {"data": [{"id": MODEL}]}
+
+    def die(self):
+        threading.Thread(target=self.shutdown).start()
+        self.socket.close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,7 +73,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.send(200, {"data": [{"id": MODEL}]})
+        if self.path == "/health":
+            self.send(self.server.health, {})
+        else:
+            self.send(200, self.server.models)
 
     def do_POST(self):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -101,8 +112,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def small_server(answer=lambda handler, number: False):
-    server = Server(answer)
+def small_server(answer=lambda handler, number: False, port=0):
+    server = Server(answer, port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server, f"http://127.0.0.1:{server.server_port}"
@@ -124,6 +135,10 @@ def serve_one(url, timeout_s=5.0):
         pass
     assert engine.has_room() and not engine._in_flight
     return outputs[0]
+
+
+def usage(tokens):
+    return f'data: {{"choices": [], "usage": {{"prompt_tokens": 3, "completion_tokens": {tokens}}}}}'
 
 
 def busy_once(handler, number):
@@ -156,6 +171,9 @@ def cut(handler, number):
         (hang, "took longer than 1 s", 1),
         (cut, "RemoteProtocolError", 1),
         (lambda handler, number: handler.stream(3, lines=["data: {garbage"]), "JSONDecodeError", 1),
+        (lambda handler, number: handler.stream(3, lines=["data: " + "[" * 100_000]), "RecursionError", 1),
+        (lambda handler, number: handler.stream(3, usage=False, lines=[usage("Infinity")]), "OverflowError", 1),
+        (lambda handler, number: handler.stream(3, usage=False, lines=[usage('"x"')]), "ValueError", 1),
         (lambda handler, number: handler.stream(3, lines=['data: {"error": "out of memory"}']), "out of memory", 1),
         (lambda handler, number: handler.stream(3, usage=False), "sent no usage", 1),
         (lambda handler, number: handler.stream(2), "made 2 of 3 pinned tokens", 1),
@@ -183,6 +201,45 @@ def test_an_aborted_request_gives_no_output():
         assert engine.has_room() and engine.step(until=engine.now() + 0.1) == []
 
 
+def test_an_interrupt_leaves_nothing_with_the_server():
+    with small_server(hang) as (_, url):
+        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0)
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.step(until=engine.now() + 10)
+        assert engine.has_room()
+        engine.restart_clock()
+
+
+def cut_and_die(handler, number):
+    handler.server.die()
+    return cut(handler, number)
+
+
+def engine_dies(handler, number):
+    handler.server.health = 503
+    return handler.stream(1, usage=False, lines=['data: {"error": "EngineCore died"}'])
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"), [(cut_and_die, "(ConnectError|ReadError): "), (engine_dies, "its engine is dead, HTTP 503")]
+)
+def test_a_server_that_dies_with_its_last_request_is_noticed(answer, why):
+    with small_server(answer) as (_, url), pytest.raises(ServerError, match=f"{url} is gone: {why}"):
+        serve_one(url)
+
+
+def test_a_server_that_dies_before_a_request_is_noticed_however_short_its_time(monkeypatch):
+    monkeypatch.setattr(vllm_server, "FIRST_PAUSE_S", 60.0)
+    with small_server() as (server, url):
+        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=1.0, temperature=0.0)
+        server.die()
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
+        with pytest.raises(ServerError, match=f"{url} is gone: "):
+            engine.step(until=engine.now() + 10)
+
+
 def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(tmp_path):
     with small_server() as (server, url):
         params = params_at(url, vary_estimates_for=[], batching=["continuous"])
@@ -190,8 +247,7 @@ def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(t
 
         def die_in_the_second_run(handler, number):
             if results.is_complete(tmp_path / runs[0].name) and server.fileno() > 0:
-                threading.Thread(target=server.shutdown).start()
-                server.socket.close()
+                server.die()
             handler.close_connection = server.fileno() < 0
             return False
 
@@ -203,10 +259,8 @@ def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(t
     assert ended.request_id.is_unique and set(ended.outcome) == {"completed", "failed"}
     assert ended.reason[ended.outcome == "failed"].str.len().min() > 0
 
-    with small_server() as (_, url):
-        resumed = params_at(url, vary_estimates_for=[], batching=["continuous"])
-        (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text().replace(params.server.url, url))
-        summary = run_grid(resumed, tmp_path)
+    with small_server(port=server.server_port):
+        summary = run_grid(params, tmp_path)
     assert (summary.completed == params.requests).all() and len(summary) == 2
     assert (tmp_path / runs[0].name / "requests.parquet").read_bytes() == first
     assert not list(tmp_path.glob("*.failed.parquet"))
@@ -215,6 +269,14 @@ def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(t
 def test_nothing_at_the_address_is_said_before_any_work(tmp_path):
     with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1/models cannot be used: .*refused"):
         run_grid(params_at("http://127.0.0.1:9"), tmp_path)
+
+
+@pytest.mark.parametrize("models", [[], [1], 5, {}, {"data": None}, {"data": [1]}, {"data": [{}]}, b"<html>"], ids=repr)
+def test_what_is_no_openai_server_is_named(models):
+    with small_server() as (server, url):
+        server.models = models
+        with pytest.raises(ServerError, match=f"{url}/v1/models cannot be used: "):
+            serve_one(url)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import lru_cache
 from math import isinf
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -19,6 +21,11 @@ RETRIES = 5
 FIRST_PAUSE_S = 0.2
 """Doubled from one retry to the next."""
 BUSY = {429, 503}
+PROBE_TIMEOUT_S = 5.0
+IDLE_S = 1.0
+"""An idle connection is dropped before a server (uvicorn after 5 s) drops it just as the next request takes it."""
+
+T = TypeVar("T")
 
 
 class ServerError(DriftSchedError, RuntimeError):
@@ -30,11 +37,12 @@ class _Refused(Exception):
 
 
 class VllmServer:
-    """Completions streamed from a server, so many in flight; times are the client's.
+    """Completions streamed from a server, so many in flight; times are the client's, of the parts that it receives.
 
     A request with `pinned_tokens` asks for exactly that many by `min_tokens`, which vLLM knows and others may not.  One
     that the server has not begun with (it refuses the connection, or is busy: 429, 503) is sent again, up to `RETRIES`
-    times; one that fails later is not, for its tokens are spent.  A server that still refuses connections then is gone.
+    times; one that fails later is not, for its tokens are spent.  After each failure the server is asked whether it is
+    still there: if it is, that request has failed; if it is gone, so has all that is in flight, and `step` says so.
 
     Parameters:
         url: up to, and without, `/v1`.
@@ -65,16 +73,17 @@ class VllmServer:
         self.timeout_s = timeout_s
         self.temperature = temperature
         self.steps: list[tuple] = []  # what a server does in an iteration is not seen from here
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._asking = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(keepalive_expiry=IDLE_S))
         self._check()
         self.count_tokens = lru_cache(maxsize=10_000)(self._count_tokens)
-        self._in_flight: dict[str, asyncio.Task] = {}
+        self._in_flight: dict[str, Future[None]] = {}
         self._done: queue.SimpleQueue[Output | ServerError] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-        limits = httpx.Limits(max_connections=max_in_flight)
-        self._client = httpx.AsyncClient(headers=self._headers, timeout=timeout_s, limits=limits)
+        limits = httpx.Limits(max_connections=max_in_flight, keepalive_expiry=IDLE_S)
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, limits=limits)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -107,56 +116,72 @@ class VllmServer:
                 outputs.append(self._done.get_nowait())
         except queue.Empty:
             pass
+        except KeyboardInterrupt:
+            self._abort_all()  # or the server would still be at work on them when the next run begins
+            raise
         gone = [output for output in outputs if isinstance(output, ServerError)]
         if gone:
-            for request_id in list(self._in_flight):
-                self.abort(request_id)
+            self._abort_all()
             raise gone[0]
         # One that was aborted while its output was on its way here has ended already.
         return [output for output in outputs if self._in_flight.pop(output.request.request_id, None) is not None]
 
+    def _abort_all(self) -> None:
+        for request_id in list(self._in_flight):
+            self.abort(request_id)
+
     def _check(self) -> None:
-        served = [model.get("id") for model in self._ask("GET", "/v1/models").get("data", [])]
+        served = self._ask("GET", "/v1/models", lambda answer: [model["id"] for model in answer["data"]])
         if self.model not in served:
-            raise ServerError(f"{self.url} serves {', '.join(map(str, served))} and no {self.model}")
+            raise ServerError(f"{self.url} serves {', '.join(map(str, served)) or 'nothing'} and no {self.model}")
 
     def _count_tokens(self, text: str) -> int:
         """A prompt's length in tokens, special ones left out, as vLLM's own `/tokenize` counts it."""
         content = {"model": self.model, "prompt": text, "add_special_tokens": False}
-        return int(self._ask("POST", "/tokenize", content)["count"])
+        return self._ask("POST", "/tokenize", lambda answer: int(answer["count"]), content)
 
-    def _ask(self, method: str, path: str, content: dict | None = None) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, read: Callable[[Any], T], content: dict | None = None) -> T:
+        """What `read` makes of the JSON that the server answers with."""
         where = f"{self.url}{path}"
         try:
-            answer = httpx.request(method, where, json=content, headers=self._headers, timeout=self.timeout_s)
+            answer = self._asking.request(method, where, json=content)
             answer.raise_for_status()
-            return dict(answer.json())
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            return read(answer.json())
+        except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError, RecursionError) as error:
             hint = ": only vLLM knows it; count by whitespace" if path == "/tokenize" else ""
-            raise ServerError(f"{where} cannot be used: {error}{hint}") from None
+            raise ServerError(f"{where} cannot be used: {type(error).__name__}: {error}{hint}") from None
 
     async def _serve(self, request: Request) -> None:
         """What becomes of a request, put where `step` finds it."""
+        output: Output | ServerError
         try:
             async with asyncio.timeout(self.timeout_s):
                 output = await self._with_retries(request)
         except TimeoutError:
             output = self._failed(request, f"took longer than {self.timeout_s:g} s")
-        except (httpx.HTTPError, _Refused, ValueError, KeyError, TypeError, IndexError) as error:
+        except Exception as error:  # whatever it is: `step` would wait for ever for what is not put
             output = self._failed(request, f"{type(error).__name__}: {error}".removeprefix("_Refused: "))
-        except ServerError as error:
-            output = error
+        if output.error is not None and (why := await self._why_gone()):
+            output = ServerError(f"{self.url} is gone: {why}")
         self._done.put(output)
+
+    async def _why_gone(self) -> str:
+        """Why no request can be served there any more; empty for a server that is there, if maybe slow."""
+        try:
+            answer = await self._client.get(f"{self.url}/health", timeout=PROBE_TIMEOUT_S)
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            return f"{type(error).__name__}: {error}"
+        except httpx.HTTPError:
+            return ""
+        # vLLM's own word for an engine that died behind it; a server that does not know the path is there.
+        return "its engine is dead, HTTP 503" if answer.status_code == 503 else ""
 
     async def _with_retries(self, request: Request) -> Output:
         pause_s = FIRST_PAUSE_S
         for left in reversed(range(RETRIES)):
             try:
                 return await self._stream(request)
-            except httpx.ConnectError as error:
-                if not left:
-                    raise ServerError(f"{self.url} is gone: {error}") from None
-            except _Refused:
+            except (httpx.ConnectError, _Refused):
                 if not left:
                     raise
             await asyncio.sleep(pause_s)
@@ -176,10 +201,9 @@ class VllmServer:
                 part = json.loads(line.removeprefix("data:"))
                 if "error" in part:
                     raise ValueError(str(part["error"])[:300])
-                for choice in part["choices"]:
-                    if choice["text"]:
-                        text.append(choice["text"])
-                        times.append(self.now())
+                if part["choices"]:  # a token whose text is empty, as a special one's is, has its time too
+                    times.append(self.now())
+                    text.append(part["choices"][0]["text"])
                 usage = part.get("usage") or usage
         if usage is None:
             raise ValueError("the server sent no usage, so the tokens cannot be counted")
@@ -190,7 +214,7 @@ class VllmServer:
             tokens=made,
             words=len("".join(text).split()),
             first_token_s=times[0] if times else None,
-            finish_s=self.now(),
+            finish_s=times[-1] if times else self.now(),
             error=None if pinned in (None, made) else f"the server made {made} of {pinned} pinned tokens",
             longest_itl_s=max((after - before for before, after in zip(times, times[1:], strict=False)), default=None),
         )
