@@ -32,6 +32,8 @@ from driftsched_lib.workloads import paper_load
 QUEUED = (100, 10_000, 100_000)
 MOST_US = 20
 LEAST_RATIO = 0.97
+LEAST_PLUGIN_RATIO = 0.98
+PLUGIN = "driftsched_lib.vllm_plugin.DriftSchedScheduler"
 MOST_S = 10
 TENANTS = 300
 
@@ -53,19 +55,30 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     print("\nsimulated on one core, seconds of CPU time, each in a process of its own")
     print(simulators.to_string(index=False, float_format="{:,.1f}".format))
 
-    ratios = loop_throughput_ratios(params, load_engine(params))
-    print("\nour loop (FIFO, continuous) over vLLM given all requests at once, output tokens a second, each pair")
-    print("  ".join(f"{ratio:.3f}" for ratio in ratios))
-    low, high = median_interval(ratios)
-    print(f"95% interval of the median {low:.3f} to {high:.3f}", end="")
-    print(": too wide to decide the goal, the machine is not quiet" if low < LEAST_RATIO <= high else "")
+    engine = load_engine(params)
+    ratios = loop_throughput_ratios(params, engine)
+    _print_ratios("our loop (FIFO, continuous) over vLLM given all requests at once", ratios, LEAST_RATIO)
+    plugin = plugin_throughput_ratios(params, engine)
+    _print_ratios("vLLM with the plug-in over vLLM's FCFS", plugin, LEAST_PLUGIN_RATIO)
 
-    print(f"\n{goals(costs, estimators, ratios, simulators).to_string(float_format='{:.3f}'.format)}")
+    print(f"\n{goals(costs, estimators, ratios, plugin, simulators).to_string(float_format='{:.3f}'.format)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
+def _print_ratios(what: str, ratios: Sequence[float], least: float) -> None:
+    print(f"\n{what}, output tokens a second, each pair")
+    print("  ".join(f"{ratio:.3f}" for ratio in ratios))
+    low, high = median_interval(ratios)
+    print(f"95% interval of the median {low:.3f} to {high:.3f}", end="")
+    print(": too wide to decide the goal, the machine is not quiet" if low < least <= high else "")
+
+
 def goals(
-    costs: pd.DataFrame, estimators: pd.Series, ratios: Sequence[float], simulators: pd.DataFrame
+    costs: pd.DataFrame,
+    estimators: pd.Series,
+    ratios: Sequence[float],
+    plugin: Sequence[float],
+    simulators: pd.DataFrame,
 ) -> pd.DataFrame:
     """A row a goal: what was measured, its range over the pairs or the policies, the goal, and whether it is met.
 
@@ -73,19 +86,26 @@ def goals(
         costs: of `decision_costs`, for `QUEUED`.
         estimators: of `estimator_costs`.
         ratios: of `loop_throughput_ratios`.
+        plugin: of `plugin_throughput_ratios`.
         simulators: of `simulator_speed`.
     """
     few, many, most = QUEUED
     growth, log_growth = costs[most] / costs[few], log2(most) / log2(few)
     ratio, cost, grown = statistics.median(ratios), costs[many].max(), growth.max()
     estimates, text = estimators.drop(["key words", "text classifier"]), estimators["text classifier"]
-    slowest = estimates.max()
+    slowest, inside = estimates.max(), statistics.median(plugin)
     ours = simulators[simulators.simulator.str.startswith("DriftSched")]
     big = ours.iloc[-1]
     per_request = ours.cpu_s / ours.requests
     spread, log_spread = per_request.iloc[-1] / per_request.iloc[0], log2(big.requests) / log2(ours.requests.iloc[0])
     rows = {
         "throughput, loop over vLLM, median": (ratio, ratios, f">= {LEAST_RATIO}", ratio >= LEAST_RATIO),
+        "throughput, plug-in over FCFS, median": (
+            inside,
+            plugin,
+            f">= {LEAST_PLUGIN_RATIO}",
+            inside >= LEAST_PLUGIN_RATIO,
+        ),
         f"microseconds, {many:,} queued, worst": (cost, costs[many], f"< {MOST_US}", cost < MOST_US),
         "microseconds, an estimator, worst": (
             slowest,
@@ -177,38 +197,65 @@ def _endless(prompts: Sequence[Request]) -> Iterator[Request]:
 def loop_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:
     """Output tokens a second through `serve`, over those of the same engine given the same requests all at once.
 
-    A ratio a pair.  Both sides have the same prompts, sampling parameters and pinned lengths; vLLM's own waiting queue
-    holds on one side what our scheduler holds on the other.  The sides take turns in going first, after a warm-up.
+    vLLM's own waiting queue holds on one side what our scheduler holds on the other.
     """
-    load = paper_load(params.model_copy(update={"requests": requests, "output_length": "limit"}), 1, 1.0)
-    everything = [request for phase in load for request in phase.requests]
-    for request in everything:
-        request.arrival_s, request.deadline_s = 0.0, None
+    everything = _all_at_once(params, requests)
 
     def loop() -> int:
         scheduler, records = _scheduler(Fifo())
         serve(everything, scheduler, engine, ContinuousBatching())
         return sum(record.output_tokens for record in records)
 
-    def vllm_alone() -> int:
-        for request in everything:
-            engine.add(request)
-        outputs: list[Output] = []
-        while len(outputs) < len(everything):
-            outputs += engine.step(inf)
-        return sum(output.tokens for output in outputs)
+    return _ratios((engine, loop), (engine, lambda: _given_all(engine, everything)), pairs)
 
-    def tokens_per_s(side) -> float:
+
+def plugin_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:
+    """Output tokens a second of vLLM scheduled by the plug-in (its defaults), over those of `engine`, plain vLLM."""
+    plugin = {"engine_args": params.engine_args | {"scheduler_cls": PLUGIN}}
+    ours, everything = load_engine(params.model_copy(update=plugin)), _all_at_once(params, requests)
+    sides = [(side, lambda side=side: _given_all(side, everything)) for side in (ours, engine)]
+    return _ratios(*sides, pairs)
+
+
+def _all_at_once(params: Params, requests: int) -> list[Request]:
+    load = paper_load(params.model_copy(update={"requests": requests, "output_length": "limit"}), 1, 1.0)
+    everything = [request for phase in load for request in phase.requests]
+    for request in everything:
+        request.arrival_s, request.deadline_s = 0.0, None
+    return everything
+
+
+def _given_all(engine, everything: Sequence[Request]) -> int:
+    """Output tokens of an engine that is given all requests and left alone."""
+    for request in everything:
+        engine.add(request)
+    outputs: list[Output] = []
+    while len(outputs) < len(everything):
+        outputs += engine.step(inf)
+    return sum(output.tokens for output in outputs)
+
+
+def _ratios(ours: tuple, theirs: tuple, pairs: int) -> list[float]:
+    """Tokens a second of one side over the other's, a ratio a pair; they take turns in going first, after a warm-up.
+
+    Both have the same prompts, sampling parameters and pinned lengths.
+
+    Parameters:
+        ours, theirs: an engine, and what has it make tokens and counts them.
+    """
+
+    def tokens_per_s(side: tuple) -> float:
+        engine, work = side
         gc.collect()
         engine.restart_clock()
-        return side() / engine.now()
+        return work() / engine.now()
 
-    tokens_per_s(vllm_alone)
+    for side in (ours, theirs):
+        tokens_per_s(side)
     ratios = []
     for pair in range(pairs):
-        sides = (loop, vllm_alone) if pair % 2 else (vllm_alone, loop)
-        rate = {side: tokens_per_s(side) for side in sides}
-        ratios.append(rate[loop] / rate[vllm_alone])
+        rate = {side: tokens_per_s(side) for side in ((ours, theirs) if pair % 2 else (theirs, ours))}
+        ratios.append(rate[ours] / rate[theirs])
     return ratios
 
 
