@@ -107,6 +107,12 @@ class TraceParams(Validated):
     load_factor: Positive | None = None
     on_bad_row: Literal["skip", "refuse"] = "refuse"
 
+    @model_validator(mode="after")
+    def _one_clock(self) -> "TraceParams":
+        if self.load_factor is not None and self.speedup != 1.0:
+            raise ValueError("a load_factor stretches the times whatever the speedup: give one of them")
+        return self
+
 
 class WorkloadParams(Validated):
     """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.

@@ -18,6 +18,7 @@ from driftsched_lib.frontier import LARGER_IS_BETTER, frontier
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
 from driftsched_lib.validation import choice
+from driftsched_lib.workloads import paper_load
 
 OBJECTIVES = {
     "p50_e2e_s": "median E2E (s)",
@@ -178,12 +179,11 @@ def best_by_objective(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["objective", "policy", "estimator", "mean", "fifo", "as_good"])
 
 
-def plugin_yaml(params: Params, policy: str, estimator: str, tenants: Mapping[str, str]) -> str:
-    """The settings that make vLLM serve as a setting of the grid did.
+def plugin_yaml(params: Params, policy: str, estimator: str) -> str:
+    """The settings that make vLLM serve as a setting of the grid did, its tenants in their tiers.
 
     Parameters:
         policy, estimator: as a results table calls them.
-        tenants: tiers by tenant.
     """
     policies = {str(component): component for component in params.policies}
     estimators = {str(component): component for component in params.estimators}
@@ -192,9 +192,19 @@ def plugin_yaml(params: Params, policy: str, estimator: str, tenants: Mapping[st
         estimator=estimators[estimator],
         classifier=params.classifier,
         base_tokens=params.max_tokens,
-        tenants=dict(tenants),
+        tenants=_tiers(params),
     )
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def _tiers(params: Params) -> dict[str, str]:
+    """Tiers by tenant; one whose requests are of several has to send them."""
+    tiers: dict[str, set[str]] = {}
+    for seed in params.seeds:
+        for phase in paper_load(params, seed, capacity_tokens_per_s=1.0):
+            for request in phase.requests:
+                tiers.setdefault(request.tenant, set()).add(request.tier)
+    return {tenant: of.pop() for tenant, of in sorted(tiers.items()) if len(of) == 1}
 
 
 def _same_load(load_of: str | Path | None, out: str | Path) -> None:

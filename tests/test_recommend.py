@@ -100,11 +100,22 @@ def test_a_grid_is_simulated_and_ranked_and_its_winner_can_be_deployed(objective
     assert len(table) == 4 and len(runs) == 4 * len(params.seeds)
     assert table["mean"].is_monotonic_decreasing if objective == "slo" else table["mean"].is_monotonic_increasing
     for row in table.itertuples():
-        (tmp_path / "plugin.yaml").write_text(plugin_yaml(params, row.policy, row.estimator, {"acme": "premium"}))
+        (tmp_path / "plugin.yaml").write_text(plugin_yaml(params, row.policy, row.estimator))
         settings = PluginSettings.load(tmp_path / "plugin.yaml")
         assert (str(settings.policy), str(settings.estimator)) == (row.policy, row.estimator)
-        assert settings.tenants == {"acme": "premium"} and settings.base_tokens == params.max_tokens
+        assert settings.tenants == params.workload.tenants and settings.base_tokens == params.max_tokens
     assert yaml.safe_load((tmp_path / "plugin.yaml").read_text())["classifier"] == params.classifier
+
+
+def test_tenants_of_a_trace_are_in_their_tiers_unless_they_have_several(recommended, tmp_path):
+    path = tmp_path / "trace.csv"
+    rows = ["0,5,5,acme,premium", "1,5,5,mixed,batch", "2,5,5,mixed,premium", "3,5,5,plain,"]
+    path.write_text("\n".join(["arrival,prompt_tokens,output_tokens,tenant,tier", *rows]))
+    trace = TraceParams(file=str(path), format="csv")
+    workload = recommended[0].workload.model_copy(update={"trace": trace})
+    params = recommended[0].model_copy(update={"workload": workload, "requests": 4, "seeds": [1]})
+    tenants = yaml.safe_load(plugin_yaml(params, "fifo", "paper"))["tenants"]
+    assert tenants == {"acme": "premium", "plain": "standard"}
 
 
 def test_what_vllm_could_not_do_is_not_recommended(tmp_path):

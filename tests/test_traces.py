@@ -276,6 +276,8 @@ def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):
         on_trace(trace, format="arrow")
     with pytest.raises(ParamsError, match="workload.trace.columns.*'when'"):
         on_trace(trace, columns={"when": "arrival"})
+    with pytest.raises(ParamsError, match="workload.trace: a load_factor stretches the times whatever the speedup"):
+        on_trace(trace, speedup=2.0, load_factor=1.0)
     with pytest.raises(ParamsError, match="workload.trace: it decides the lengths"):
         Params.load(PAPER_L4, {"workload.trace": {"file": "x", "format": "csv"}, "output_length": "spread"})
     assert not (tmp_path / "out").exists()
