@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -164,7 +165,8 @@ def _claim(out: Path, params: Params) -> None:
         out.mkdir(parents=True, exist_ok=True)
     if path.exists():
         theirs = Params.load(path).model_dump()
-        if changed := [key for key in mine if mine[key] != theirs[key]]:
+        as_text = partial(yaml.safe_dump, sort_keys=False)  # the order of tenants and of a mix decides what is drawn
+        if changed := [key for key in mine if as_text(mine[key]) != as_text(theirs[key])]:
             raise ResultsError(f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it")
     results.write_text(path, yaml.safe_dump(mine, sort_keys=False))
 

@@ -1,0 +1,47 @@
+"""Many requests through each policy on an engine that loses some and breaks down: one outcome each, in flat memory.
+
+The ten million a policy that `python -m driftsched_lib soak` serves are this, 500 times as long.
+"""
+
+import pytest
+
+from driftsched_lib import soak as module
+from driftsched_lib.policies import POLICIES, Fifo
+from driftsched_lib.requests import Outcome
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.soak import soak
+
+FLAT_MIB = 4.0
+"""What a heap may drift by; over the 18,000 requests after the first tenth, a leak of 250 bytes a request is more."""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_outcome_each_in_flat_memory(policy, pytestconfig, monkeypatch):
+    monkeypatch.setattr(module, "BREAKS", 3e-4)  # or a run this short would see none
+    monkeypatch.setattr(module, "CAPACITY", 100)  # ... and one that is emptied so often would reject none
+    done = soak(policy, 1_000_000 if pytestconfig.getoption("thorough") else 20_000)
+    assert done.faulty == 0 and done.outcomes.total() == done.requests
+    assert set(done.outcomes) == set(Outcome) and done.breakdowns > 0
+    assert done.grown_mib < FLAT_MIB
+
+
+def test_a_leak_is_seen(monkeypatch):
+    class Keeps(Fifo):
+        def completed(self, request, output_tokens):
+            kept.append(b"x" * 50_000)
+
+    kept = []
+    monkeypatch.setitem(POLICIES, "keeps", Keeps)
+    assert soak("keeps", 2000).grown_mib > FLAT_MIB
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_request_that_ends_never_or_twice_is_seen(times, monkeypatch):
+    end = Scheduler._end
+
+    def end_some_otherwise(self, request, *arguments):
+        for _ in range(times if request.request_id == "77" else 1):
+            end(self, request, *arguments)
+
+    monkeypatch.setattr(Scheduler, "_end", end_some_otherwise)
+    assert soak("fifo", 500).faulty == 1
