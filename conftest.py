@@ -9,6 +9,7 @@ SMOKE = {
     "seeds": [1, 2],
     "requests": 250,
     "real_seeds": 1,
+    "sides": {"Express": "../params/plugin.yaml"},
 }
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",

@@ -10,7 +10,14 @@ from driftsched_lib.figures.estimation import (
 )
 from driftsched_lib.figures.frontier import longest_waits, pareto
 from driftsched_lib.figures.recommendation import confirmation, ranking
-from driftsched_lib.figures.scheduling import change_against_fifo, e2e_tails, latency_by_tier, queue_depth, telemetry
+from driftsched_lib.figures.scheduling import (
+    change_against_fifo,
+    e2e_tails,
+    latency_by_tier,
+    queue_depth,
+    telemetry,
+    ttft_by_tier,
+)
 from driftsched_lib.figures.simulation import (
     fidelity_errors,
     gain_by_load,
@@ -48,6 +55,7 @@ __all__ = [
     "telemetry",
     "topic_lengths",
     "training_curve",
+    "ttft_by_tier",
     "use_style",
     "where_the_gain_comes_from",
 ]

@@ -79,7 +79,7 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
         rows = select(table, kind=kind)
         axis.plot(rows.noise, rows.recovery, "o-" if kind == "EMA" else "o", color=color, label=kind, linewidth=1)
         points = rows[["noise", "recovery"]].dropna().sort_values(["recovery", "noise"], ascending=[False, True])
-        places = neighbours(points, apart=0.04)
+        places = neighbours(points, apart=(0.04, 0.04))
         middle = np.median([place[0] for _, place in places])
         for number, (names, place) in enumerate(places):
             left = kind != "EMA" and place[0] < middle

@@ -27,7 +27,7 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         front = means[means[y] < means[y].cummin().shift(fill_value=np.inf)]
         axis.step(front[x], front[y], where="post", color="#999999", linewidth=1, zorder=1)
         dots = axis.scatter(means[x], means[y], c=means[column], cmap="viridis", s=60, edgecolor="black", **limits)
-        for policies, place in neighbours(means[[x, y]]):
+        for policies, place in neighbours(means[[x, y]], apart=(0.33, 0.05)):
             names = ", ".join(POLICY_NAMES[policy] for policy in policies)
             axis.annotate(names, place, (5, 4), textcoords="offset points", fontsize=8)
         axis.set_title(panel, loc="left", fontsize=11)

@@ -156,3 +156,21 @@ def telemetry(samples: pd.DataFrame) -> Figure:
         axis.set_xlabel("time (s)")
     legend_below(figure, axes[0][0])
     return figure
+
+
+def ttft_by_tier(served: pd.DataFrame) -> Figure:
+    """Time to first token of all requests, a panel a tier, a curve a side: the share that waited longer.
+
+    Parameters:
+        served: columns `side`, `tier`, `ttft_s`.
+    """
+    sides = list(served.side.unique())
+
+    def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
+        for side, color in zip(sides, ("#999999", "#000000"), strict=False):
+            values = np.sort(part.ttft_s[part.side == side])
+            axis.step(values, 1 - np.arange(len(values)) / len(values), where="post", color=color, label=side)
+
+    figure = panels(served, "tier", draw, "time to first token (s)", "requests that waited longer")
+    legend_below(figure, figure.axes[0])
+    return figure

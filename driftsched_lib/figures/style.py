@@ -105,17 +105,17 @@ def legend_right(figure: Figure, axis: plt.Axes) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=10)
 
 
-def neighbours(points: pd.DataFrame, apart: float = 0.09) -> list[tuple[list[str], tuple[float, float]]]:
+def neighbours(points: pd.DataFrame, apart: tuple[float, float]) -> list[tuple[list[str], tuple[float, float]]]:
     """Names whose dots lie together, and where to write them.
 
     Parameters:
         points: two measures by name.
-        apart: share of an axis at which two dots are two.
+        apart: shares of the two axes at which two dots are two.
     """
     shares = (points - points.min()) / (points.max() - points.min()).clip(lower=1e-9)
     groups: list[list[str]] = []
     for name, place in shares.iterrows():
-        near = [group for group in groups if (shares.loc[group[0]] - place).abs().max() < apart]
+        near = [group for group in groups if ((shares.loc[group[0]] - place).abs() < apart).all()]
         if near:
             near[0].append(name)
         else:
