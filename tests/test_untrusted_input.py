@@ -1,0 +1,145 @@
+"""What users and files bring (prompts, names, traces, YAML, saved state) is data: never run, rendered, or a path."""
+
+import ast
+import json
+import pickle
+
+import nbformat
+import pytest
+import yaml
+from simulation import PAPER_L4
+
+from driftsched_lib import results
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.estimator_state import load_estimator
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
+from driftsched_lib.profiles import Profile
+from driftsched_lib.report import write_report
+from driftsched_lib.traces import read_trace
+from driftsched_lib.validation import PROJECT, ParamsError
+
+SCRIPT = "<script>document.title='run'</script><img src=x onerror=alert(1)>"
+NAMES = [
+    SCRIPT,
+    "../../../escaped",
+    "/etc/passwd",
+    "..",
+    "a\nb",
+    "=cmd|' /C calc'!A0",
+    "{0.__class__}",
+    "%s%n",
+    "$(id)",
+    "\u202e",
+]
+
+
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def inside(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_names_of_tenants_are_data_and_no_paths(tmp_path):
+    out = tmp_path / "runs" / "out"
+    tenants = dict.fromkeys(NAMES, "standard")
+    changes = {"workload.tenants": tenants, "requests": 120, "seeds": [1], "batching": ["continuous"]}
+    params = Params.load(PAPER_L4, changes | {"policies": ["fifo", "vtc", "drr", "wfq"], "vary_estimates_for": []})
+    run_grid(params, out, jobs=1)
+    assert set(results.load(out).tenant) == set(NAMES)
+    known = {run.name for run in params.runs()} | {"params.yaml", "engine_speed.json", "summary.csv"}
+    assert {path.name for path in out.iterdir()} == known
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"} and {p.name for p in out.parent.iterdir()} == {"out"}
+
+
+def test_fields_of_a_trace_are_data_and_no_paths(tmp_path):
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f'{i},5,6,"{name}"\n' for i, name in enumerate(NAMES))
+    trace.write_text(f"arrival,prompt_tokens,output_tokens,tenant\n{rows}", encoding="utf-8")
+    assert [row.tenant for row in read_trace(trace, "csv")] == NAMES
+    changes = {"workload.trace": {"file": str(trace), "format": "csv"}, "requests": len(NAMES), "seeds": [1]}
+    params = Params.load(
+        PAPER_L4, changes | {"policies": ["vtc"], "batching": ["continuous"], "vary_estimates_for": []}
+    )
+    run_grid(params, tmp_path / "out", jobs=1)
+    assert set(results.load(tmp_path / "out").tenant) == set(NAMES)
+    assert {path.name for path in tmp_path.iterdir()} == {"trace.csv", "out"}
+
+
+@pytest.mark.parametrize(
+    "word", ["!!python/object/apply:os.system ['touch {flag}']", "!!python/name:os.system", "!x 1"]
+)
+@pytest.mark.parametrize(
+    "read", [Params.load, lambda path: list(read_trace(path, "clients"))], ids=["params", "clients"]
+)
+def test_tags_of_yaml_are_refused(read, word, tmp_path):
+    flag, path = tmp_path / "flag", tmp_path / "file.yaml"
+    path.write_text(f"seeds: {word.format(flag=flag)}\n")
+    with pytest.raises(ParamsError, match="file.yaml: is not YAML: could not determine a constructor"):
+        read(path)
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize(
+    "read", [Params.load, load_estimator, Profile.load, lambda path: list(read_trace(path, "parquet"))]
+)
+def test_pickles_are_refused_and_not_opened(read, tmp_path):
+    flag, path = tmp_path / "flag", tmp_path / "file"
+    path.write_bytes(pickle.dumps(Bomb(flag), protocol=0))
+    with pytest.raises(DriftSchedError, match=str(path)):
+        read(path)
+    assert not flag.exists()
+    pickle.loads(path.read_bytes()).close()
+    assert flag.exists()  # it does go off where it is opened
+
+
+def test_nothing_in_the_package_can_run_what_it_reads():
+    """No import of a module that unpickles, no call of a builtin that runs text, no unsafe YAML, no shell."""
+    forbidden_imports, forbidden_calls = (
+        {"pickle", "marshal", "shelve", "dill", "cloudpickle"},
+        {"eval", "exec", "compile"},
+    )
+    for path in (PROJECT / "driftsched_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not forbidden_imports & {name.split(".")[0] for name in names}, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in forbidden_calls | {"yaml.load", "yaml.unsafe_load", "os.system"}, (path, called)
+                unsafe = {"shell", "allow_pickle", "trust_remote_code"}
+                assert not unsafe & {keyword.arg for keyword in node.keywords}, (path, called)
+
+
+def page_of(output, folder):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
+    nbformat.write(notebook, folder / "a.ipynb")
+    write_report([folder / "a.ipynb"], folder / "report.html")
+    return (folder / "report.html").read_text()
+
+
+def test_names_are_no_html_in_the_report(tmp_path):
+    """As a notebook shows them: printed, and in a table, whose HTML pandas makes."""
+    import pandas as pd
+
+    table = pd.DataFrame({"tenant": NAMES, "requests": 1})
+    shown = nbformat.v4.new_output("execute_result", {"text/html": table._repr_html_(), "text/plain": repr(table)})
+    printed = nbformat.v4.new_output("stream", text=f"tenant {SCRIPT}")
+    for output in (shown, printed):
+        page = page_of(output, tmp_path)
+        assert SCRIPT not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+
+
+def test_what_is_written_is_safe_to_read_back(tmp_path):
+    params = Params.load(PAPER_L4, {"workload.tenants": dict.fromkeys(NAMES, "batch")})
+    text = yaml.safe_dump(params.model_dump(), sort_keys=False)
+    assert "!!" not in text and Params.parse(yaml.safe_load(text), "again") == params
+    assert list(json.loads(json.dumps(params.model_dump()))["workload"]["tenants"]) == NAMES
