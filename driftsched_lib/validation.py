@@ -124,7 +124,7 @@ class Validated(BaseModel):
             values = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise ParamsError(f"{path}: cannot be read: {error}") from None
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ParamsError(f"{path}: is not YAML: {error}") from None
         if not isinstance(values, dict):
             raise ParamsError(f"{path}: must be a mapping of parameters to values")
