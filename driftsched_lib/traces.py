@@ -179,7 +179,7 @@ def _time(value: Any) -> float:
             raise _Fault(f"arrival is {value!r}, no time") from None
     if isinstance(seconds, datetime):
         return (seconds if seconds.tzinfo else seconds.replace(tzinfo=UTC)).timestamp()
-    if not math.isfinite(seconds):
+    if not abs(seconds) < 1e12:  # 30,000 years; results keep microseconds, which doubles do not hold far beyond
         raise _Fault(f"arrival is {value!r}, no time")
     return seconds
 
