@@ -1,0 +1,243 @@
+"""Whatever a file says, it is run or refused: one message that names the place, no traceback from inside, no hang.
+
+Each example is a right file with some of its places changed, so that most of it gets past the first check.  10,000 of
+each kind with `--thorough`.
+"""
+
+import gc
+import json
+import signal
+import tempfile
+import warnings
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from simulation import PAPER_L4
+
+from driftsched_lib.drift import SCENARIOS
+from driftsched_lib.drift_lab import lab_load, replay
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.estimator_state import load_estimator, save_estimator
+from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.length_mix import LengthMix
+from driftsched_lib.params import Params
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.traces import FORMATS, read_trace
+from driftsched_lib.validation import PROJECT
+
+LONGEST_S = 60
+unshrunk = settings(phases=[Phase.generate])  # each try is a run: shrinking would take minutes
+MIX = PROJECT / "data" / "traces" / "azure-conv-2023.json"
+TRACES = {
+    "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,9,10\n",
+    "burstgpt": "Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45.5,GPT-4,1087,230\n",
+    "mooncake": '{"timestamp": 0, "input_length": 67, "output_length": 5}\n{"timestamp": 30, "input_length": 7, '
+    '"output_length": 51, "hash_ids": [46]}\n',
+    "vllm_bench": '{"start_times": [1.5, 2.0], "input_lens": [10, 20], "output_lens": [3, 4]}',
+    "clients": "{seed: 1, duration_s: 9, clients: [{tenant: a, rate_per_s: 2.0, prompt_tokens: {median: 30}, "
+    "output_tokens: {median: 8, log_sd: 0.5}}]}",
+    "csv": "arrival,prompt_tokens,output_tokens,tenant,tier,category\n0,5,6,acme,premium,report\n1,7,8,,,\n",
+}
+SMALL = {
+    "requests": 12,
+    "seeds": [1],
+    "policies": ["sjf"],
+    "estimators": ["paper"],
+    "engine_args.max_num_seqs": 2,
+    "length_scale": 0.1,
+}
+numbers = st.one_of(
+    st.integers(-3, 40),
+    st.sampled_from([0.0, -0.0, 1e-300, 1e-9, 0.5, 2.5, 1e9, 1e308, 10**30, -(10**400), float("nan"), float("inf")]),
+)
+words = st.sampled_from(
+    ["", " ", "report", "premium", "sjf", "oracle", "natural", "spread", "a/../b", "\0", "é\u202e", "😀"]
+)
+components = st.builds(
+    lambda name, options: {name: options} if options else name,
+    st.sampled_from([*POLICIES, *ESTIMATORS]),
+    st.dictionaries(st.sampled_from(["rate", "alpha", "window", "quantum", "clip"]), numbers, max_size=1),
+)
+anything = st.one_of(
+    numbers,
+    words,
+    components,
+    st.booleans(),
+    st.none(),
+    st.sampled_from([*SCENARIOS, "continuous", "static", "tokenizer", "text", {"mean_share": 0.5, "cv": 2.0}]),
+    st.lists(st.one_of(numbers, words, components), max_size=3),
+    st.dictionaries(words, st.one_of(numbers, words), max_size=2),
+)
+
+
+def places(value, path=()):
+    """Paths to all that a document holds."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield (*path, name)
+        yield from places(part, (*path, name))
+
+
+@st.composite
+def changed(draw, document):
+    """The document with up to three places replaced, taken out or renamed."""
+    document = deepcopy(document)
+    for _ in range(draw(st.integers(0, 3))):
+        *path, last = draw(st.sampled_from(list(places(document)) or [()])) or [None]
+        if last is None:
+            break
+        parent = document
+        for name in path:
+            parent = parent[name]
+        match draw(st.sampled_from(["replace"] * 6 + ["drop", "rename"])):
+            case "replace":
+                parent[last] = draw(anything)
+            case "drop":
+                del parent[last]
+            case "rename" if isinstance(parent, dict):
+                parent[draw(words)] = parent.pop(last)
+    return document
+
+
+@st.composite
+def damaged(draw, text):
+    """The text with a piece of it replaced."""
+    begin = draw(st.integers(0, len(text)))
+    end = draw(st.integers(begin, min(len(text), begin + 12)))
+    piece = draw(
+        st.one_of(st.text(max_size=6), numbers.map(repr), words, st.sampled_from(["\n", ",", '"', "[" * 1000]))
+    )
+    return text[:begin] + piece + text[end:]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections():
+    """A run collects garbage before it begins: what the suite has imported need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@contextmanager
+def taken_or_refused(*names):
+    """What runs within ends in time; if it is refused, the one message names one of these."""
+
+    def too_long(*_):
+        raise AssertionError(f"runs for more than {LONGEST_S} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LONGEST_S)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # NumPy's word for a number that is none
+            yield
+    except DriftSchedError as error:
+        assert any(str(name) in str(error) for name in names), error
+        assert 0 < len(str(error)) < 20_000
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def runs(path, overrides=None):
+    """Read parameters and serve their grid; one that would take long is cut short after it has been accepted."""
+    params = Params.load(path, overrides)
+    params = params.model_copy(update={"requests": min(params.requests, 12), "seeds": params.seeds[:1]})
+    grid = [run for run in params.runs() if run.seed == params.seeds[0]][:1]
+    if params.engine == "simulated":
+        with tempfile.TemporaryDirectory() as out:
+            run_grid(params, out, grid, jobs=1)
+
+
+def as_document(**changes):
+    return Params.load(PAPER_L4, SMALL | changes).model_dump()
+
+
+PARAMS = as_document()
+PARAMS_OF_A_TRACE = as_document(
+    **{"workload.trace": {"file": str(PROJECT / "data/traces/sample-clients.yaml"), "format": "clients"}}
+)
+
+
+@unshrunk
+@given(document=st.one_of(changed(PARAMS), changed(PARAMS_OF_A_TRACE)))
+def test_parameters(document):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("params.yaml", *PARAMS):
+        path = Path(folder) / "params.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        runs(path)
+
+
+@unshrunk
+@given(text=damaged(PAPER_L4.read_text()))
+def test_text_of_parameters(text):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("params.yaml", *PARAMS, "cannot be read"):
+        path = Path(folder) / "params.yaml"
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        runs(path, SMALL)
+
+
+@unshrunk
+@given(document=changed(json.loads(MIX.read_text())))
+def test_length_mixes(document):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("mix.json"):
+        path = Path(folder) / "mix.json"
+        path.write_text(json.dumps(document))
+        LengthMix.load(path)
+        runs(
+            PAPER_L4,
+            SMALL
+            | {
+                "length_scale": 0.1,
+                "workload.phases": [PARAMS["workload"]["phases"][0] | {"share": 1.0, "lengths": str(path)}],
+            },
+        )
+
+
+@unshrunk
+@given(data=st.data(), format=st.sampled_from(list(TRACES)), on_bad_row=st.sampled_from(["skip", "refuse"]))
+def test_traces(data, format, on_bad_row):
+    text = data.draw(damaged(TRACES[format]))
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("trace"):
+        path = Path(folder) / "trace"
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        for row, _ in zip(read_trace(path, format, on_bad_row=on_bad_row), range(1000), strict=False):
+            assert row.arrival_s >= 0 and row.prompt_tokens >= 1 and row.output_tokens >= 1
+        trace = {"file": str(path), "format": format, "on_bad_row": on_bad_row}
+        runs(PAPER_L4, SMALL | {"workload.trace": trace, "requests": 2})
+
+
+def learnt(name):
+    """The file of an estimator that has learnt something."""
+    with tempfile.TemporaryDirectory() as folder:
+        estimator = ESTIMATORS[name]()
+        replay(estimator, lab_load("abrupt", seed=1, requests=40))
+        save_estimator(estimator, Path(folder) / "state.json")
+        return json.loads((Path(folder) / "state.json").read_text())
+
+
+STATES = {name: learnt(name) for name in ESTIMATORS}
+LOAD = lab_load("abrupt", seed=2, requests=12)
+
+
+@unshrunk
+@given(data=st.data(), name=st.sampled_from(list(ESTIMATORS)))
+def test_estimator_states(data, name):
+    document = data.draw(changed(STATES[name]))
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("state.json"):
+        path = Path(folder) / "state.json"
+        path.write_text(json.dumps(document))
+        estimator = load_estimator(path)
+        replay(estimator, LOAD)
+        save_estimator(estimator, path)
+
+
+def test_every_format_of_text_is_fuzzed():
+    assert set(FORMATS) - set(TRACES) == {"parquet"}
