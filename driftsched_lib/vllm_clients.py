@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,18 @@ from driftsched_lib.engines.vllm_server import ServerError
 from driftsched_lib.prompts import TEMPLATES, build_prompt
 from driftsched_lib.validation import in_project
 
+# Its imports take seconds, more for one process than for another: all begin to send when all are there.
 _CLIENT = """
-import argparse
+import argparse, sys, time
+from pathlib import Path
 from vllm.benchmarks.serve import add_cli_args, main
 parser = argparse.ArgumentParser()
 add_cli_args(parser)
-main(parser.parse_args())
+ready, go = map(Path, sys.argv[1:3])
+ready.touch()
+while not go.exists():
+    time.sleep(0.01)
+main(parser.parse_args(sys.argv[3:]))
 """
 
 
@@ -63,6 +70,7 @@ def send(url: str, model: str, loads: Sequence[TenantLoad], seed: int = 1, timeo
     with tempfile.TemporaryDirectory(prefix="clients-") as folder:
         clients = [_start(url, model, load, seed + i, Path(folder)) for i, load in enumerate(loads)]
         try:
+            _wait_for_all(clients, loads, Path(folder))
             tables = [
                 _result(load, client, timeout_s, Path(folder)) for load, client in zip(loads, clients, strict=True)
             ]
@@ -93,9 +101,26 @@ def _start(url: str, model: str, load: TenantLoad, seed: int, folder: Path) -> s
         "--result-filename": f"{load.tenant}.json",
     }
     flags = ["--ignore-eos", "--disable-shuffle", "--skip-chat-template", "--disable-tqdm", "--save-result"]
-    command = [sys.executable, "-c", _CLIENT, *sum(options.items(), ()), *flags, "--save-detailed"]
+    command = [
+        sys.executable,
+        "-c",
+        _CLIENT,
+        folder / f"{load.tenant}.ready",
+        folder / "go",
+        *sum(options.items(), ()),
+        *flags,
+        "--save-detailed",
+    ]
     with open(folder / f"{load.tenant}.log", "wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _wait_for_all(clients: Sequence[subprocess.Popen], loads: Sequence[TenantLoad], folder: Path) -> None:
+    while not all((folder / f"{load.tenant}.ready").exists() for load in loads):
+        if any(client.poll() is not None for client in clients):
+            break  # its result says why
+        time.sleep(0.05)
+    (folder / "go").touch()
 
 
 def _result(load: TenantLoad, client: subprocess.Popen, timeout_s: float, folder: Path) -> pd.DataFrame:
