@@ -40,7 +40,12 @@ def serve_vllm(
         log = Path(folder) / "log"
         metrics = Path(folder) / "metrics"  # what the engine's process and the server's share
         metrics.mkdir()
-        defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+        defaults = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # or a client sends on a connection that was just closed
+        }
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 command,

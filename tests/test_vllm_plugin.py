@@ -287,7 +287,8 @@ def test_vllms_own_benchmark_client_is_served_and_the_metrics_say_how(server):
     before = scrape(server).set_index(["name", "labels"]).value
     requests = send(server, "data/models/driftsched-tiny", loads)
     after = scrape(server).set_index(["name", "labels"]).value
-    assert (requests.error == "").all() and requests.tenant.value_counts().to_dict() == {
+    assert (requests.error == "").all(), requests.error.unique()
+    assert requests.tenant.value_counts().to_dict() == {
         "crawler": 20,
         "assistant": 15,
         "editor": 10,
