@@ -18,7 +18,7 @@ run: setup  ## the experiment on real vLLM on this CPU: notebooks, report and re
 	@$(IN_VENV) python -m driftsched_lib notebooks params/quick.yaml --out runs/quick
 
 test: setup  ## every test, and the notebooks cell by cell
-	@$(IN_VENV) pytest --nbval-lax tests notebooks
+	@$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax tests notebooks
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(IN_VENV) jupyter lab notebooks

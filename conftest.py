@@ -1,6 +1,12 @@
-"""How notebooks are tested: after all other tests, cell by cell in order, with parameters that take seconds."""
+"""How the suite runs: each of its processes on a core of its own, notebooks cell by cell with parameters of seconds."""
 
+import os
 import tempfile
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # vLLM's threads wait by spinning: two engines that share cores stand still.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 OUT = tempfile.mkdtemp(prefix="driftsched-")
 SMOKE = {
@@ -9,6 +15,8 @@ SMOKE = {
     "seeds": [1, 2],
     "requests": 250,
     "real_seeds": 1,
+    "real_requests": 60,
+    "requests_a_tenant": 30,
     "sides": {"Express": "../params/plugin.yaml"},
 }
 SMOKE_FILES = {
@@ -20,7 +28,8 @@ SMOKE_FILES = {
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: (str(item.path), item.cell_num) if hasattr(item, "cell_num") else ("", 0))
+    """Notebooks first: they take longest."""
+    items.sort(key=lambda item: (str(item.path), item.cell_num) if hasattr(item, "cell_num") else ("~", 0))
     for item in items:
         if hasattr(item, "cell_num") and "parameters" in item.cell.metadata.get("tags", []):
             item.cell.source = item.cell.source.replace("../runs/", f"{OUT}/")  # notebooks share what they share outside

@@ -196,7 +196,7 @@ def kill_at_random_moments(engine, grid, out, kills):
     before, speed = finished(out), results.load_speed(out)
     for _ in range(int(kills) - 1):
         child = start(run, grid, out)
-        wait(child, out, 2, longest_s=random.uniform(0, 1.2 * first_s))
+        wait(child, out, 1, longest_s=random.uniform(0, 1.2 * first_s))
         assert end(child, signal.SIGKILL) == -signal.SIGKILL
         before = kept(before, out)
 
@@ -211,7 +211,7 @@ def kill_at_random_moments(engine, grid, out, kills):
 
 
 def test_killed_at_random_moments_interrupted_and_broken(engine, kills, tmp_path):
-    file = grid(engine, tmp_path, seeds=kills // 2 + 3)
+    file = grid(engine, tmp_path, seeds=kills + 2)
     in_new_process(kill_at_random_moments, engine, file, tmp_path / "out", kills)
     if engine == "simulated":
         run_grid(Params.load(file), tmp_path / "undisturbed")
