@@ -109,7 +109,7 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
 
 
 def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
-    return run, *serve_run(params, run, load_engine(params), speed, lambda record: None)
+    return run, *serve_run(params, run, load_engine(params), speed)
 
 
 def _serve_one_by_one(params: Params, runs: Sequence[Run], out: Path, progress: tqdm) -> None:
@@ -297,19 +297,37 @@ def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], N
 
 
 def serve_run(
-    params: Params, run: Run, engine, speed: EngineSpeed, on_record: Callable[[Record], None]
+    params: Params,
+    run: Run,
+    engine,
+    speed: EngineSpeed,
+    on_record: Callable[[Record], None] = lambda record: None,
+    watch: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Serve one run; its tables by file name, and its manifest."""
+    """Serve one run; its tables by file name, and its manifest.
+
+    Parameters:
+        on_record: called with each request's record when it has ended.
+        watch: called once an engine iteration.
+
+    Raises:
+        RunError: the engine failed.
+    """
     records: list[Record] = []
 
     def note(record: Record) -> None:
         records.append(record)
         on_record(record)
 
+    def monitor(now: float, scheduler: Scheduler) -> None:
+        depth(now, scheduler)
+        watch(now, scheduler)
+
     scheduler = _scheduler(params, run, engine, note)
     depth = QueueDepth(params.queue_depth_interval_s)
     load = paper_load(params, run.seed, speed.capacity_tokens_per_s, run.rate)
-    gc.collect()
+    if params.engine != "simulated":
+        gc.collect()  # not while its time is measured
     started = datetime.now(UTC)
     engine.restart_clock()
     phases = []
@@ -321,7 +339,7 @@ def serve_run(
                 if run.batching == "static"
                 else ContinuousBatching()
             )
-            _serve(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, depth)
+            _serve(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitor)
             phases.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
     tables = {
         "requests": results.requests_table(records),

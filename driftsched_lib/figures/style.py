@@ -35,6 +35,7 @@ POLICY_NAMES = {
 _MORE_COLORS = sns.husl_palette(len(POLICY_NAMES) - 7, l=0.45)
 POLICY_COLORS = dict(zip(POLICY_NAMES, [*COLORS[:6], *_MORE_COLORS, "#000000"], strict=True))
 CATEGORY_COLORS = dict(zip(CATEGORIES, sns.color_palette("viridis", 5)[:4], strict=True))  # from short to long
+TIER_COLORS = {"premium": "#b2182b", "standard": "#4393c3", "batch": "#bdbdbd"}
 CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": COLORS[0]}
 
 

@@ -1,0 +1,83 @@
+"""The explorer as a person meets it: JupyterLab in a browser, a slider moved by mouse, the picture changed."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+from playwright.sync_api import sync_playwright
+
+from driftsched_lib.validation import PROJECT
+
+NOTEBOOK = "notebooks/10_explorer.ipynb"
+SCREENSHOTS = PROJECT / "runs" / "screenshots"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OFFLINE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+PATIENCE_MS = 120_000
+
+
+@contextmanager
+def jupyter_lab(root):
+    """The URL of a JupyterLab that serves a folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = [
+        f"--port={port}",
+        "--no-browser",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={root}",
+    ]
+    env = os.environ | {"JUPYTER_CONFIG_DIR": str(root / "config"), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    url = f"http://127.0.0.1:{port}"
+    with open(root / "lab.log", "w") as log:
+        lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
+    try:
+        while True:
+            assert lab.poll() is None, (root / "lab.log").read_text()
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/api/status").is_success:
+                    break
+            time.sleep(0.2)
+        yield url
+    finally:
+        lab.terminate()
+        lab.wait()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_slider_is_moved_and_the_picture_changes(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "params").symlink_to(PROJECT / "params")
+    shutil.copy(PROJECT / NOTEBOOK, tmp_path / NOTEBOOK)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with jupyter_lab(tmp_path) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        page = browser.new_page(viewport={"width": 1440, "height": 1800})
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(f"{url}/lab/tree/{NOTEBOOK}")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+        page.get_by_role("button", name="No", exact=True).click()  # to news by JupyterLab
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        picture = page.locator("img.jupyter-widgets >> visible=true")
+        picture.wait_for()
+        table = page.locator(".widget-html table")
+        before, differences = picture.get_attribute("src"), table.inner_text()
+
+        handle = page.locator(".widget-slider", has_text="load factor").locator(".noUi-handle")
+        handle.scroll_into_view_if_needed()
+        box = handle.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2 + 40, box["y"] + box["height"] / 2, steps=4)
+        page.mouse.up()
+        page.wait_for_function("([image, src]) => image.src != src", arg=[picture.element_handle(), before])
+        page.wait_for_function("([table, text]) => table.innerText != text", arg=[table.element_handle(), differences])
+        page.screenshot(path=SCREENSHOTS / "explorer.png")
+        browser.close()
