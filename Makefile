@@ -17,7 +17,7 @@ setup: $(STAMP)  ## the environment alone, in .venv (PYTHON=... chooses its Pyth
 run: setup  ## the experiment on real vLLM on this CPU: notebooks, report and results in runs/quick
 	@$(IN_VENV) python -m driftsched_lib notebooks params/quick.yaml --out runs/quick
 
-test: setup  ## every test, and the notebooks cell by cell
+test: lint  ## style, types, every test, and the notebooks cell by cell
 	@$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax tests notebooks
 
 lab: setup  ## JupyterLab on the notebooks
@@ -26,8 +26,10 @@ lab: setup  ## JupyterLab on the notebooks
 bench: setup  ## benchmarks of the serving loop and of the policies
 	@$(IN_VENV) python -m driftsched_lib bench
 
-lint: setup  ## style of code and notebooks
+lint: setup  ## style of code and notebooks, types of the core
 	@$(IN_VENV) ruff check
+	@$(IN_VENV) ruff format --check
+	@$(IN_VENV) mypy
 
 lock: setup  ## write requirements-cpu.lock from what .venv holds
 	@{ grep "^#" requirements-cpu.lock; $(BIN)/python -m pip --disable-pip-version-check list --format freeze --exclude-editable --exclude pip; } > $(VENV)/lock

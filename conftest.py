@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (str(item.path), item.cell_num) if hasattr(item, "cell_num") else ("~", 0))
     for item in items:
         if hasattr(item, "cell_num") and "parameters" in item.cell.metadata.get("tags", []):
-            item.cell.source = item.cell.source.replace("../runs/", f"{OUT}/")  # notebooks share what they share outside
+            item.cell.source = item.cell.source.replace(
+                "../runs/", f"{OUT}/"
+            )  # notebooks share what they share outside
             for whole, smoke in SMOKE_FILES.items():
                 item.cell.source = item.cell.source.replace(f"../params/{whole}", f"../params/{smoke}")
             for name, value in SMOKE.items():

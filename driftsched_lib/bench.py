@@ -210,9 +210,15 @@ def loop_throughput_ratios(params: Params, engine, requests: int = 256, pairs: i
 
 
 def plugin_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:
-    """Output tokens a second of vLLM scheduled by the plug-in (its defaults), over those of `engine`, plain vLLM."""
+    """Output tokens a second of vLLM scheduled by the plug-in (its defaults), over those of `engine`, plain vLLM.
+
+    Outputs are equally long: else the policy's order, too, would decide how full the slots are when the run drains.
+    """
     plugin = {"engine_args": params.engine_args | {"scheduler_cls": PLUGIN}}
     ours, everything = load_engine(params.model_copy(update=plugin)), _all_at_once(params, requests)
+    mean_tokens = round(statistics.mean(request.max_tokens for request in everything))
+    for request in everything:
+        request.pinned_tokens = mean_tokens
     sides = [(side, lambda side=side: _given_all(side, everything)) for side in (ours, engine)]
     return _ratios(*sides, pairs)
 

@@ -1,12 +1,19 @@
 """From a prompt to its workload category."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 KEYWORDS = {
     "summary": ("summarize", "summary"),
     "report": ("detailed", "report", "comprehensive"),
     "technical": ("architecture", "code", "technical"),
 }
+
+
+class Classifier(Protocol):
+    """What tells a prompt's category, as it is submitted."""
+
+    def classify(self, prompt: str) -> str: ...
 
 
 class KeywordClassifier:

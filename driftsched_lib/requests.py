@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import final
 
 TIERS = ("premium", "standard", "batch")
 
@@ -16,6 +17,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
+@final
 @dataclass(slots=True)
 class Estimate:
     """What is believed of a request before it runs (lengths in tokens, counted as the run's token counter counts).
@@ -70,18 +72,19 @@ class Request:
 
     category: str = ""
     input_tokens: int = 0
-    estimate: Estimate | None = None
+    estimate: Estimate = None  # type: ignore[assignment]  # the scheduler sets it before a policy sees the request
     dispatch_s: float | None = None
     batch_id: int | None = None
     batch_size: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise ValueError(f"request {self.request_id!r}: tier is {self.tier!r}, it may be one of {', '.join(TIERS)}")
         if self.max_tokens < 1 or (self.pinned_tokens is not None and self.pinned_tokens < 1):
             raise ValueError(f"request {self.request_id!r}: an output length is at least one token")
 
 
+@final
 @dataclass(slots=True)
 class Output:
     """What an engine returns for a finished request.

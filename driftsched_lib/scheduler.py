@@ -5,10 +5,10 @@ from heapq import heappop, heappush
 from math import inf
 
 from driftsched_lib.admission import Check
-from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.classify import Classifier
 from driftsched_lib.estimators import Estimator, Feedback
 from driftsched_lib.policies import Policy
-from driftsched_lib.requests import TIERS, Outcome, Output, Record, Request
+from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request
 from driftsched_lib.tokens import TokenCounter
 
 
@@ -26,7 +26,7 @@ class Scheduler:
         policy: Policy,
         estimator: Estimator,
         counter: TokenCounter,
-        classifier: KeywordClassifier,
+        classifier: Classifier,
         on_record: Callable[[Record], None],
         capacity: int | None = None,
         admission: Check | None = None,
@@ -152,7 +152,7 @@ class Scheduler:
         actual: int | None = None,
         feedback: Feedback | None = None,
     ) -> None:
-        estimate = request.estimate
+        estimate: Estimate | None = request.estimate
         self.on_record(
             Record(
                 request_id=request.request_id,

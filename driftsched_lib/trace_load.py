@@ -5,6 +5,7 @@ import warnings
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
+from statistics import median
 
 import numpy as np
 
@@ -66,20 +67,25 @@ def trace_requests(params: Params, seed: int, capacity_tokens_per_s: float, rate
     """Requests as the trace has them: when, how long, from whom.
 
     Times are divided by the trace's `speedup`, or stretched until the window offers `load_factor` times the engine's
-    capacity in output tokens, and then by `rate`.  Lengths are times `length_scale`; an output is pinned there and
-    belongs, if the trace names no category, to the first whose base holds it, which is its limit too, or its length
-    where that is more.  A prompt is one of the project's of that category, filled up to its length.  A row without a
-    tenant is given one of the workload's by the seed; one without a tier has its tenant's, or is standard.
+    capacity in output tokens, and then by `rate`.  Lengths are times `length_scale`, and outputs are pinned there.  A
+    prompt is one of the project's, filled up to its length.
+
+    What an estimator sees must not tell what it is to guess.  So a row whose category the trace does not name has the
+    one that all such rows have, the first whose base holds their median output; and all rows have one limit, which
+    holds the longest.  A row without a tenant is given one of the workload's by the seed; one without a tier has its
+    tenant's, or is standard.
     """
     workload = params.workload
     rows, rng = trace_window(params, seed), np.random.default_rng(seed)
     tenants = rng.choice(list(workload.tenants), len(rows), p=workload.tenant_shares)
     draws = rng.random((len(rows), 2))
     factor = _time_factor(params, rows, capacity_tokens_per_s) / rate
+    outputs = [max(1, round(row.output_tokens * params.length_scale)) for row in rows]
+    limit = max(*params.max_tokens.values(), *outputs)
+    unnamed = category_of(round(median(outputs)), params.max_tokens)
     requests = []
     for i, (row, drawn, (topic, template)) in enumerate(zip(rows, tenants, draws, strict=True)):
-        tokens = max(1, round(row.output_tokens * params.length_scale))
-        category = row.category or category_of(tokens, params.max_tokens)
+        category = row.category or unnamed
         tenant = row.tenant or str(drawn)
         prompt = build_prompt(category, TOPICS[int(topic * len(TOPICS))], int(template * len(TEMPLATES[category])))
         arrival_s = (row.arrival_s - rows[0].arrival_s) * factor
@@ -90,10 +96,10 @@ def trace_requests(params: Params, seed: int, capacity_tokens_per_s: float, rate
                 prompt=filled_up(prompt, round(row.prompt_tokens * params.length_scale)),
                 tenant=tenant,
                 tier=row.tier or workload.tenants.get(tenant, "standard"),
-                max_tokens=max(params.max_tokens[category], tokens),
+                max_tokens=limit,
                 job_type=category,
                 phase="trace",
-                pinned_tokens=tokens,
+                pinned_tokens=outputs[i],
                 deadline_s=None if params.queue_timeout_s is None else arrival_s + params.queue_timeout_s,
             )
         )

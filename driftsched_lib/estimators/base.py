@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, log
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 from driftsched_lib.requests import Estimate, Request
 
@@ -14,6 +14,7 @@ LEAST_VARIANCE = 1e-4
 """Of a log length, where an estimator divides by it: a spread of one percent."""
 
 
+@final
 @dataclass(slots=True)
 class Feedback:
     """What one observation changed: the bias before it, the measured ratio, the bias after it."""

@@ -28,7 +28,7 @@ class RiseTest:
     count: int = 0
     total: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.excess < 0 or self.count < 0:
             raise ValueError(f"excess {self.excess} and count {self.count} must be at least 0")
 

@@ -90,10 +90,9 @@ class ConformalEstimator(ABC):
         interval = self.state_.intervals[request.category]
         point = max(self._expect(request, base), 1.0)
         given = request.estimate
-        if given is not None and given.low_tokens is not None:
+        low, high = _tokens(interval, point, request.max_tokens)
+        if given is not None and given.low_tokens is not None and given.high_tokens is not None:
             low, high = given.low_tokens, given.high_tokens
-        else:
-            low, high = _tokens(interval, point, request.max_tokens)
         interval.learn(length / point, not low <= length <= high)
         return self._learn(request, base, length)
 

@@ -38,7 +38,7 @@ class LocalLevel:
     last: float = 0.0
     detector: ChangeDetector = field(default_factory=ChangeDetector)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.variance <= 0 or self.noise <= 0 or not 0 < self.gain <= MOST_GAIN:
             raise ValueError(
                 f"variance {self.variance} and noise {self.noise} must be above 0, gain {self.gain} at most {MOST_GAIN}"

@@ -21,7 +21,7 @@ class WatchedMean:
     variance: float = 0.25
     detector: ChangeDetector = field(default_factory=ChangeDetector)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.count < 0 or self.variance <= 0:
             raise ValueError(f"count is {self.count}, at least 0, and variance {self.variance}, above 0")
 

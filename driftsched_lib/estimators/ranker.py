@@ -33,7 +33,7 @@ class RankerState:
     lengths: SlidingWindow
     intervals: dict[str, AdaptiveInterval]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(not 0 <= slot < SLOTS for finished in self.recent for slot in finished.slots):
             raise ValueError(f"recent: a slot is not from 0 to {SLOTS - 1}")
 

@@ -19,7 +19,7 @@ class SlidingWindow:
 
     values: list[float] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.values) > CAPACITY:
             raise ValueError(f"{len(self.values)} values in a window of {CAPACITY}")
         self.ordered = sorted(self.values)

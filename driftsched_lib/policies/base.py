@@ -45,7 +45,7 @@ class KeyedQueue(Policy):
     A removed request leaves a dead entry in the heap; when the dead outnumber the living, the heap is rebuilt.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request]] = []
         self._alive: dict[str, tuple[float, int, Request]] = {}
         self._added = 0
@@ -113,14 +113,14 @@ def possible_tokens(request: Request) -> tuple[float, ...]:
     return tuple(max(1.0, request.input_tokens + output) for output in quantiles)
 
 
-def for_each_tier(name: str, values: Mapping[str, float]) -> dict:
+def for_each_tier(name: str, values: Mapping[str, float]) -> dict[str, float]:
     """A copy of a parameter that must have one value a tier."""
     if set(values) != set(TIERS):
         raise ValueError(f"{name} is {dict(values)}, it must name {', '.join(TIERS)}, each once")
     return dict(values)
 
 
-def positive_for_each_tier(name: str, values: Mapping[str, float]) -> dict:
+def positive_for_each_tier(name: str, values: Mapping[str, float]) -> dict[str, float]:
     """A copy of a parameter that must have one number above 0 a tier."""
     values = for_each_tier(name, values)
     if not all(0 < value < inf for value in values.values()):

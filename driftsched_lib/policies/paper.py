@@ -69,9 +69,9 @@ class Weighted(Policy):
     """
 
     def __init__(self, turns: Mapping[str, int] = TURNS):
-        turns = for_each_tier("turns", turns)
+        for_each_tier("turns", turns)
         if any(n < 1 for n in turns.values()):
-            raise ValueError(f"turns is {turns}, each tier needs at least one")
+            raise ValueError(f"turns is {dict(turns)}, each tier needs at least one")
         self.cycle = tuple(tier for tier, n in turns.items() for _ in range(n))
         self._turn = 0
         self._queues = {tier: Fifo() for tier in turns}

@@ -45,7 +45,7 @@ class AgingShortestJobFirst(KeyedQueue):
         self.scale_tokens = None if scale_tokens is None else positive("scale_tokens", scale_tokens)
 
     def key(self, request: Request) -> float:
-        size = total_tokens(request)
+        size: float = total_tokens(request)
         if self.scale_tokens is not None:
             size /= 1 + size / self.scale_tokens
         return size + self.rate * request.arrival_s

@@ -25,7 +25,7 @@ class LeastServed(Policy):
     there are more stale entries than tenants queued, the heap is rebuilt.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._queues: dict[str, OrderedDict[str, tuple[int, Request]]] = {}  # by tenant: those who have one
         self._tenants: dict[str, str] = {}  # by request id
         self._places: dict[str, tuple[float, int, str]] = {}  # by tenant: its entry in the heap
