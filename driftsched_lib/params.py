@@ -241,6 +241,11 @@ class Params(Validated):
                 )
         elif self.profile is not None or self.replicas > 1:
             raise ValueError("engine: a profile and replicas are for the simulated engine")
+        alone = self.engine == "simulated" and self.replicas == 1
+        if not alone and (preemptive := [policy.name for policy in self.policies if POLICIES[policy.name].preemptive]):
+            raise ValueError(
+                f"policies: {', '.join(preemptive)} preempts: a single simulated engine can, and vLLM with the plug-in"
+            )
         if (self.engine == "server") != (self.server is not None):
             raise ValueError("server: it says where engine: server is, and that alone")
         if self.engine == "server" and self.engine_args:

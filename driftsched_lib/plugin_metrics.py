@@ -15,6 +15,7 @@ _DECISION = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2)
 
 QUEUE_DEPTH = Gauge("driftsched_queue_depth", "Requests queued", ["tier"], multiprocess_mode="livesum")
 WAIT = Histogram("driftsched_queue_wait_seconds", "Arrival to dispatch", ["tier"], buckets=_SECONDS)
+PREEMPTIONS = Counter("driftsched_preemptions", "Slots taken back by the policy, and given again", ["tier"])
 REQUESTS = Counter("driftsched_requests", "Requests that ended", ["tier", "outcome"])
 ESTIMATE_ERROR = Histogram(
     "driftsched_estimate_error_tokens", "Estimated and generated tokens apart", ["category"], buckets=_TOKENS
@@ -29,7 +30,10 @@ DECISION = Histogram("driftsched_decision_seconds", "Time that a decision takes"
 
 def dispatched(request: Request, now: float) -> None:
     """A request left the queue."""
-    WAIT.labels(request.tier).observe(now - request.arrival_s)
+    if request.preemptions:
+        PREEMPTIONS.labels(request.tier).inc()
+    else:
+        WAIT.labels(request.tier).observe(now - request.arrival_s)
 
 
 def ended(record: Record) -> None:

@@ -53,6 +53,10 @@ class Request:
         pinned_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
         deadline_s: a request still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
+        dispatch_s: when it was first given to the engine.
+        made_tokens, first_token_s: of a request that was preempted, the output tokens that it had by then, and when the
+            first of them came.
+        preemptions: how often the policy took its slot back.
 
     Raises:
         ValueError: an unknown tier, or a length below one token.
@@ -76,6 +80,9 @@ class Request:
     dispatch_s: float | None = None
     batch_id: int | None = None
     batch_size: int | None = None
+    made_tokens: int = 0
+    first_token_s: float | None = None
+    preemptions: int = 0
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
@@ -148,3 +155,4 @@ class Record:
     bias_after: float | None
     batch_id: int | None
     batch_size: int | None
+    preemptions: int

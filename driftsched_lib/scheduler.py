@@ -1,6 +1,6 @@
 """The core: classify, estimate, queue, dispatch, learn.  No clock, no I/O, no engine in it: `now` is an argument."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from math import inf
 
@@ -67,10 +67,7 @@ class Scheduler:
             if reason is not None:
                 self._end(request, Outcome.REJECTED, now, reason)
                 return
-        self.policy.add(request)
-        self._queued[request.request_id] = request
-        self.depth[request.tier] += 1
-        self.queued_tokens[request.tier] += request.estimate.total_tokens
+        self._enter_queue(request)
         if request.deadline_s is not None:
             heappush(self._deadlines, (request.deadline_s, request.request_id))
 
@@ -83,6 +80,24 @@ class Scheduler:
         self._leave_queue(request)
         self._running[request.request_id] = request
         return request
+
+    def preempt(self, made_tokens: Mapping[str, int], now: float) -> Request | None:
+        """Queue a running request again if the policy wants its place for the first queued one, and return it.
+
+        Parameters:
+            made_tokens: output tokens so far, by id, of the running requests that can be preempted.
+        """
+        if not self._queued:
+            return None
+        running = [self._running[request_id] for request_id in made_tokens]
+        for request in running:
+            request.made_tokens = made_tokens[request.request_id]
+        victim = self.policy.victim(running, now)
+        if victim is not None:
+            victim.preemptions += 1
+            del self._running[victim.request_id]
+            self._enter_queue(victim)
+        return victim
 
     def complete(self, output: Output) -> None:
         """Learn from a finished request and record it; an output with an error is recorded as failed."""
@@ -109,11 +124,11 @@ class Scheduler:
         return None
 
     def expire(self, now: float) -> None:
-        """End the queued requests whose deadline has come."""
+        """End the queued requests whose deadline has come before they were first dispatched."""
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, request_id = heappop(self._deadlines)
             request = self._queued.get(request_id)
-            if request is not None and request.deadline_s == deadline:
+            if request is not None and request.deadline_s == deadline and request.dispatch_s is None:
                 self._drop(request_id, Outcome.EXPIRED, now, "deadline passed in the queue")
 
     def next_deadline(self) -> float:
@@ -131,6 +146,12 @@ class Scheduler:
             self._drop(request_id, Outcome.FAILED, now, reason)
         for request_id in list(self._running):
             self._end(self._running.pop(request_id), Outcome.FAILED, now, reason)
+
+    def _enter_queue(self, request: Request) -> None:
+        self.policy.add(request)
+        self._queued[request.request_id] = request
+        self.depth[request.tier] += 1
+        self.queued_tokens[request.tier] += request.estimate.total_tokens
 
     def _leave_queue(self, request: Request) -> None:
         del self._queued[request.request_id]
@@ -185,5 +206,6 @@ class Scheduler:
                 bias_after=feedback and feedback.bias_after,
                 batch_id=request.batch_id,
                 batch_size=request.batch_size,
+                preemptions=request.preemptions,
             )
         )

@@ -27,6 +27,14 @@ class Engine(Protocol):
         """Drop a request; one that is not here is no error."""
         ...
 
+    def made_tokens(self) -> dict[str, int]:
+        """By id, the output tokens so far of what is here; only where a policy preempts."""
+        ...
+
+    def preempt(self, request_id: str) -> None:
+        """Drop a request that comes back: what it has made is noted in it; only where a policy preempts."""
+        ...
+
     def step(self, until: float) -> list[Output]:
         """Work for one iteration, or, with nothing to work on, let time pass until `until`."""
         ...
@@ -52,6 +60,8 @@ class ContinuousBatching:
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while engine.has_room() and (request := scheduler.next(now)) is not None:
             _start(request, scheduler, engine, now)
+        if scheduler.policy.preemptive:
+            _preempt(scheduler, engine, now)
 
     def collect(self, outputs: list[Output]) -> list[Output]:
         return outputs
@@ -187,8 +197,17 @@ def _shifted(request: Request, start_s: float) -> Request:
     return request
 
 
+def _preempt(scheduler: Scheduler, engine: Engine, now: float) -> None:
+    """Let queued requests have the places of running ones for as long as the policy wants it."""
+    while (victim := scheduler.preempt(engine.made_tokens(), now)) is not None:
+        engine.preempt(victim.request_id)
+        if (request := scheduler.next(now)) is not None:
+            _start(request, scheduler, engine, now)
+
+
 def _start(request: Request, scheduler: Scheduler, engine: Engine, now: float) -> bool:
-    request.dispatch_s = now
+    if request.dispatch_s is None:
+        request.dispatch_s = now
     try:
         engine.add(request)
     except ValueError as error:

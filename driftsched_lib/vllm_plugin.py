@@ -87,7 +87,20 @@ class DriftSchedScheduler(AsyncScheduler):
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
         self.waiting.now = self._now()
+        if self.core.policy.preemptive and len(self.running) >= self.max_num_running_reqs:
+            self._preempt_for_policy()
         return super().schedule(*args, **kwargs)
+
+    def _preempt_for_policy(self) -> None:
+        """If the policy wants it, preempt a running request as vLLM itself does; vLLM then takes the first waiting."""
+        made_tokens = {request.request_id: request.num_output_tokens for request in self.running}
+        victim = self.core.preempt(made_tokens, self.waiting.now)
+        if victim is not None:
+            request = self.requests[victim.request_id]
+            self.waiting.take_back(request)
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            self.prev_step_scheduled_req_ids.discard(request.request_id)  # it may come back in this very step
 
     def _free_request(self, request: VllmRequest, *args, **kwargs):
         self._learn(request)
@@ -180,8 +193,14 @@ class PolicyQueue(RequestQueue):
             self._show_depth(ours.tier)
             return self._queued.pop(ours.request_id)
 
+    def take_back(self, request: VllmRequest) -> None:
+        """A request that the core has queued again is about to be preempted."""
+        del self.served[request.request_id]
+        self._queued[request.request_id] = request
+
     def prepend_request(self, request: VllmRequest) -> None:
-        self._front.appendleft(request)
+        if request.request_id not in self._queued:  # else it was preempted for the policy, which has its place
+            self._front.appendleft(request)
 
     def prepend_requests(self, requests: Iterable[VllmRequest]) -> None:
         self._front.extendleft(requests)

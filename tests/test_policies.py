@@ -272,6 +272,7 @@ CASES = {
     "mlfq": ({"quantum_tokens": 4, "levels": 4, "reset_tokens": 64}, NaiveMlfq),
     "gittins": ({}, scan(naive_gittins)),
     "tie": ({"weight": 0.5, "tail": 0.25}, scan(naive_tie)),
+    "srpt": ({}, scan(lambda request, now: request.estimate.output_tokens)),
     "express": ({"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "fairness": 0.25}, NaiveExpress),
 }
 

@@ -24,10 +24,10 @@ class _Sequence:
         self.request = request
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
-        self.generated = 0
+        self.generated = request.made_tokens
         self.computed = 0
         self.origin = 0
-        self.first_token_s: float | None = None
+        self.first_token_s = request.first_token_s
 
     @property
     def missing(self) -> int:
@@ -123,6 +123,21 @@ class SimulatedEngine:
             self._prefilling = None
         else:
             self._waiting.remove(sequence)
+
+    def made_tokens(self) -> dict[str, int]:
+        """By id, the output tokens so far of what is here."""
+        return {request_id: self._made(sequence) for request_id, sequence in self._in_flight.items()}
+
+    def _made(self, sequence: _Sequence) -> int:
+        decoding = sequence.request.request_id in self._decoding
+        return self._iteration - sequence.origin if decoding else sequence.generated
+
+    def preempt(self, request_id: str) -> None:
+        """Drop a request that comes back; its prompt and what it has made will be computed again then."""
+        sequence = self._in_flight[request_id]
+        sequence.request.made_tokens = self._made(sequence)
+        sequence.request.first_token_s = sequence.first_token_s
+        self.abort(request_id)
 
     def step(self, until: float) -> list[Output]:
         """Pass iterations up to the first that ends a request, or that ends at or after `until`.

@@ -30,6 +30,7 @@ POLICY_NAMES = {
     "mlfq": "MLFQ",
     "gittins": "Gittins",
     "tie": "TIE",
+    "srpt": "SRPT",
     "express": "Express",
 }
 _MORE_COLORS = sns.husl_palette(len(POLICY_NAMES) - 7, l=0.45)

@@ -9,6 +9,7 @@ from driftsched_lib.policies.deadlines import EarliestDeadline, LeastSlack
 from driftsched_lib.policies.express import Express
 from driftsched_lib.policies.grouped import Grouped
 from driftsched_lib.policies.paper import RANKS, TURNS, AgingPriority, Fifo, Priority, ShortestJobFirst, Weighted
+from driftsched_lib.policies.preemptive import ShortestRemaining
 from driftsched_lib.policies.size_and_wait import AgingShortestJobFirst, Boost, Hrrn
 from driftsched_lib.policies.tenants import (
     DeficitRoundRobin,
@@ -36,6 +37,7 @@ POLICIES = {
     "mlfq": MultilevelFeedback,
     "gittins": Gittins,
     "tie": TailInflatedExpectation,
+    "srpt": ShortestRemaining,
     "express": Express,
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "Policy",
     "Priority",
     "ShortestJobFirst",
+    "ShortestRemaining",
     "TailInflatedExpectation",
     "VirtualTokenCounter",
     "Weighted",

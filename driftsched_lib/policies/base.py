@@ -14,8 +14,11 @@ class Policy(ABC):
 
     `pop` and `peek` raise IndexError on an empty queue, `remove` raises KeyError for an id that is not queued, `add`
     raises ValueError for one that is.  Iteration gives the order in which `pop` would return what is queued now: where
-    time moves that order, as it is at the latest time that an arrival, a pop or a peek told.
+    time moves that order, as it is at the latest time that an arrival, a pop or a peek told.  A policy that is
+    `preemptive` takes slots back from running requests.
     """
+
+    preemptive = False
 
     @abstractmethod
     def add(self, request: Request) -> None: ...
@@ -37,6 +40,10 @@ class Policy(ABC):
 
     def completed(self, request: Request, output_tokens: int) -> None:  # noqa: B027
         """A request that was popped has ended with so many output tokens; most policies have nothing to learn."""
+
+    def victim(self, running: Iterable[Request], now: float) -> Request | None:
+        """The running request that should give its place to the first queued one, `made_tokens` of each being known."""
+        return None
 
 
 class KeyedQueue(Policy):
