@@ -43,7 +43,8 @@ class Phase(Validated):
     A phase begins when the one before it has drained and `pause_s` more seconds have passed.
 
     `lengths` is the file of a `LengthMix`, as in data/traces: prompts are filled up and outputs pinned to its lengths
-    (times `length_scale`), and a request is of the first category whose base holds its output, whatever the `mix`.
+    (times `length_scale`), and a request is of the first category whose base holds its output, whatever the `mix`.  The
+    category then tells an estimator the order of magnitude, more than a real prompt does.
     """
 
     name: str

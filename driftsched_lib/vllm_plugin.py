@@ -87,7 +87,7 @@ class DriftSchedScheduler(AsyncScheduler):
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
         self.waiting.now = self._now()
-        if self.core.policy.preemptive and len(self.running) >= self.max_num_running_reqs:
+        if self.core.policy.preemptive and len(self.running) >= self.max_num_active_reqs:
             self._preempt_for_policy()
         return super().schedule(*args, **kwargs)
 

@@ -57,6 +57,11 @@ def test_the_papers_file_has_the_papers_constants():
         ({"engine": "simulated"}, "bad.yaml: engine: the simulated engine needs a profile"),
         ({"replicas": 2}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
         ({"profile": "a.json"}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
+        ({"policies": "srpt"}, "bad.yaml: policies: srpt preempts: a single simulated engine can, and vLLM with"),
+        (
+            {"engine": "simulated", "profile": "a", "replicas": 2, "policies": ["fifo", "srpt"]},
+            "bad.yaml: policies: srpt preempts: a single simulated engine can",
+        ),
         ({"engine": "simulated", "profile": "a", "output_length": "natural"}, "output_length: no model ends an output"),
         ({"estimators": "oracle", "output_length": "natural"}, "estimators: the oracle knows pinned lengths alone"),
         (

@@ -33,8 +33,10 @@ def test_the_report_shows_prose_and_outputs_without_code_or_network(tmp_path):
         code = nb.new_code_cell("secret = 1", outputs=[nb.new_output("stream", text="forty-two\n")])
         notebook = nb.new_notebook(cells=[nb.new_markdown_cell("# Findings"), code])
         (tmp_path / f"{name}.ipynb").write_text(nb.writes(notebook))
-    write_report([tmp_path / "a.ipynb", tmp_path / "b.ipynb"], tmp_path / "report.html")
+    first, last = nb.new_markdown_cell("first of all"), nb.new_markdown_cell("last of all")
+    write_report([first], [tmp_path / "a.ipynb", tmp_path / "b.ipynb"], last, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("forty-two") == 2 and page.count('id="Findings"') == 2 and 'href="#Findings"' in page
+    assert page.index("first of all") < page.index("forty-two") < page.index("last of all")
     assert "secret" not in page
     assert not re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="https?:', page)

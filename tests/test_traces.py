@@ -267,6 +267,14 @@ def test_times_are_compressed_or_stretched_to_a_load(trace):
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
 
 
+def test_what_an_estimator_sees_tells_nothing_of_a_length(trace):
+    """No category, no prompt's wording and no limit of a trace that names none."""
+    requests = trace_requests(on_trace(trace), 1, 100.0, 1.0)
+    assert len({request.pinned_tokens for request in requests}) > 1
+    assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
+    assert all(request.pinned_tokens <= request.max_tokens for request in requests)
+
+
 def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):
     with pytest.raises(TraceError, match=r"seed 3 serves the good rows 61 to 90, and there are fewer"):
         run_grid(on_trace(trace, seeds=(1, 2, 3)), tmp_path / "out")

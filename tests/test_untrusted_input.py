@@ -7,7 +7,7 @@ import pickle
 import nbformat
 import pytest
 import yaml
-from simulation import PAPER_L4
+from simulation import PAPER_L4, SMALL
 
 from driftsched_lib import results
 from driftsched_lib.errors import DriftSchedError
@@ -15,7 +15,7 @@ from driftsched_lib.estimator_state import load_estimator
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import Profile
-from driftsched_lib.report import write_report
+from driftsched_lib.report import provenance, write_report
 from driftsched_lib.traces import read_trace
 from driftsched_lib.validation import PROJECT, ParamsError
 
@@ -122,8 +122,14 @@ def test_nothing_in_the_package_can_run_what_it_reads():
 def page_of(output, folder):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
     nbformat.write(notebook, folder / "a.ipynb")
-    write_report([folder / "a.ipynb"], folder / "report.html")
+    write_report([], [folder / "a.ipynb"], nbformat.v4.new_markdown_cell(""), folder / "report.html")
     return (folder / "report.html").read_text()
+
+
+def test_parameters_are_no_html_in_the_report(tmp_path):
+    run_grid(Params.load(PAPER_L4, SMALL | {"model": SCRIPT, "policies": ["fifo"]}), tmp_path, jobs=1)
+    said = provenance(tmp_path).source
+    assert SCRIPT not in said and "&lt;script&gt;" in said
 
 
 def test_names_are_no_html_in_the_report(tmp_path):

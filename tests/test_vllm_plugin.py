@@ -206,6 +206,36 @@ def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
     assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
 
 
+def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch):
+    """Long requests hold both slots; short ones that come later end first, by vLLM's own preemption."""
+    monkeypatch.setattr(scheduler_of(engine), "max_num_active_reqs", 2)
+    records = use(engine, policy="srpt", classifier="keywords")
+    long, short = load(4, seed=3, longest=100), load(10, seed=4, longest=5)
+    for i, request in enumerate(long + short):
+        request.request_id, request.pinned_tokens = str(i), 90 if request in long else request.pinned_tokens
+    for request in long:
+        add(engine, request)
+    lengths = {}
+
+    def step():
+        for output in engine.step():
+            if output.finished:
+                lengths[output.request_id] = len(output.outputs[0].token_ids)
+
+    for _ in range(20):
+        step()
+    for request in short:
+        add(engine, request)
+        step()
+    while engine.has_unfinished_requests():
+        step()
+    assert list(lengths)[:10] == sorted(lengths, key=lambda i: lengths[i] == 90)[:10]
+    assert lengths == {request.request_id: request.pinned_tokens for request in long + short}
+    assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 14
+    assert sum(record.preemptions for record in records) >= 2
+    assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
+
+
 def test_what_was_learnt_is_kept_and_a_damaged_file_refused(engine, tmp_path):
     path = tmp_path / "state.json"
     use(engine, estimator="paper", state_file=str(path))
