@@ -27,9 +27,16 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         front = means[means[y] < means[y].cummin().shift(fill_value=np.inf)]
         axis.step(front[x], front[y], where="post", color="#999999", linewidth=1, zorder=1)
         dots = axis.scatter(means[x], means[y], c=means[column], cmap="viridis", s=60, edgecolor="black", **limits)
-        for policies, place in neighbours(means[[x, y]], apart=(0.33, 0.05)):
+        groups = neighbours(means[[x, y]], apart=(0.33, 0.05))
+        wide, high = np.ptp(means[[x, y]], axis=0)
+        for policies, (at_x, at_y) in groups:
             names = ", ".join(POLICY_NAMES[policy] for policy in policies)
-            axis.annotate(names, place, (5, 4), textcoords="offset points", fontsize=8)
+            crowded = any(
+                0 < (other_x - at_x) / wide < 0.45 and abs(other_y - at_y) / high < 0.05
+                for _, (other_x, other_y) in groups
+            )
+            place = {"xytext": (0, -13), "ha": "center"} if crowded else {"xytext": (5, 4)}
+            axis.annotate(names, (at_x, at_y), textcoords="offset points", fontsize=8, **place)
         axis.set_title(panel, loc="left", fontsize=11)
         axis.set_xlabel(labels[0])
         axis.margins(x=0.18, y=0.1)
