@@ -1,7 +1,9 @@
 """Many policies on many loads: what each gives and takes, against FIFO on the same requests."""
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -63,6 +65,26 @@ def frontier(out: str | Path, **slos: Mapping[str, float]) -> pd.DataFrame:
 
 def _row(number: int, folder: Path, slos: Mapping[str, Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
     return number, results.load_manifest(folder)["run"] | measures(results.read_table(folder, "requests"), **slos)
+
+
+def every_order(arrivals: Sequence[float], sizes: Sequence[float]) -> pd.DataFrame:
+    """Median and longest stay under every order in which one server can serve a few requests without preemption.
+
+    Parameters:
+        arrivals, sizes: of each request, in seconds, by arrival.
+
+    Returns:
+        A row an order, a permutation of the requests' indices: `p50_e2e_s`, `longest_e2e_s`.
+    """
+    rows = {}
+    for order in permutations(range(len(arrivals))):
+        now, stays = 0.0, []
+        for i in order:
+            now = max(now, arrivals[i]) + sizes[i]
+            stays.append(now - arrivals[i])
+        rows[order] = median(stays), max(stays)
+    index = pd.MultiIndex.from_tuples(rows)
+    return pd.DataFrame(rows.values(), index, columns=["p50_e2e_s", "longest_e2e_s"])
 
 
 def against_fifo(runs: pd.DataFrame, columns: Sequence[str] = tuple(RELATIVE)) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from simulation import PAPER_L4, SMALL
 
 from driftsched_lib import results
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.frontier import against_fifo, best_policies, frontier
+from driftsched_lib.frontier import against_fifo, best_policies, every_order, frontier
 from driftsched_lib.params import Params
 
 
@@ -63,3 +63,10 @@ def test_the_best_and_the_worst_by_what_is_good():
     assert (which.best["SLOs"], which.worst["SLOs"]) in [("sjf", "fifo"), ("sjf", "drr")]
     alike = runs_by_hand().query("policy != 'sjf'")
     assert best_policies(alike, {"p99_e2e_s": "P99"}).best.tolist() == ["any"]
+
+
+def test_every_order_by_hand():
+    orders = every_order((0, 1), (3, 1))
+    assert orders.loc[0, 1].tolist() == [3.0, 3.0]
+    assert orders.loc[1, 0].tolist() == [3.0, 5.0]
+    assert len(every_order((0,) * 5, (1,) * 5)) == 120
