@@ -18,6 +18,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic_core import PydanticSerializationError
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS
@@ -106,6 +107,15 @@ class Validated(BaseModel):
     """A model of a YAML file or a part of one: a wrong key, type or range names the field and what it may be."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """As pydantic's, but an interrupt (Ctrl-C) in its midst stays one: pydantic makes it an error."""
+        try:
+            return super().model_dump(**how)
+        except PydanticSerializationError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise error.__cause__ from None
+            raise
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:

@@ -3,13 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
+from pydantic import PlainSerializer
 
 from driftsched_lib.__main__ import main
 from driftsched_lib.params import PAPER_PHASES, Params, Phase, WorkloadParams
-from driftsched_lib.validation import ParamsError
+from driftsched_lib.validation import ParamsError, Validated
 
 PARAMS = Path(__file__).parents[1] / "params"
 SHIPPED = sorted(set(PARAMS.glob("*.yaml")) - {PARAMS / "plugin.yaml"})
@@ -206,3 +208,14 @@ def test_nothing_heavy_is_imported_before_parameters_are_refused(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def test_an_interrupt_while_parameters_are_written_stays_one(monkeypatch):
+    def interrupted(value):
+        raise KeyboardInterrupt
+
+    class Held(Validated):
+        policy: Annotated[str, PlainSerializer(interrupted)] = "fifo"
+
+    with pytest.raises(KeyboardInterrupt):
+        Held().model_dump()
