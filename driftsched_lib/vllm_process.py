@@ -43,6 +43,10 @@ def serve_vllm(
         defaults = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            # On a CPU the engine and its worker are else two processes that spin while they wait for each other, and
+            # leave no core to the server and its clients.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # or a client sends on a connection that was just closed
         }
