@@ -18,7 +18,6 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import PydanticSerializationError
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS
@@ -112,7 +111,7 @@ class Validated(BaseModel):
         """As pydantic's, but an interrupt (Ctrl-C) in its midst stays one: pydantic makes it an error."""
         try:
             return super().model_dump(**how)
-        except PydanticSerializationError as error:
+        except ValueError as error:
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise error.__cause__ from None
             raise
