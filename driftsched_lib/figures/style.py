@@ -20,6 +20,7 @@ POLICY_NAMES = {
     "aging": "Aging",
     "grouped": "Grouped",
     "sjf_aging": "SJF with aging",
+    "sjf_sigmoid": "SJF, sigmoid",
     "hrrn": "HRRN",
     "boost": "Boost",
     "edf": "EDF",
@@ -33,11 +34,37 @@ POLICY_NAMES = {
     "srpt": "SRPT",
     "express": "Express",
 }
-_MORE_COLORS = sns.husl_palette(len(POLICY_NAMES) - 7, l=0.45)
-POLICY_COLORS = dict(zip(POLICY_NAMES, [*COLORS[:6], *_MORE_COLORS, "#000000"], strict=True))
+_FAMILIES = {
+    "#000000": ["fifo"],
+    "#e69f00": ["priority", "weighted", "aging"],  # by tier
+    "#0072b2": ["sjf", "sjf_aging", "sjf_sigmoid", "srpt"],  # by size
+    "#56b4e9": ["grouped", "hrrn", "boost"],  # by size among other things
+    "#cc79a7": ["edf", "least_slack"],  # by deadline
+    "#009e73": ["vtc", "drr", "wfq"],  # by tenant
+    "#7f4f24": ["mlfq", "gittins", "tie"],  # by size that is not known
+    "#d55e00": ["express"],
+}
+_POLICY_STYLES = {
+    policy: {"color": color, "marker": marker, "linestyle": line}
+    for color, family in _FAMILIES.items()
+    for policy, marker, line in zip(family, "os^D", ("-", "--", ":", "-."), strict=False)
+}
+POLICY_COLORS = {policy: _POLICY_STYLES[policy]["color"] for policy in POLICY_NAMES}
+DARK, LIGHT = "#404040", "#b3b3b3"
+"""A pair for what is no policy: median and tail, calibrated or not."""
 CATEGORY_COLORS = dict(zip(CATEGORIES, sns.color_palette("viridis", 5)[:4], strict=True))  # from short to long
 TIER_COLORS = {"premium": "#b2182b", "standard": "#4393c3", "batch": "#bdbdbd"}
-CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": COLORS[0]}
+CALIBRATION_COLORS = {"uncalibrated": LIGHT, "calibrated": DARK}
+
+
+def policy_style(policy: str) -> dict[str, str]:
+    """Colour, marker and line style of a policy, for `plot`: a hue a family, the colours of Okabe and Ito (2008), which
+    the colour-blind can tell apart, and within a family a marker and a line style a policy.
+
+    Parameters:
+        policy: its name, arguments behind a dash ignored (`aging-rate0.1`).
+    """
+    return dict(_POLICY_STYLES[policy.partition("-")[0]])
 
 
 def use_style() -> None:
