@@ -112,9 +112,11 @@ def _notebooks(options: argparse.Namespace) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     from driftsched_lib.profiling import profile_of_run
+    from driftsched_lib.results import writing
 
     profile = profile_of_run(options.run)
-    profile.save(options.out)
+    with writing(options.out):
+        profile.save(options.out)
     print(profile.model_dump_json(indent=2, include={"step", "provenance"}))
 
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from driftsched_lib import results
+from driftsched_lib.admission import Check, admission_check
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.engines.replicated import ROUTERS, ReplicatedEngine
@@ -65,6 +67,8 @@ def run_grid(
         KeyboardInterrupt: ... with a message, that finished runs are kept.
     """
     out = Path(out)
+    if jobs is not None and jobs < 1 and jobs != -1:
+        raise ParamsError(f"jobs: it is {jobs}, it must be at least 1, or -1 for one a core")
     simulated = params.engine == "simulated"
     if not simulated and (jobs not in (None, 1) or backend != "loky"):
         raise ParamsError("jobs: runs on real vLLM would share this machine's cores: they are served one at a time")
@@ -101,7 +105,7 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
                 one = params.model_copy(update={"replicas": 1})
                 speed = _engine_speed(params, load_engine(one, log_steps=True), out)
                 tasks = [(params, run, speed) for run in todo]
-                for run, tables, manifest in finish_all(_simulate, tasks, jobs or -1, backend):
+                for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
                     results.write_run(out / run.name, tables, manifest)
                     progress.update(params.requests)
             else:
@@ -136,7 +140,7 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
         results.write_run(out / run.name, *serve_run(params, run, engine, speed, note))
         failed.unlink(missing_ok=True)
     except RunError:
-        results.requests_table(records).to_parquet(failed, index=False)
+        results.write_table(failed, results.requests_table(records))
         raise
 
 
@@ -210,7 +214,7 @@ def _simulated_engine(params: Params, log_steps: bool) -> SimulatedEngine | Repl
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ParamsError(f"engine_args: they replace the profile's limits: {faults}") from None
     replicas = [SimulatedEngine(profile, log_steps=log_steps) for _ in range(params.replicas)]
-    return ReplicatedEngine(replicas, ROUTERS[params.router]()) if params.replicas > 1 else replicas[0]
+    return ReplicatedEngine(replicas, ROUTERS[params.router]) if params.replicas > 1 else replicas[0]
 
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
@@ -225,15 +229,25 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
 
     Parameters:
         engine: one replica; the capacity is that of all.
+
+    Raises:
+        RunError: the requests never fill the engine, so that there is no capacity to measure.
     """
     crowd = _serve_at_once(params, engine, 6 * engine.max_num_seqs)
     if params.engine == "server":
         capacity = _streamed_tokens_per_s(crowd, engine.max_num_seqs)
     else:
         steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-        full = (steps.running == engine.max_num_seqs) & (steps.index > 0)
-        tokens = (steps.prompt_requests + steps.output_requests)[full].sum()
-        capacity = params.replicas * tokens / steps.time_s.diff()[full].sum()
+        seconds = steps.time_s.diff()  # the first iteration's are not known
+        full = seconds[steps.running == engine.max_num_seqs]
+        if full.empty:  # KV blocks run out before slots do, or outputs end as soon as they begin
+            full = seconds[steps.waiting > 0] if (steps.waiting > 0).any() else seconds
+        full = full.dropna()
+        tokens = (steps.prompt_requests + steps.output_requests)[full.index].sum()
+        capacity = params.replicas * tokens / full.sum() if tokens else 0.0
+    if not 0 < capacity < inf:
+        reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
+        raise RunError(f"the engine's speed cannot be measured: it finished none of {len(crowd)} requests ({reasons})")
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     return EngineSpeed(
         capacity_tokens_per_s=float(capacity),
@@ -282,7 +296,9 @@ def _serve(what: str, *arguments) -> None:
         ) from error
 
 
-def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], None]) -> Scheduler:
+def _scheduler(
+    params: Params, run: Run, engine, on_record: Callable[[Record], None], admission: Check | None = None
+) -> Scheduler:
     options = dict(run.estimator.options)
     if can_calibrate(run.estimator):
         options["calibrate"] = run.calibration
@@ -293,7 +309,16 @@ def _scheduler(params: Params, run: Run, engine, on_record: Callable[[Record], N
         classifier=KeywordClassifier() if params.classifier == "keywords" else TextClassifier(),
         on_record=on_record,
         capacity=params.queue_capacity,
+        admission=admission,
     )
+
+
+def _admission(params: Params, speed: EngineSpeed) -> Check | None:
+    rules = params.admission
+    if rules is None:
+        return None
+    budgets = None if rules.tokens_per_s is None else (rules.tokens_per_s, rules.burst_tokens)
+    return admission_check(speed.capacity_tokens_per_s, budgets, rules.longest_wait_s)
 
 
 def serve_run(
@@ -323,7 +348,7 @@ def serve_run(
         depth(now, scheduler)
         watch(now, scheduler)
 
-    scheduler = _scheduler(params, run, engine, note)
+    scheduler = _scheduler(params, run, engine, note, _admission(params, speed))
     depth = QueueDepth(params.queue_depth_interval_s)
     load = paper_load(params, run.seed, speed.capacity_tokens_per_s, run.rate)
     if params.engine != "simulated":

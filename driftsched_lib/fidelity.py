@@ -68,18 +68,17 @@ MEASUREMENTS: dict[str, dict[str, Any]] = {
     },
 }
 """The runs that the fit never sees."""
-SERVED_AGAIN = ("policies",)
 
 
 def measure(params_file: str | Path, out: str | Path) -> None:
-    """Serve every measurement on real vLLM, on both engines; some twice, to see reality differ from itself.
+    """Serve every measurement on real vLLM, on both engines, and all of it twice, to see reality differ from itself.
 
     Arrivals are those that the engine's speed before the first run asked for, in all of them.
     """
     for engine, changes in ENGINES.items():
         base = Params.load(params_file, changes)
         grids = {"fit": FIT | {"requests": 2 * base.requests}, **MEASUREMENTS}
-        grids |= {f"{name}-again": MEASUREMENTS[name] for name in SERVED_AGAIN}
+        grids |= {f"{name}-again": MEASUREMENTS[name] for name in MEASUREMENTS}
         for name, difference in grids.items():
             folder = Path(out) / f"{engine}-{name}"
             if name != "fit":

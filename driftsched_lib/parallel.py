@@ -69,4 +69,12 @@ def _register_ray() -> tuple[type[Exception], ...]:
     except ImportError as error:
         raise ParallelError(f"backend: Ray is not installed; it is in the extra driftsched[ray] ({error})") from None
     register_ray()
-    return ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError
+    names = (
+        "RayActorError",
+        "WorkerCrashedError",
+        "ObjectLostError",  # of it is OwnerDiedError
+        "NodeDiedError",
+        "LocalRayletDiedError",
+        "OutOfMemoryError",
+    )
+    return tuple(getattr(ray.exceptions, name) for name in names)

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from driftsched_lib.errors import DriftSchedError
 
@@ -29,15 +30,35 @@ class StepCost(_Model):
         base_s: an iteration, whatever it holds (weights read, kernels launched).
         per_prefill_step_s: an iteration that computes prompt tokens at all (attention is launched for prompts too).
         per_prefill_token_s: a prompt token computed.
-        per_decode_seq_s: a sequence that decodes one token.
+        decode_s: all sequences that decode a token, by how many they are: in a straight line from none at no cost to the
+            first number that is given, on to the next, and beyond the last in proportion.  Kernels made for certain
+            sizes let two cost more than three.
         per_context_token_s: a token that a decoding sequence attends to, summed over sequences (its KV entry is read).
     """
 
     base_s: Positive
     per_prefill_step_s: Seconds
     per_prefill_token_s: Seconds
-    per_decode_seq_s: Seconds
+    decode_s: Annotated[dict[Count, Seconds], Field(min_length=1)]
     per_context_token_s: Seconds
+
+    @field_validator("decode_s")
+    @classmethod
+    def _rises(cls, decode_s: dict[int, float]) -> dict[int, float]:
+        return dict(sorted(decode_s.items()))
+
+    def decoding_s(self, sequences: int) -> float:
+        """An iteration without prompts whose sequences have no context, `base_s` included."""
+        numbers = (0, *self.decode_s)
+        if sequences >= numbers[-1]:
+            return self.base_s + sequences * (self.decode_s[numbers[-1]] / numbers[-1])
+        return self.base_s + float(np.interp(sequences, numbers, (0.0, *self.decode_s.values())))
+
+    def slowed(self, factor: float) -> "StepCost":
+        """Every cost `factor` times as high."""
+        single = self.model_dump(exclude={"decode_s"})
+        costs = {name: cost * factor for name, cost in single.items()}
+        return StepCost(**costs, decode_s={n: cost * factor for n, cost in self.decode_s.items()})
 
 
 class EngineLimits(_Model):
@@ -117,5 +138,4 @@ class Profile(_Model):
 
     def slowed(self, factor: float) -> "Profile":
         """The same engine with every cost `factor` times as high."""
-        costs = {name: cost * factor for name, cost in self.step.model_dump().items()}
-        return self.model_copy(update={"step": StepCost(**costs)})
+        return self.model_copy(update={"step": self.step.slowed(factor)})

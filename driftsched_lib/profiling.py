@@ -1,5 +1,6 @@
 """From a finished run to the profile of the engine that served it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from driftsched_lib.workloads import paper_load
 
 HUBER = 1.345
 """Residuals beyond this many robust standard deviations lose weight (95% efficiency under a normal; Huber 1964)."""
+NUMBERS = (*range(1, 9), 12, 16, 24, *range(32, 257, 16), 384, 512, 768, 1024)
+"""Of decoding sequences, for which a cost of their own is fitted where enough iterations held about as many."""
+LEAST_ITERATIONS = 20
 
 
 def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
@@ -26,9 +30,8 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
         steps, requests: the tables of a run's folder.
 
     Returns:
-        Columns `seconds`, then those of `StepCost` in its order: `base` (ones), `prefill_steps` (one where a
-        prompt is computed), `prefill_tokens`,
-        `decode_seqs`, `context_tokens`.
+        Columns `seconds`, `prefill_steps` (one where a prompt is computed), `prefill_tokens`, `decode_seqs`,
+        `context_tokens`.
 
     Raises:
         ValueError: sequences were preempted, so that contexts cannot be told.
@@ -55,7 +58,6 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "seconds": ends - np.where(was_empty, first_dispatch, starts),
-            "base": 1.0,
             "prefill_steps": (steps.prompt_tokens > 0).astype(float),
             "prefill_tokens": steps.prompt_tokens,
             "decode_seqs": steps.output_requests,
@@ -73,8 +75,16 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
 
     Parameters:
         held: as `iterations` returns.
+
+    Raises:
+        ValueError: the iterations are too few.
     """
-    measured, design = held.seconds.to_numpy(), held.drop(columns="seconds").to_numpy(float)
+    numbers = _numbers(held.decode_seqs.to_numpy())
+    if not numbers:
+        raise ValueError(f"{len(held)} iterations are too few: {LEAST_ITERATIONS} must decode about as many sequences")
+    measured = held.seconds.to_numpy()
+    singles = held[["prefill_steps", "prefill_tokens", "context_tokens"]].to_numpy(float)
+    design = np.column_stack([np.ones(len(held)), singles, _shares(held.decode_seqs.to_numpy(), numbers)])
     scale = design.max(axis=0).clip(min=1.0)  # columns of one size: nnls has an absolute tolerance
     weights = np.ones(len(held))
     for _ in range(50):
@@ -84,15 +94,35 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
         width = HUBER * np.median(residuals) / 0.6745
         weights = width / np.maximum(residuals, width) if width > 0 else np.ones(len(held))
     slowdown = measured.sum() / (design @ costs).sum()
-    costs = costs * slowdown
-    predicted = design @ costs
-    error = FitError(
+    base, per_step, per_token, per_context, *decode = map(float, costs * slowdown)
+    step = StepCost(
+        base_s=base,
+        per_prefill_step_s=per_step,
+        per_prefill_token_s=per_token,
+        decode_s=dict(zip(numbers, decode, strict=True)),
+        per_context_token_s=per_context,
+    )
+    predicted = predicted_s(held, step)
+    return step, FitError(
         iterations=len(held),
         median_relative_error=float(np.median(np.abs(predicted - measured) / measured)),
         slow_share=float(1 - 1 / slowdown),
         r2=float(1 - ((measured - predicted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum()),
     )
-    return StepCost(**dict(zip(StepCost.model_fields, map(float, costs), strict=True))), error
+
+
+def _numbers(decode_seqs: np.ndarray) -> list[int]:
+    """Those of `NUMBERS` that are the nearest for enough iterations."""
+    nearest = np.abs(np.subtract.outer(decode_seqs[decode_seqs > 0], NUMBERS)).argmin(axis=1)
+    counts = np.bincount(nearest, minlength=len(NUMBERS))
+    return [number for number, count in zip(NUMBERS, counts, strict=True) if count >= LEAST_ITERATIONS]
+
+
+def _shares(decode_seqs: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    """How much of the cost of each of the numbers an iteration has, a row an iteration (see `StepCost.decode_s`)."""
+    shares = [np.interp(decode_seqs, (0, *numbers), row) for row in np.eye(len(numbers) + 1)[1:]]
+    shares[-1] = np.where(decode_seqs > numbers[-1], decode_seqs / numbers[-1], shares[-1])
+    return np.column_stack(shares)
 
 
 def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
@@ -101,7 +131,12 @@ def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
     Parameters:
         held: as `iterations` returns.
     """
-    return held.drop(columns="seconds").to_numpy(float) @ np.array(list(step.model_dump().values()))
+    return (
+        held.decode_seqs.map(step.decoding_s)
+        + held.prefill_steps * step.per_prefill_step_s
+        + held.prefill_tokens * step.per_prefill_token_s
+        + held.context_tokens * step.per_context_token_s
+    ).to_numpy()
 
 
 def profile_of_run(folder: str | Path) -> Profile:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from heapq import heappop, heappush
-from math import inf
+from math import inf, isnan
 from typing import Protocol
 
 from driftsched_lib.requests import TIERS, Output, Request
@@ -151,7 +151,8 @@ def serve(
         monitor: called once an iteration.
 
     Raises:
-        RuntimeError: requests are queued that the engine has no room for, and nothing is left that could make room.
+        RuntimeError: requests are queued that the engine has no room for, and nothing is left that could make room; or
+            a time is not a number.
         Whatever the engine raises, after what was queued or running is recorded as failed.
     """
     arrivals = (_shifted(request, start_s) for request in requests) if start_s else iter(requests)
@@ -181,6 +182,8 @@ def serve(
                 cancellations[0][0] if cancellations else inf,
                 batching.closes_s,
             )
+            if isnan(until):
+                raise RuntimeError("no progress: a request's arrival, or another time to wait for, is not a number")
             for output in batching.collect(engine.step(until)):
                 scheduler.complete(output)
     except BaseException as error:

@@ -13,7 +13,7 @@ COSTS = {
     "base_s": 1e-2,
     "per_prefill_step_s": 1e-3,
     "per_prefill_token_s": 1e-4,
-    "per_decode_seq_s": 2e-4,
+    "decode_s": {1: 2e-4},
     "per_context_token_s": 3e-6,
 }
 PAPER_L4 = PROJECT / "params" / "paper-l4.yaml"

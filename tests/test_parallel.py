@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import yaml
@@ -62,11 +63,12 @@ def test_ray_that_is_not_there_is_named(monkeypatch):
 
 CLUSTER = """
 import sys
+import threading
 import time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from driftsched_lib import results
+from driftsched_lib import experiment
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 
@@ -75,18 +77,26 @@ second = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 cluster.wait_for_nodes()
 assert ray.cluster_resources()["CPU"] == 2
-written, write_run = [], results.write_run
+starts, simulate = Path(sys.argv[3]), experiment._simulate
 
-def write_and_kill(folder, tables, manifest):
-    write_run(folder, tables, manifest)
-    written.append(folder.name)
-    if len(written) == 1:
-        cluster.remove_node(second, allow_graceful=False)
+def slow(params, run, speed):
+    start = starts / f"{run.name}--{time.time_ns()}"
+    start.write_text(ray.get_runtime_context().get_node_id())
+    time.sleep(1.0)
+    return simulate(params, run, speed)
 
-results.write_run = write_and_kill
+def kill_the_node_that_works():
+    head = ray.get_runtime_context().get_node_id()
+    while not any(start.read_text() not in ("", head) for start in starts.iterdir()):
+        time.sleep(0.02)
+    cluster.remove_node(second, allow_graceful=False)
+
+experiment._simulate = slow
+killer = threading.Thread(target=kill_the_node_that_works)
+killer.start()
 params = Params.load(sys.argv[1])
 run_grid(params, Path(sys.argv[2]), backend="ray")
-assert sorted(written) == sorted(run.name for run in params.runs()), written
+killer.join()
 while sum(node["Alive"] for node in ray.nodes()) > 1:  # the head hears of it by and by
     time.sleep(0.1)
 """
@@ -96,8 +106,12 @@ def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, SMALL).model_dump()))
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
-    script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray"]
+    (tmp_path / "starts").mkdir()
+    script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray", tmp_path / "starts"]
     outcome = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert outcome.returncode == 0, outcome.stderr
-    run_grid(Params.load(tmp_path / "params.yaml"), tmp_path / "here", jobs=1)
+    params = Params.load(tmp_path / "params.yaml")
+    started = Counter(start.name.partition("--")[0] for start in (tmp_path / "starts").iterdir())
+    assert set(started) == {run.name for run in params.runs()} and max(started.values()) > 1  # one was done again
+    run_grid(params, tmp_path / "here", jobs=1)
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")

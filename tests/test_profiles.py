@@ -25,7 +25,7 @@ def test_committed_profiles_load_and_say_where_they_come_from(path):
 def test_the_derived_l4_is_of_the_scale_of_the_papers_rough_model():
     step = Profile.load(PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json").step
     batch, context = 32, 250
-    seconds = step.base_s + batch * (step.per_decode_seq_s + context * step.per_context_token_s)
+    seconds = step.decoding_s(batch) + batch * context * step.per_context_token_s
     assert seconds == pytest.approx(0.0215 + batch * 0.0002, rel=0.05)
 
 
@@ -39,8 +39,8 @@ def test_a_profile_survives_its_file(tmp_path):
     [
         (lambda values: values["step"].pop("base_s"), r"step\.base_s: Field required"),
         (
-            lambda values: values["step"].update(per_decode_seq_s=-1e-3),
-            r"step\.per_decode_seq_s: .*greater than or equal",
+            lambda values: values["step"].update(decode_s={1: -1e-3}),
+            r"step\.decode_s\.1: .*greater than or equal",
         ),
         (lambda values: values["step"].update(base_s=0.0), r"step\.base_s: .*greater than 0"),
         (lambda values: values["step"].update(base_ms=1.0), r"step\.base_ms: Extra inputs"),
@@ -73,14 +73,14 @@ def test_other_limits_are_checked():
         make_profile().with_limits(max_num_seqs=0)
 
 
-def run(batching, n=150, rate=6.0, **limits):
+def run(batching, n=150, rate=6.0, costs=COSTS, **limits):
     """The tables `steps` and `requests` of a simulated run with idle stretches."""
     rng = np.random.default_rng(1)
     arrivals = rng.exponential(1 / rate, n).cumsum()
     load = [
         request(i, at, int(rng.integers(1, 40)), int(rng.integers(1, 40))) for i, at in enumerate(arrivals.tolist())
     ]
-    engine, records = simulated(load, make_profile(**limits), log_steps=True, batching=batching)
+    engine, records = simulated(load, make_profile(costs, **limits), log_steps=True, batching=batching)
     requests = pd.DataFrame(records.values()).convert_dtypes()  # as a run's folder gives them back
     return pd.DataFrame(engine.steps, columns=STEP_COLUMNS), requests
 
@@ -91,7 +91,10 @@ def test_a_fit_finds_the_costs_that_made_the_run(batching):
     held = iterations(steps, requests)
     assert held.seconds.to_numpy() == pytest.approx(steps.duration_s.to_numpy())
     costs, error = fit_costs(held)
-    assert costs.model_dump() == pytest.approx(COSTS, rel=1e-6)
+    assert costs.model_dump(exclude={"decode_s"}) == pytest.approx(
+        {k: v for k, v in COSTS.items() if k != "decode_s"}, rel=1e-6
+    )
+    assert costs.decode_s == pytest.approx({n: n * COSTS["decode_s"][1] for n in costs.decode_s}, rel=1e-6)
     assert error.iterations == len(steps) and error.median_relative_error < 1e-6 and error.r2 > 1 - 1e-9
 
 
@@ -111,6 +114,25 @@ def test_no_cost_is_negative():
     held = iterations(*run(ContinuousBatching()))
     costs, _ = fit_costs(held.assign(seconds=0.01 - 1e-6 * held.context_tokens))
     assert costs.per_context_token_s == 0.0
+
+
+def test_a_fit_finds_costs_that_are_no_line():
+    decode_s = {1: 1e-4, 2: 9e-4, 3: 2e-4, 4: 5e-4}
+    steps, requests = run(ContinuousBatching(), costs=COSTS | {"decode_s": decode_s})
+    assert fit_costs(iterations(steps, requests))[0].decode_s == pytest.approx(decode_s, rel=1e-6)
+
+
+def test_decoding_costs_a_straight_line_between_numbers_and_in_proportion_beyond():
+    step = make_profile(COSTS | {"decode_s": {8: 4e-3, 2: 2e-3}}).step
+    beyond_base = [step.decoding_s(n) - step.base_s for n in (0, 1, 2, 5, 8, 16)]
+    assert beyond_base == pytest.approx([0, 1e-3, 2e-3, 3e-3, 4e-3, 8e-3])
+
+
+def test_too_few_iterations_are_no_fit():
+    held = iterations(*run(ContinuousBatching()))
+    for some in (held[:0], held[:1], held[:19]):
+        with pytest.raises(ValueError, match="are too few"):
+            fit_costs(some)
 
 
 def test_a_run_with_preemptions_is_refused():

@@ -28,7 +28,7 @@ def seconds(prefill_tokens=0, decode_seqs=0, context_tokens=0):
         COST.base_s
         + prefill_tokens * COST.per_prefill_token_s
         + (prefill_tokens > 0) * COST.per_prefill_step_s
-        + decode_seqs * COST.per_decode_seq_s
+        + decode_seqs * COST.decode_s[1]
         + context_tokens * COST.per_context_token_s
     )
 
@@ -99,6 +99,33 @@ def test_requests_that_can_never_be_served_fail_alone():
     assert "can never fit the KV cache, 25 blocks of 8 tokens" in records["cache"].reason
     _, records = simulated([request("cut", prompt=250, output=100)])
     assert records["cut"].output_tokens == 6  # vLLM ends a sequence that fills the context
+
+
+@pytest.mark.parametrize("output", [0, -2])
+def test_an_output_without_tokens_is_refused(output):
+    engine = SimulatedEngine(make_profile(), lambda request: (5, output))
+    record = served([request(0)], engine)["0"]
+    assert record.outcome == "failed" and record.reason == f"the output has {output} tokens, it must have at least one"
+
+
+def test_a_pinned_output_beyond_the_context_fails_as_on_vllm():
+    engine, records = simulated([request(0, prompt=250, output=100, pinned_tokens=100)])
+    assert records["0"].outcome == "failed" and records["0"].reason == "the context holds 6 of 100 pinned tokens"
+    assert engine.now() > 5 * COST.base_s  # it was worked on all the same
+
+
+def test_a_time_that_is_no_number_is_no_progress():
+    with pytest.raises(RuntimeError, match="no progress: a request's arrival"):
+        simulated([request(0, arrival_s=float("nan"))])
+
+
+def test_jumps_are_exact_where_decoding_costs_no_line():
+    profile = make_profile(COSTS | {"decode_s": {1: 1e-4, 2: 9e-4, 4: 5e-4}})
+    runs = []
+    for log_steps in (False, True):
+        load = [request(i, 0.1 * i, 3, 40 + 7 * i) for i in range(12)]
+        runs.append(simulated(load, profile, log_steps)[1])
+    assert runs[0] == runs[1]
 
 
 def test_an_engine_with_nothing_to_do_waits_or_says_so():
@@ -396,13 +423,13 @@ def assert_same_service(records, expected):
 @given(small, loads)
 def test_one_replica_is_the_engine_itself(limits, load):
     _, alone = simulated(patient(load), make_profile(**limits))
-    records = served(patient(load), ReplicatedEngine(engines(1, **limits), RoundRobin()))
+    records = served(patient(load), ReplicatedEngine(engines(1, **limits), RoundRobin))
     assert_same_service(records, alone)
 
 
 @given(small, loads)
 def test_turns_taken_make_independent_engines(limits, load):
-    replicated = ReplicatedEngine(engines(3, **limits), RoundRobin(), max_outstanding=len(load))
+    replicated = ReplicatedEngine(engines(3, **limits), RoundRobin, max_outstanding=len(load))
     records = served(patient(load), replicated)
     for turn in range(3):
         _, alone = simulated(patient(load)[turn::3], make_profile(**limits))
@@ -411,14 +438,28 @@ def test_turns_taken_make_independent_engines(limits, load):
 
 @given(small, loads)
 def test_clients_of_replicas_may_leave(limits, load):
-    replicated = ReplicatedEngine(engines(2, **limits), RoundRobin())
+    replicated = ReplicatedEngine(engines(2, **limits), RoundRobin)
     assert len(served(requests_of(load), replicated)) == len(load)
     replicated.restart_clock()  # refuses where a request is left
 
 
+def test_a_static_batch_larger_than_all_replicas_waits_inside_them():
+    replicated = ReplicatedEngine(engines(2), lambda: least_requests)
+    records = served([request(i, output=5) for i in range(20)], replicated, batching=StaticBatching(20, 0.01))
+    assert {record.outcome.value for record in records.values()} == {"completed"}
+
+
+def test_a_new_run_begins_with_a_new_router():
+    replicated = ReplicatedEngine(engines(2), RoundRobin)
+    for _ in range(2):
+        replicated.restart_clock()
+        served([request(0, output=5)], replicated)
+        assert replicated._router._last == 0
+
+
 def test_routers_follow_requests_or_estimated_tokens():
     for router, first in ((least_requests, ["0", "2", "4"]), (least_estimated_tokens, ["0"])):
-        replicated = ReplicatedEngine(engines(2), router, max_outstanding=9)
+        replicated = ReplicatedEngine(engines(2), lambda router=router: router, max_outstanding=9)
         for i, output in enumerate((100, 9, 9, 9, 9)):
             one = request(i, output=output)
             one.estimate = KnowsLimits().estimate(one)
@@ -427,7 +468,7 @@ def test_routers_follow_requests_or_estimated_tokens():
 
 
 def test_replicas_have_one_clock_and_say_when_nothing_can_happen():
-    replicated = ReplicatedEngine(engines(2), RoundRobin())
+    replicated = ReplicatedEngine(engines(2), RoundRobin)
     assert replicated.step(2.0) == [] and replicated.now() == 2.0
     with pytest.raises(RuntimeError, match="no progress"):
         replicated.step(float("inf"))

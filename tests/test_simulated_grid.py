@@ -3,17 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
-from simulation import PAPER_L4, SMALL, contents, make_profile
+from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
+from tqdm.auto import tqdm
 
-from driftsched_lib import results
+from driftsched_lib import experiment, results
 from driftsched_lib.__main__ import main
 from driftsched_lib.comparison import mean_interval
 from driftsched_lib.decomposition import changes, longest_waits, paired_change
-from driftsched_lib.experiment import load_engine, run_grid
+from driftsched_lib.experiment import load_engine, measure_speed, run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import ProfileError
 from driftsched_lib.profiling import profile_of_run
-from driftsched_lib.validation import ParamsError
+from driftsched_lib.results import RunError
+from driftsched_lib.validation import PROJECT, ParamsError
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,25 @@ def test_an_engine_that_cannot_be_is_named_before_any_run(tmp_path, capsys, chan
         load_engine(Params.load(PAPER_L4, changes))
 
 
+@pytest.mark.parametrize("changes", [{"engine_args.kv_blocks": 50}, {"length_scale": 0.001}])
+def test_an_engine_whose_slots_are_never_all_taken_has_a_capacity(changes):
+    params = Params.load(PAPER_L4, SMALL | changes)
+    assert 0 < measure_speed(params, load_engine(params, log_steps=True)).capacity_tokens_per_s < 1e6
+
+
+@pytest.mark.parametrize("limits", [{"max_model_len": 8}, {"kv_blocks": 2}])
+def test_an_engine_that_can_serve_nothing_has_no_capacity(tmp_path, limits):
+    with pytest.raises(RunError, match="speed cannot be measured: it finished none of 192 requests .*tokens"):
+        run_grid(Params.load(PAPER_L4, SMALL | {"engine_args": limits}), tmp_path, jobs=1)
+
+
+@pytest.mark.parametrize("jobs", [0, -2])
+def test_no_jobs_are_refused(tmp_path, jobs):
+    with pytest.raises(ParamsError, match=f"jobs: it is {jobs}"):
+        run_grid(Params.load(PAPER_L4, SMALL), tmp_path / "out", jobs=jobs)
+    assert not (tmp_path / "out").exists()
+
+
 def test_replicas_serve_as_one_engine(tmp_path):
     small = SMALL | {"seeds": [1], "replicas": 3, "engine_args.max_num_seqs": 4}
     by_router = {}
@@ -80,6 +101,26 @@ def test_replicas_serve_as_one_engine(tmp_path):
         assert (summary.completed == 60).all()
         by_router[router] = summary.mean_e2e_s.tolist()
     assert len(set(map(tuple, by_router.values()))) > 1
+
+
+def test_a_profile_that_cannot_be_written_is_named(tmp_path, capsys):
+    [folder] = results.run_folders(PROJECT / "data" / "fidelity_runs" / "tiny-fit")
+    assert main(["profile", str(folder), "--out", str(tmp_path / "missing" / "profile.json")]) == 2
+    assert "missing/profile.json cannot be written" in capsys.readouterr().err
+
+
+def test_progress_counts_the_requests_of_finished_runs(tmp_path, monkeypatch):
+    seen = []
+
+    class Progress(tqdm):
+        def close(self):
+            seen.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(experiment, "tqdm", Progress)
+    params = Params.load(PAPER_L4, SMALL | {"seeds": [1], "policies": ["fifo"]})
+    run_grid(params, tmp_path, jobs=1)
+    assert seen[0] == (60, 60)
 
 
 def test_a_profile_from_the_command_line_needs_a_finished_run_with_steps(grid, tmp_path, capsys):
@@ -97,7 +138,9 @@ def test_a_profile_from_the_command_line_needs_a_finished_run_with_steps(grid, t
 
 def test_slower_is_every_cost_times_as_high():
     profile = make_profile()
-    assert profile.slowed(2.0).step.model_dump() == {name: 2 * cost for name, cost in profile.step}
+    slowed = {name: 2 * cost for name, cost in COSTS.items() if name != "decode_s"}
+    slowed["decode_s"] = {n: 2 * cost for n, cost in COSTS["decode_s"].items()}
+    assert profile.slowed(2.0).step.model_dump() == slowed
     assert profile.slowed(2.0).limits == profile.limits
 
 

@@ -22,7 +22,7 @@ class Replica:
 
 
 Router = Callable[[Sequence[Replica]], Replica]
-"""Chooses among the replicas that have room."""
+"""Chooses among the replicas that have room, or among all where none has: a static batch may be larger than they."""
 
 
 class RoundRobin:
@@ -62,13 +62,16 @@ class ReplicatedEngine:
 
     Parameters:
         engines: replicas of one engine.
+        router: makes a router, a new one for each run.
         max_outstanding: the most requests that a replica is given; beyond its `max_num_seqs` they wait in its own
             queue, first come first served.  None for its `max_num_seqs`, so that all waiting is left to the policy.
     """
 
-    def __init__(self, engines: Sequence[SimulatedEngine], router: Router, max_outstanding: int | None = None):
+    def __init__(
+        self, engines: Sequence[SimulatedEngine], router: Callable[[], Router], max_outstanding: int | None = None
+    ):
         self._replicas = [Replica(index, engine) for index, engine in enumerate(engines)]
-        self._router = router
+        self._new_router = router
         self._max_outstanding = max_outstanding
         self.max_num_seqs = sum(engine.max_num_seqs for engine in engines)
         self.limits = engines[0].limits
@@ -80,6 +83,8 @@ class ReplicatedEngine:
         for replica in self._replicas:
             replica.engine.restart_clock()
             replica.busy = False
+            replica.outstanding.clear()
+        self._router = self._new_router()
         self._now = 0.0
         self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends the iteration that it is in
         self._ready: list[Replica] = []  # busy ones whose last iteration has ended
@@ -96,7 +101,7 @@ class ReplicatedEngine:
         return any(map(self._has_room, self._replicas))
 
     def add(self, request: Request) -> None:
-        replica = self._router([replica for replica in self._replicas if self._has_room(replica)])
+        replica = self._router([replica for replica in self._replicas if self._has_room(replica)] or self._replicas)
         if not replica.busy:
             replica.engine.step(self._now)
         replica.engine.add(request)

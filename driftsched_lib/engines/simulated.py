@@ -18,12 +18,24 @@ class _Sequence:
     KV cache.  While it decodes, all but the last are, and it has made `iteration - origin` tokens.
     """
 
-    __slots__ = ("computed", "first_token_s", "generated", "origin", "output_tokens", "prompt_tokens", "request")
+    __slots__ = (
+        "blocks",
+        "computed",
+        "error",
+        "first_token_s",
+        "generated",
+        "origin",
+        "output_tokens",
+        "prompt_tokens",
+        "request",
+    )
 
-    def __init__(self, request: Request, prompt_tokens: int, output_tokens: int):
+    def __init__(self, request: Request, prompt_tokens: int, output_tokens: int, blocks: int, error: str | None):
         self.request = request
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
+        self.blocks = blocks  # held at its end
+        self.error = error
         self.generated = request.made_tokens
         self.computed = 0
         self.origin = 0
@@ -63,6 +75,7 @@ class SimulatedEngine:
         self.profile = profile
         self.max_num_seqs = profile.limits.max_num_seqs
         self.limits, self._cost = profile.limits, profile.step
+        self._decode_s = [self._cost.decoding_s(n) for n in range(self.max_num_seqs + 1)]
         self._lengths = lengths or self._own_lengths
         self._log_steps = log_steps
         self._in_flight: dict[str, _Sequence] = {}
@@ -102,15 +115,22 @@ class SimulatedEngine:
                 f"the prompt has {prompt} tokens, and a context of {limits.max_model_len} takes 1 to "
                 f"{limits.max_model_len - 1}, to leave one for the output"
             )
-        output = min(output, limits.max_model_len - prompt)
+        if output < 1:
+            raise ValueError(f"the output has {output} tokens, it must have at least one")
+        error = None
+        if prompt + output > limits.max_model_len:
+            wanted, output = output, limits.max_model_len - prompt
+            if request.pinned_tokens is not None:
+                error = f"the context holds {output} of {wanted} pinned tokens"
         if self._blocks(prompt + output - 1) > limits.kv_blocks:
             raise ValueError(
                 f"{prompt} prompt and {output} output tokens can never fit the KV cache, "
                 f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
             )
-        sequence = self._in_flight[request.request_id] = _Sequence(request, prompt, output)
+        sequence = _Sequence(request, prompt, output, self._blocks(prompt + output), error)
+        self._in_flight[request.request_id] = sequence
         self._waiting.append(sequence)
-        self._promised += self._blocks(prompt + output)
+        self._promised += sequence.blocks
 
     def abort(self, request_id: str) -> None:
         sequence = self._in_flight.get(request_id)
@@ -157,12 +177,14 @@ class SimulatedEngine:
 
     def _pass(self, until: float) -> list[Output]:
         """Pass one iteration, or all that are alike."""
-        preemptions = self._make_room()
+        preemptions = 0 if self._promised <= self.limits.kv_blocks else self._make_room()
         prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
         started, decoding = self._now, len(self._decoding)
-        unlike = preemptions or prefills or self._log_steps
-        self._iteration += 1 if unlike else self._iterations_alike(until)
-        self._now = self._end_s(self._iteration)
+        if preemptions or prefills or self._log_steps:
+            self._iteration += 1
+            self._now = self._end_s(self._iteration)
+        else:
+            self._jump(until)
         if prefills:
             self._complete_prefills(prefills)
         outputs = self._complete_sequences() if self._ends and self._ends[0][0] == self._iteration else []
@@ -209,32 +231,34 @@ class SimulatedEngine:
             budget -= prefills[-1][1]
         return prefills
 
-    def _iterations_alike(self, until: float) -> int:
-        """How many iterations end before a sequence does, blocks run out or `until` has come; the one where it happens
-        counts, unless it is blocks that it lacks."""
-        most = self._ends[0][0] - self._iteration
-        if not self._fits(most):
-            most = bisect_right(range(1, most + 1), self.limits.kv_blocks, key=self._used_blocks)
-        if self._end_s(self._iteration + most) <= until:
-            return most
-        # The root of `_end_s`, a quadratic, is near; rounding decides about the last.
-        growth = len(self._decoding) * self._cost.per_context_token_s
-        pace = self._end_s(self._since_iteration + 1) - self._since_s - growth / 2
-        left = until - self._since_s
-        end = self._since_iteration + ceil(2 * left / (pace + sqrt(pace * pace + 2 * growth * left)))
-        end = max(end, self._iteration + 1)
-        while self._end_s(end) < until:
-            end += 1
-        while end > self._iteration + 1 and self._end_s(end - 1) >= until:
-            end -= 1
-        return end - self._iteration
+    def _jump(self, until: float) -> None:
+        """Pass all iterations before a sequence ends, blocks run out or `until` has come; the one where it happens too,
+        unless it is blocks that it lacks."""
+        last = self._ends[0][0]
+        if not self._fits(last - self._iteration):
+            ahead = range(1, last - self._iteration + 1)
+            last = self._iteration + bisect_right(ahead, self.limits.kv_blocks, key=self._used_blocks)
+        end_s = self._end_s(last)
+        if end_s > until:
+            # The root of `_end_s`, a quadratic, is near; rounding decides about the last.
+            decoding, per_token = len(self._decoding), self._cost.per_context_token_s
+            growth, left = decoding * per_token, until - self._since_s
+            pace = self._decode_s[decoding] + self._since_context * per_token - growth / 2
+            near = self._since_iteration + ceil(2 * left / (pace + sqrt(pace * pace + 2 * growth * left)))
+            last = max(near, self._iteration + 1)
+            end_s = self._end_s(last)
+            while end_s < until:
+                last += 1
+                end_s = self._end_s(last)
+            while last > self._iteration + 1 and (before_s := self._end_s(last - 1)) >= until:
+                last, end_s = last - 1, before_s
+        self._iteration, self._now = last, end_s
 
     def _end_s(self, iteration: int) -> float:
         """When an iteration ends, if since the last change of the decoding sequences there was nothing but decoding."""
         n, decoding = iteration - self._since_iteration, len(self._decoding)
         context = n * self._since_context + decoding * (n * (n - 1) // 2)
-        cost = self._cost
-        return self._since_s + n * (cost.base_s + decoding * cost.per_decode_seq_s) + context * cost.per_context_token_s
+        return self._since_s + n * self._decode_s[decoding] + context * self._cost.per_context_token_s
 
     def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> None:
         tokens = sum(computed for _, computed in prefills)
@@ -271,12 +295,13 @@ class SimulatedEngine:
                     words=None if words is None else round(tokens * words),
                     first_token_s=sequence.first_token_s,
                     finish_s=self._now,
+                    error=sequence.error,
                 )
             )
         return outputs
 
     def _forget(self, sequence: _Sequence) -> None:
-        self._promised -= self._blocks(sequence.prompt_tokens + sequence.output_tokens)
+        self._promised -= sequence.blocks
         del self._in_flight[sequence.request.request_id]
 
     def _interrupt(self, sequence: _Sequence) -> None:
