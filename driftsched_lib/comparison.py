@@ -60,50 +60,69 @@ def bootstrap(
     statistic: Statistic,
     settings: Sequence[Mapping[str, Any]],
     contrast: Callable[..., np.ndarray],
+    **options: Any,
+) -> Interval:
+    """`contrast` of the statistic under several settings, paired by seed and request; see `intervals`.
+
+    Parameters:
+        frame: a row a request, with `seed`, `request_id` and `column`.
+        settings: for each setting the column values that select it.
+
+    Raises:
+        ValueError: no request is there under all settings.
+    """
+    sides = [select(frame, **setting).set_index(["seed", "request_id"])[column] for setting in settings]
+    paired = pd.concat(sides, axis=1, join="inner", keys=range(len(sides))).astype(float)
+    if paired.empty:
+        raise ValueError(f"no request was completed under all of {[dict(setting) for setting in settings]}")
+    runs = []
+    for _, requests in paired.groupby(level="seed"):
+        order = requests.index.get_level_values("request_id").astype(int).argsort()
+        runs.append(requests.to_numpy()[order].T)
+    [interval] = intervals(runs, lambda values: statistic(values)[None], contrast, **options)
+    return interval
+
+
+def intervals(
+    runs: Sequence[np.ndarray],
+    statistics: Statistic,
+    contrast: Callable[..., np.ndarray],
     resamples: int = 1000,
     block: int = 50,
     confidence: float = 0.95,
-) -> Interval:
-    """`contrast` of the statistic under several settings, paired by seed and request, averaged over seeds.
+) -> list[Interval]:
+    """`contrast` of several statistics of the same requests under several settings, averaged over seeds.
 
     With `ENOUGH_SEEDS` the interval is Student's over seeds, which are independent.  With fewer it is a percentile
     bootstrap on two levels: seeds, and within a seed the same blocks of consecutive requests for all settings, for
     neighbours in arrival share the queue they met (Künsch, 1989).
 
     Parameters:
-        frame: a row a request, with `seed`, `request_id` and `column`.
-        settings: for each setting the column values that select it.
+        runs: an array a seed, settings x requests, in order of arrival.
+        statistics: over the last axis of what it is given; the first axis of what it returns are the statistics.
         contrast: from one array of statistics a setting to the array of what is compared.
         block: requests a block, at most a tenth of a run.
-
-    Raises:
-        ValueError: no request is there under all settings.
     """
     rng = np.random.default_rng(0)
-    sides = [select(frame, **setting).set_index(["seed", "request_id"])[column] for setting in settings]
-    paired = pd.concat(sides, axis=1, join="inner", keys=range(len(sides))).astype(float)
-    if paired.empty:
-        raise ValueError(f"no request was completed under all of {[dict(setting) for setting in settings]}")
     estimates, resampled = [], []
-    enough = paired.index.get_level_values("seed").nunique() >= ENOUGH_SEEDS
-    for _, requests in paired.groupby(level="seed"):
-        order = requests.index.get_level_values("request_id").astype(int).argsort()
-        values = requests.to_numpy()[order].T
-        estimates.append(float(contrast(*statistic(values))))
+    enough = len(runs) >= ENOUGH_SEEDS
+    for values in runs:
+        estimates.append(contrast(*(statistics(side) for side in values)))
         if enough:
             continue
         n = values.shape[1]
         length = max(1, min(block, n // 10))
         starts = rng.integers(0, n - length + 1, (resamples, -(-n // length)))
         rows = (starts[..., None] + np.arange(length)).reshape(resamples, -1)[:, :n]
-        resampled.append(contrast(*(statistic(side[rows]) for side in values)))
+        resampled.append(contrast(*(statistics(side[rows]) for side in values)))
     if enough:
-        return mean_interval(estimates, confidence)
-    seeds = rng.integers(0, len(estimates), (resamples, len(estimates)))
-    draws = rng.integers(0, resamples, (resamples, len(estimates)))
-    means = np.array(resampled)[seeds, draws].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(np.mean(estimates)), float(low), float(high))
+        return [mean_interval(seeds, confidence) for seeds in np.transpose(estimates)]
+    seeds = rng.integers(0, len(runs), (resamples, len(runs)))
+    draws = rng.integers(0, resamples, (resamples, len(runs)))
+    means = np.moveaxis(resampled, 1, -1)[seeds, draws].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    middle = np.mean(estimates, axis=0)
+    return [Interval(*map(float, ends)) for ends in zip(middle, low, high, strict=True)]
 
 
 def relative_change(
