@@ -20,19 +20,7 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-CLOCKS_FILES_AND_ENGINES = {
-    "pandas",
-    "vllm",
-    "torch",
-    "transformers",
-    "pydantic",
-    "time",
-    "datetime",
-    "os",
-    "pathlib",
-    "io",
-    "subprocess",
-}
+CLOCKS_FILES_AND_ENGINES = set("pandas vllm torch transformers time datetime os pathlib io subprocess".split())
 CORE_FILES = [path for path in MODULES if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in CORE]
 
 
