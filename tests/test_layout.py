@@ -20,7 +20,14 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-CLOCKS_FILES_AND_ENGINES = set("pandas vllm torch transformers time datetime os pathlib io subprocess".split())
+CLOCKS_FILES_AND_ENGINES = {"pandas", "vllm", "torch", "transformers"} | {
+    "time",
+    "datetime",
+    "os",
+    "pathlib",
+    "io",
+    "subprocess",
+}
 CORE_FILES = [path for path in MODULES if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in CORE]
 
 
