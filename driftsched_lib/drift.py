@@ -3,8 +3,9 @@
 A scenario takes any load of the project's own prompts and returns it changed, seeded, with the number and the times of
 its requests kept.  Drift is *made* in one of two forms.  In `lengths`, each output is pinned at a draw from a
 lognormal whose median depends on category, topic, tenant and drift: for simulated engines, and for pinned lengths on
-real ones.  In `wording`, the prompt ends in an instruction that the embedded model has learnt to follow, "Be brief." or
-"Go into depth.", the more often the further the drift: for real engines, where outputs end by themselves.
+real ones.  In `natural`, for real engines, outputs end by themselves: the prompt ends in an instruction that the
+embedded model has learnt to follow, "Be brief." or "Go into depth.", the more often the further the drift; or the
+request is sampled at another temperature.
 """
 
 from bisect import bisect
@@ -20,7 +21,7 @@ from driftsched_lib.corpus import TOPIC_FACTORS
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, label_prefix
 from driftsched_lib.requests import Request
 
-Form = Literal["lengths", "wording"]
+Form = Literal["lengths", "natural"]
 
 FACTOR = 2.0
 """By what lengths grow at a drift of 1, and shrink at -1."""
@@ -34,6 +35,12 @@ SPREAD = 0.3
 LEARNING_MIX = {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10}
 STRESS_MIX = {"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30}
 """The paper's two phases."""
+
+ABRUPT = {"summary": 1.0, "technical": 1.0, "report": -1.0}
+HOT = 1.6
+"""A temperature at which a model that is mostly run at 0.7 is erratic."""
+HOT_SPREAD = 1.5
+"""How much more pinned log lengths spread then; about what the embedded model's summaries and technical answers do."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,18 @@ class Habit:
     """What a scenario makes of a request.
 
     Attributes:
-        drift: -1 to 1; lengths are `FACTOR ** drift` times what they were.
+        drift: -1 to 1; lengths are `factor ** drift` times what they were.
         category, tenant, tier: where they change; None to leave them.
+        temperature: of the sampling, where outputs end by themselves; None for the engine's.
+        spread: pinned log lengths spread this many times as much.
     """
 
     drift: float = 0.0
     category: str | None = None
     tenant: str | None = None
     tier: str | None = None
+    temperature: float | None = None
+    spread: float = 1.0
 
 
 def stationary(moment: Moment) -> Habit:
@@ -71,10 +82,14 @@ def stationary(moment: Moment) -> Habit:
     return Habit()
 
 
-def abrupt(moment: Moment) -> Habit:
-    """From the middle on summaries and technical answers are longer, reports shorter; short answers stay."""
-    change = {"summary": 1.0, "technical": 1.0, "report": -1.0}
-    return Habit(change.get(moment.request.job_type, 0.0) if moment.progress >= 0.5 else 0.0)
+def abrupt(moment: Moment, at: float = 0.5, change: Mapping[str, float] = ABRUPT) -> Habit:
+    """From the middle on summaries and technical answers are longer, reports shorter; short answers stay.
+
+    Parameters:
+        at: share of the load that comes before the change.
+        change: drift by category.
+    """
+    return Habit(change.get(moment.request.job_type, 0.0) if moment.progress >= at else 0.0)
 
 
 def gradual(moment: Moment) -> Habit:
@@ -108,55 +123,73 @@ def noisy_neighbour(moment: Moment) -> Habit:
     return Habit()
 
 
+def hotter(moment: Moment) -> Habit:
+    """From the middle on all are sampled at a higher temperature; where lengths are pinned, they spread more."""
+    return Habit(temperature=HOT, spread=HOT_SPREAD) if moment.progress >= 0.5 else Habit()
+
+
 Scenario = Callable[[Moment], Habit]
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (stationary, abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour)
+    for scenario in (stationary, abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour, hotter)
 }
-CHANGES_AT: dict[str, float] = {"abrupt": 0.5, "new_tenant": 0.5, "mix_shift": 0.5, "noisy_neighbour": 1 / 3}
-"""Where in the load a scenario changes at once."""
+CHANGES_AT: dict[str, float] = {
+    "abrupt": 0.5,
+    "gradual": 0.75,
+    "mix_shift": 0.5,
+    "new_tenant": 0.5,
+    "noisy_neighbour": 1 / 3,
+    "hotter": 0.5,
+}
+"""Where in the load a scenario's change is complete: for all but the gradual one, where it comes."""
+NEWCOMERS = {"new_tenant": "tenant-new", "noisy_neighbour": "tenant-noisy"}
+"""Whose requests change, where it is not everybody's."""
 
 
 def drifted(
     requests: Sequence[Request],
-    scenario: str,
+    scenario: str | Scenario,
     seed: int,
     limits: Mapping[str, int],
     form: Form = "lengths",
     spread: float = SPREAD,
+    factor: float = FACTOR,
 ) -> list[Request]:
     """A load under a scenario: new requests, in the same order, with the same ids, arrivals and deadlines.
 
     Parameters:
         requests: of `paper_load`, of all its phases in order, so that progress spans the whole load.
-        scenario: a name in `SCENARIOS`.
+        scenario: a name in `SCENARIOS`, or what makes of a moment a habit, such as `partial(abrupt, at=0.2)`.
         seed: of the draws.
         limits: most output tokens by category.
         form: see the module.
         spread: standard deviation of the log length around its median.  At 0 every output is pinned at its median,
             the best that any estimator could say of the same load with a spread.
+        factor: by what lengths grow at a drift of 1.
 
     Raises:
         ValueError: an unknown scenario, or a prompt that is not one of the project's.
     """
-    if scenario not in SCENARIOS:
-        raise ValueError(f"scenario is {scenario!r}, it may be one of {', '.join(SCENARIOS)}")
+    if isinstance(scenario, str):
+        if scenario not in SCENARIOS:
+            raise ValueError(f"scenario is {scenario!r}, it may be one of {', '.join(SCENARIOS)}")
+        scenario = SCENARIOS[scenario]
     rng = np.random.default_rng(seed)
     n = len(requests)
     dice, normals, wordings = rng.random(n).tolist(), rng.standard_normal(n).tolist(), rng.random(n).tolist()
     tenants = _tenant_factors(requests)
     changed = []
     for i, request in enumerate(requests):
-        habit = SCENARIOS[scenario](Moment(i / n, request, dice[i]))
+        habit = scenario(Moment(i / n, request, dice[i]))
         prefix, topic, template = _parts(request)
         category, tenant = habit.category or request.job_type, habit.tenant or request.tenant
-        style, pinned = "plain", None
-        if form == "wording":
-            style = _style(habit.drift, wordings[i])
+        style, pinned, temperature = "plain", None, None
+        if form == "natural":
+            style, temperature = _style(habit.drift, wordings[i]), habit.temperature
         else:
-            drift = FACTOR**habit.drift
+            drift = factor**habit.drift
             median = MEDIAN_SHARE * limits[category] * TOPIC_FACTORS[topic] * tenants.get(tenant, 1.0) * drift
-            pinned = min(max(round(median * exp(spread * normals[i])), 1), limits[category])
+            pinned = min(max(round(median * exp(habit.spread * spread * normals[i])), 1), limits[category])
         prompt = build_prompt(category, topic, template % len(TEMPLATES[category]), style)
         if prefix:
             prompt = label_prefix(request.request_id, tenant, category) + prompt
@@ -169,6 +202,7 @@ def drifted(
                 job_type=category,
                 max_tokens=limits[category],
                 pinned_tokens=pinned,
+                temperature=temperature,
             )
         )
     return changed

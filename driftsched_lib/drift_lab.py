@@ -9,14 +9,16 @@ with `estimator`, `scenario` and `seed`.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from driftsched_lib.comparison import mean_interval
-from driftsched_lib.drift import drifted
+from driftsched_lib.comparison import Interval, mean_interval
+from driftsched_lib.drift import NEWCOMERS, Scenario, drifted
 from driftsched_lib.estimators import BASE_TOKENS, Estimator
+from driftsched_lib.parallel import finish_all
 from driftsched_lib.params import Params, Phase, WorkloadParams
 from driftsched_lib.prompts import build_prompt
 from driftsched_lib.requests import Request
@@ -28,7 +30,11 @@ MEASURES = ("mae_tokens", "rmse_tokens", "mape", "bias_tokens", "kendall_tau", "
 
 
 def lab_load(
-    scenario: str, seed: int, requests: int = 2000, limits: Mapping[str, int] = BASE_TOKENS, spread: float | None = None
+    scenario: str | Scenario,
+    seed: int,
+    requests: int = 2000,
+    limits: Mapping[str, int] = BASE_TOKENS,
+    spread: float | None = None,
 ) -> list[Request]:
     """A load under a scenario, four categories alike often, classified rightly, spread evenly over `DAYS` days."""
     phase = Phase(name="lab", share=1.0, mix=dict.fromkeys(BASE_TOKENS, 0.25), gap_s=[0.0, 1.0])
@@ -42,20 +48,25 @@ def lab_load(
 
 
 def replay(
-    estimator: Estimator, requests: Sequence[Request], lengths: Sequence[int] | None = None, delay: int = 0
+    estimator: Estimator,
+    requests: Sequence[Request],
+    lengths: Sequence[int] | None = None,
+    delay: int = 0,
+    probe_tenant: str = "tenant-standard",
 ) -> pd.DataFrame:
     """Estimate each request, and let the estimator observe its length when `delay` more have been estimated.
 
     Parameters:
         lengths: what the outputs came to; None for the lengths at which they are pinned.
         delay: requests in flight between an estimate and its observation.
+        probe_tenant: whose request it is that the estimator is asked about each time.
     """
     if lengths is None:
         lengths = [request.pinned_tokens for request in requests]
     rows, in_flight = [], deque()
     for request, length in zip(requests, lengths, strict=True):
         estimate = request.estimate = estimator.estimate(request)
-        probe = estimator.estimate(_probe(request, length))
+        probe = estimator.estimate(_probe(request, length, probe_tenant))
         rows.append(
             (
                 request.category,
@@ -74,10 +85,10 @@ def replay(
     return pd.DataFrame(rows, columns=columns).rename_axis("position").reset_index()
 
 
-def _probe(request: Request, length: int) -> Request:
+def _probe(request: Request, length: int, tenant: str) -> Request:
     """One and the same request of a category, at the time of another."""
     prompt = build_prompt(request.category, "Load Balancing", 0)
-    return replace(request, prompt=prompt, tenant="tenant-standard", tier="standard", pinned_tokens=length)
+    return replace(request, prompt=prompt, tenant=tenant, tier="standard", pinned_tokens=length)
 
 
 def replays(
@@ -92,15 +103,26 @@ def replays(
     Parameters:
         estimators: by name, what makes one.
     """
-    tables = []
-    seeds = list(seeds)
-    for scenario in scenarios:
-        for seed in seeds:
-            load = lab_load(scenario, seed, requests)
-            for name, make in estimators.items():
-                table = replay(make(), load, delay=delay)
-                tables.append(table.assign(estimator=name, scenario=scenario, seed=seed))
-    return pd.concat(tables, ignore_index=True)
+    tasks = [(estimators, scenario, seed, requests, delay) for scenario, seed in product(scenarios, list(seeds))]
+    tables = dict(finish_all(_replays, [(number, *task) for number, task in enumerate(tasks)]))
+    return pd.concat([tables[number] for number in range(len(tasks))], ignore_index=True)
+
+
+def _replays(
+    number: int,
+    estimators: Mapping[str, Callable[[], Estimator]],
+    scenario: str,
+    seed: int,
+    requests: int,
+    delay: int,
+) -> tuple[int, pd.DataFrame]:
+    load = lab_load(scenario, seed, requests)
+    tenant = NEWCOMERS.get(scenario, "tenant-standard")
+    tables = [
+        replay(make(), load, delay=delay, probe_tenant=tenant).assign(estimator=name, scenario=scenario, seed=seed)
+        for name, make in estimators.items()
+    ]
+    return number, pd.concat(tables, ignore_index=True)
 
 
 def accuracy(replay: pd.DataFrame) -> pd.Series:
@@ -132,10 +154,15 @@ def accuracy_table(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
 
 
 def over_time(replays: pd.DataFrame, size: int = WINDOW) -> pd.DataFrame:
-    """`accuracy` in windows of `size` requests: a row a scenario, estimator, seed and window."""
-    window = (replays.position // size).rename("window")
-    groups = replays.groupby(["scenario", "estimator", "seed", window], sort=False)
-    return groups.apply(accuracy, include_groups=False).reset_index()
+    """Coverage and mean width of the 90% intervals in windows of `size` requests: a row a scenario, estimator, seed and
+    window."""
+    actual = replays.actual_tokens
+    table = replays[["scenario", "estimator", "seed"]].assign(
+        window=replays.position // size,
+        coverage=(replays.low_tokens <= actual) & (actual <= replays.high_tokens),
+        width_tokens=replays.high_tokens - replays.low_tokens,
+    )
+    return table.groupby(["scenario", "estimator", "seed", "window"], sort=False).mean().reset_index()
 
 
 def coverage_table(windows: pd.DataFrame, low: float = 0.88, high: float = 0.92) -> pd.DataFrame:
@@ -157,20 +184,24 @@ def coverage_table(windows: pd.DataFrame, low: float = 0.88, high: float = 0.92)
 
 
 def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFrame:
-    """How the estimate of one and the same request settles after a change at the position `change`.
+    """How the estimate of one and the same request settles after a change at the position `change`, of one scenario.
 
-    A row a scenario, estimator, seed, category and request of that category from the change on: `observations`, how
-    many requests of the category from after the change had been observed, and `log_error`, log of the probe over
-    where it settles, its geometric mean over all seeds in the second half of what comes after the change.
+    The request is a newcomer's where newcomers change the load, and what counts is what was observed of them.
+
+    Returns:
+        A row an estimator, scenario, seed, category and request of that category from the change on: `observations`,
+        how many requests of the group had been observed since the change, and `log_error`, log of the probe over where
+        it settles, its geometric mean over all seeds in the second half of what comes after the change.
     """
     after = replays[replays.position >= change]
     by = ["scenario", "estimator", "category"]
     parts = []
-    for _, group in after.groupby([*by, "seed"], sort=False):
+    for (scenario, *_), group in after.groupby([*by, "seed"], sort=False):
         positions = group.position.to_numpy()
+        counted = positions if scenario not in NEWCOMERS else positions[group.tenant == NEWCOMERS[scenario]]
         parts.append(
             group.assign(
-                observations=np.searchsorted(positions, positions - delay),
+                observations=np.searchsorted(counted, positions - delay),
                 log_probe=np.log(group.probe_tokens.to_numpy(dtype=float)),
             )
         )
@@ -182,28 +213,47 @@ def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFr
     return paths.assign(log_error=paths.log_probe - paths.settled)[columns]
 
 
-def observations_to_recover(paths: pd.DataFrame, tolerance: float = 0.1, until: int = 100) -> pd.Series:
-    """Observations of a group from which on the estimate stays within `tolerance` of where it settles.
+def observations_to_recover(
+    paths: pd.DataFrame, tolerance: float = 0.1, until: int = 100, resamples: int = 1000
+) -> pd.Series:
+    """Observations of a group until the estimate, in the mean over seeds, is first within `tolerance` of where it
+    settles; of the slowest group, with a 95% bootstrap interval over seeds.
 
-    The mean over seeds is what has to stay, group by group, and the slowest group counts: a single estimator's noise
-    is `steady_noise`.  NaN where it has not settled after `until` observations.
+    It is the time that the estimator's lag takes, whatever its noise, which is `steady_noise`; where it settles may be
+    off the truth, which is its bias.  Infinite where that takes `until` observations.
 
     Parameters:
         paths: from `probe_paths`, of the groups that changed.
     """
-    means = paths[paths.observations <= until].groupby(
-        ["scenario", "estimator", "category", "observations"], sort=False
-    )
-    outside = means.log_error.mean().abs() > np.log1p(tolerance)
+    early = paths[paths.observations < until]
+    rows = {}
+    for where, part in early.groupby(["scenario", "estimator"], sort=False):
+        errors = (
+            part.groupby(["seed", "category", "observations"]).log_error.mean().unstack(["category", "observations"])
+        )
+        draws = np.random.default_rng(0).integers(0, len(errors), (resamples, len(errors)))
+        weights = np.stack([np.bincount(draw, minlength=len(errors)) for draw in draws])
+        weights = np.vstack([np.ones(len(errors)), weights])
+        slowest = np.zeros(len(weights))
+        for category in errors.columns.unique("category"):
+            group = errors[category].sort_index(axis=1)
+            known = group.notna().to_numpy()
+            means = weights @ group.fillna(0.0).to_numpy() / np.maximum(weights @ known, 1e-9)
+            inside = np.abs(means) <= np.log1p(tolerance)
+            first = np.where(inside.any(axis=1), group.columns.to_numpy()[inside.argmax(axis=1)], np.inf)
+            slowest = np.maximum(slowest, first)
+        low, high = np.quantile(slowest[1:], [0.025, 0.975], method="nearest")
+        rows[where] = Interval(float(slowest[0]), float(low), float(high))
+    return pd.Series(rows, name="observations").rename_axis(["scenario", "estimator"])
 
-    def recovered(group: pd.Series) -> float:
-        late = group[group].index.get_level_values("observations")
-        return 0.0 if late.empty else float("nan") if late.max() >= until else late.max() + 1.0
 
-    by_group = outside.groupby(level=["scenario", "estimator", "category"], sort=False).apply(recovered)
-    return by_group.groupby(level=["scenario", "estimator"], sort=False).apply(
-        lambda slowest: slowest.max(skipna=False)
-    )
+def settled_bias(replays: pd.DataFrame, change: int) -> pd.Series:
+    """Where estimates settle, over the truth, less 1: their mean over that of the outputs, in the second half of what
+    comes after the change; by scenario and estimator, the mean over seeds with its interval."""
+    late = replays[replays.position >= (change + replays.position.max() + 1) / 2]
+    sums = late.groupby(["scenario", "estimator", "seed"], sort=False)[["estimated_tokens", "actual_tokens"]].sum()
+    bias = sums.estimated_tokens / sums.actual_tokens - 1
+    return bias.groupby(level=["scenario", "estimator"], sort=False).agg(mean_interval)
 
 
 def steady_noise(replays: pd.DataFrame) -> pd.DataFrame:

@@ -39,7 +39,11 @@ def save_estimator(estimator: Estimator, path: str | Path) -> None:
     }
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, allow_nan=False))
+    text = json.dumps(content, allow_nan=False)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
     os.replace(partial, path)
 
 

@@ -1,6 +1,7 @@
 """What real vLLM made of the project's prompts: lengths to pin in other runs, or to replay through estimators."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,17 @@ from scipy.stats import kendalltau
 from driftsched_lib import results
 from driftsched_lib.drift_lab import replay
 from driftsched_lib.estimators import Estimator
+from driftsched_lib.experiment import load_engine
+from driftsched_lib.frontier import measures
 from driftsched_lib.params import Params
-from driftsched_lib.requests import Request
-from driftsched_lib.results import ResultsError
+from driftsched_lib.policies import ShortestJobFirst
+from driftsched_lib.requests import Estimate, Record, Request
+from driftsched_lib.results import EngineSpeed, ResultsError
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, serve
+from driftsched_lib.text_classifier import TextClassifier
+from driftsched_lib.tokens import WhitespaceCounter
+from driftsched_lib.validation import in_project
 from driftsched_lib.workloads import paper_load, prompt_digest
 
 
@@ -70,7 +79,8 @@ def paper_protocol(
     """Estimators on what real vLLM generated under the paper's protocol with whitespace accounting.
 
     Returns:
-        As `drift_lab.replays`; a `seed` is a calibrated run of the folder, each of which sampled its outputs anew.
+        As `drift_lab.replays`, with `run`, of calibrated runs of the folder: each sampled its outputs anew, but those
+        of one `seed` served the same requests.
 
     Parameters:
         estimators: by name, what makes one from `base_tokens`.
@@ -86,22 +96,89 @@ def paper_protocol(
             requests, lengths = recorded_load(results.read_table(run, "requests"), offered(run, manifest))
             for name, make in estimators.items():
                 table = replay(make(base_tokens=base_tokens), requests, lengths, delay)
-                tables.append(table.assign(estimator=name, scenario="paper", seed=run.name))
+                tables.append(table.assign(estimator=name, scenario="paper", seed=setting["seed"], run=run.name))
     return pd.concat(tables, ignore_index=True)
 
 
+def mean_of_the_others(lengths: pd.DataFrame) -> pd.Series:
+    """For each output, the mean of all other outputs of the same prompt (tokens); NaN where there are none.
+
+    Parameters:
+        lengths: of `record_lengths`.
+    """
+    by_prompt = lengths.groupby("prompt_digest").output_tokens
+    return (by_prompt.transform("sum") - lengths.output_tokens) / (by_prompt.transform("count") - 1)
+
+
 def known_from_the_prompt(lengths: pd.DataFrame) -> pd.Series:
-    """MAE and Kendall's tau of one who knows what each prompt came to all the other times: a floor for estimators.
+    """MAE, Kendall's tau and share of the variance explained of one who knows what each prompt came to all the other
+    times: a floor for estimators.
 
     Sampling makes outputs of one prompt differ, and nothing that is known at admission tells by how much.
 
     Parameters:
         lengths: of `record_lengths`; a prompt that came once is left out.
     """
-    by_prompt = lengths.groupby("prompt_digest").output_tokens
-    others = (by_prompt.transform("sum") - lengths.output_tokens) / (by_prompt.transform("count") - 1)
+    others = mean_of_the_others(lengths)
     known = others.notna()
     actual, expected = lengths.output_tokens[known], others[known]
     return pd.Series(
-        {"mae_tokens": (expected - actual).abs().mean(), "kendall_tau": kendalltau(expected, actual).statistic}
+        {
+            "mae_tokens": (expected - actual).abs().mean(),
+            "kendall_tau": kendalltau(expected, actual).statistic,
+            "variance_explained": 1 - ((expected - actual) ** 2).mean() / actual.var(ddof=0),
+        }
     )
+
+
+class PromptMean:
+    """Knows what each prompt came to all the other times, and nothing of this one: what no estimator can beat by much.
+
+    Parameters:
+        expected: tokens by request id, of `mean_of_the_others`; a prompt that came once is taken for its limit.
+    """
+
+    state_ = None
+
+    def __init__(self, expected: Mapping[str, float]):
+        self.expected = expected
+
+    def estimate(self, request: Request) -> Estimate:
+        expected = self.expected[request.request_id]
+        length = request.max_tokens if isnan(expected) else max(1, round(expected))
+        return Estimate(length, request.input_tokens + length, 1.0, length)
+
+    def observe(self, request: Request, output_tokens: int) -> None:
+        """There is nothing to learn."""
+
+
+def served_by_prompt_means(params: Params, speed: EngineSpeed) -> pd.DataFrame:
+    """`frontier.measures` of SJF on `PromptMean`, a row a seed, beside the runs that have the same parameters.
+
+    Parameters:
+        params: of simulated runs at recorded lengths.
+        speed: as the results folder of those runs has it.
+    """
+    lengths = pd.read_parquet(in_project(str(params.recorded_lengths)))
+    lengths = lengths.assign(expected=mean_of_the_others(lengths))
+    rows = []
+    for seed in params.seeds:
+        own = lengths[lengths.seed == seed]
+        expected = dict(zip(own.request_id.astype(str), own.expected, strict=True))
+        records: list[Record] = []
+        scheduler = Scheduler(
+            ShortestJobFirst(), PromptMean(expected), WhitespaceCounter(), TextClassifier(), records.append
+        )
+        [load] = paper_load(params, seed, speed.capacity_tokens_per_s)
+        serve(load.requests, scheduler, load_engine(params), ContinuousBatching())
+        rows.append({"seed": seed, "estimator": "prompt mean"} | measures(results.requests_table(records), speed))
+    return pd.DataFrame(rows)
+
+
+def natural_loads(params_file: str | Path, scenario: str, seeds: Iterable[int]) -> Iterator[list[Request]]:
+    """The requests whose natural outputs were recorded under a scenario, in the order of their ids, seed by seed."""
+    params = Params.load(params_file).model_dump()
+    params["workload"]["drift"] = scenario
+    for seed in seeds:
+        loads = paper_load(Params.parse(params, str(params_file)), int(seed), capacity_tokens_per_s=1.0)
+        yield [request for load in loads for request in load.requests]

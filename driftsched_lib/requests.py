@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import final
 
 TIERS = ("premium", "standard", "batch")
@@ -53,13 +54,14 @@ class Request:
         pinned_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
         deadline_s: a request still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
+        temperature: of its sampling; None for the engine's.
         dispatch_s: when it was first given to the engine.
         made_tokens, first_token_s: of a request that was preempted, the output tokens that it had by then, and when the
             first of them came.
         preemptions: how often the policy took its slot back.
 
     Raises:
-        ValueError: an unknown tier, or a length below one token.
+        ValueError: an unknown tier, a length below one token, or a temperature that is none.
     """
 
     request_id: str
@@ -73,6 +75,7 @@ class Request:
     pinned_tokens: int | None = None
     deadline_s: float | None = None
     cancel_s: float | None = None
+    temperature: float | None = None
 
     category: str = ""
     input_tokens: int = 0
@@ -89,6 +92,8 @@ class Request:
             raise ValueError(f"request {self.request_id!r}: tier is {self.tier!r}, it may be one of {', '.join(TIERS)}")
         if self.max_tokens < 1 or (self.pinned_tokens is not None and self.pinned_tokens < 1):
             raise ValueError(f"request {self.request_id!r}: an output length is at least one token")
+        if self.temperature is not None and not 0 <= self.temperature < inf:
+            raise ValueError(f"request {self.request_id!r}: temperature is {self.temperature}, it must be at least 0")
 
 
 @final

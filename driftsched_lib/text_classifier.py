@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.estimators.features import ends
 from driftsched_lib.prompts import CATEGORIES, STYLES, TEMPLATES, TOPICS, build_prompt
 
 _TOKENS = re.compile(r"\w+|\?")
@@ -20,7 +21,8 @@ class TextClassifier:
     """Logistic regression on which words a prompt holds, and whether it holds a question mark.
 
     scikit-learn trains it, in about a tenth of a second, on the project's prompts; serving is a sum of weights a word,
-    which takes a hundredth of the time of the pipeline's own `predict`.  Words that it does not know count for nothing.
+    which takes a hundredth of the time of the pipeline's own `predict`.  Words that it does not know count for nothing,
+    nor does the middle of a long prompt (`features.ends`).
 
     Parameters:
         topics, templates: what it is trained on; None for all.  Templates are numbers, the same in each category.
@@ -36,7 +38,7 @@ class TextClassifier:
 
     def classify(self, prompt: str) -> str:
         scores = list(self._intercepts)
-        for word in set(_tokens(prompt)):
+        for word in set(_tokens(ends(prompt))):
             for i, weight in enumerate(self._weights.get(word, ())):
                 scores[i] += weight
         return self.categories[scores.index(max(scores))]

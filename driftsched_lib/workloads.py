@@ -126,7 +126,7 @@ def classified_prompts() -> pd.DataFrame:
 
 def _drifted(params: Params, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoad]:
     """The same phases under the scenario, which spans all of them."""
-    form = "wording" if params.output_length == "natural" else "lengths"
+    form = "natural" if params.output_length == "natural" else "lengths"
     requests = [request for load in loads for request in load.requests]
     changed = iter(drifted(requests, params.workload.drift, seed, params.max_tokens, form))
     return [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]

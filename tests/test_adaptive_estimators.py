@@ -22,9 +22,10 @@ from driftsched_lib.estimators import (
 )
 from driftsched_lib.estimators.base import LEAST_VARIANCE
 from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
-from driftsched_lib.estimators.features import SLOTS, named, word_slots
+from driftsched_lib.estimators.features import READ, SLOTS, _named, ends, named, word_slots
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.estimators.pooled import AgedMean, Category
+from driftsched_lib.estimators.regression import PRIOR_VARIANCE
 
 BASES = {"summary": 100}
 NUMBERS = st.floats(-5, 5)
@@ -112,12 +113,17 @@ def test_false_alarms_are_as_rare_as_they_are_said_to_be():
     assert 100_000 / alarms == pytest.approx(1300, rel=0.35)
 
 
-@given(values=st.lists(st.floats(-0.3, 0.3), min_size=1, max_size=30))
-def test_a_level_that_does_not_drift_is_the_mean_of_its_values(values):
-    """With the prior wide, the first gains are 1, 1/2, 1/3 ... as of a mean; the noise's own learning only scales."""
-    level = LocalLevel(variance=1e9, noise=1e-3)
-    level.learn(values[0], 0.0, 1e-9)
-    assert level.level == pytest.approx(values[0], abs=1e-6)
+def test_a_level_that_does_not_drift_is_about_the_mean_of_its_values():
+    """With the prior wide and next to no drift, gains are 1, 1/2, 1/3 ... as of a mean; that the noise is learnt
+    meanwhile weighs them a little differently."""
+    values = np.random.default_rng(0).normal(0.5, 0.3, 200).tolist()
+    level = LocalLevel(variance=1e6, noise=0.09, gain=1e-6)
+    for i, value in enumerate(values, 1):
+        level.learn(value - level.level, 0.0, 1e-6)
+        level.gain = 1e-6
+        if i in (1, 5, 200):
+            assert level.level == pytest.approx(np.mean(values[:i]), abs=0.03)
+    assert level.variance == pytest.approx(level.noise / 200, rel=0.5)
 
 
 @pytest.mark.parametrize("kind", [PageHinkley, Kalman])
@@ -159,10 +165,18 @@ def test_regression_learns_words_tenants_and_hours():
     assert accuracy(table[1000:]).mae_tokens < 0.8 * accuracy(blind[1000:]).mae_tokens
 
 
-def test_features_are_the_same_in_every_process_and_long_prompts_cost_no_more():
+def test_features_are_the_same_in_every_process_and_of_long_prompts_only_the_ends_are_read():
     assert word_slots("Explain TLS.") == word_slots("explain tls")
     assert word_slots("Explain TLS.") == (1610, 1943)
-    assert len(word_slots(" ".join(f"word{i}x" for i in range(10_000)))) <= 32
+    long = " ".join(f"word{i}x" for i in range(10_000))
+    assert len(ends(long)) == 2 * READ + 1 and len(word_slots(ends(long))) == 16
+    assert {word_slots("word0x")[0], word_slots("word9999x")[0]} <= set(named(request(prompt=long)))
+    assert named(request(prompt=long)) == named(request(prompt=long[:1000] + "middle" + long[-1000:]))
+    assert named(request(prompt=long)) != named(request(prompt="other " + long))
+    _named.cache_clear()
+    named(request(prompt=long))
+    named(request(prompt=long[:2000] + long[-2000:]))
+    assert _named.cache_info().currsize == 1  # what is kept is what was read
     assert word_slots("Request 17") == word_slots("Request 99")
     assert all(0 <= slot < SLOTS for slot in named(request()))
 
@@ -175,6 +189,15 @@ def test_the_tail_inflated_expectation_against_drawing(location, scale, cap, bet
     draws = np.sort(np.minimum(location * np.exp(scale * t.ppf((np.arange(20_000) + 0.5) / 20_000, 3.5)), cap))
     expected = draws.mean() + beta * draws[-2000:].mean()
     assert estimator._expect(request(max_tokens=cap), 1) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_feature_that_is_always_zero_is_no_less_known_than_at_first():
+    estimator = Regression(BASES)
+    for i in range(300):
+        midnight = request(i=i)
+        midnight.arrival_s = 0.0  # the sine of the hour is 0
+        estimator.observe(midnight, 100 + i % 50)
+    assert estimator.state_.weights.variances[2] == PRIOR_VARIANCE == max(estimator.state_.weights.variances)
 
 
 def test_the_scale_of_the_tail_is_found():

@@ -1,5 +1,6 @@
 """Drift scenarios: seeded, made as they say, in both forms; and the lab's measures, by hand."""
 
+from functools import partial
 from math import log
 
 import numpy as np
@@ -7,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau
 
+from driftsched_lib.comparison import Interval
 from driftsched_lib.corpus import TOPIC_FACTORS
-from driftsched_lib.drift import FACTOR, MEDIAN_SHARE, SCENARIOS, SPREAD, drifted
+from driftsched_lib.drift import FACTOR, HOT, HOT_SPREAD, MEDIAN_SHARE, SCENARIOS, SPREAD, abrupt, drifted
 from driftsched_lib.drift_lab import (
     accuracy,
     accuracy_table,
@@ -20,9 +22,10 @@ from driftsched_lib.drift_lab import (
     probe_paths,
     replay,
     replays,
+    settled_bias,
     steady_noise,
 )
-from driftsched_lib.estimators import BASE_TOKENS, Kalman, Oracle, PaperEstimator
+from driftsched_lib.estimators import BASE_TOKENS, Kalman, Oracle, PaperEstimator, Pooled
 from driftsched_lib.params import Params, WorkloadParams
 from driftsched_lib.workloads import paper_load
 
@@ -37,7 +40,7 @@ def lengths(requests):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-@pytest.mark.parametrize("form", ["lengths", "wording"])
+@pytest.mark.parametrize("form", ["lengths", "natural"])
 @pytest.mark.parametrize("label_prefix", [True, False])
 def test_number_order_and_times_stay_and_a_seed_gives_the_same_again(name, form, label_prefix):
     load = load_of(label_prefix)
@@ -46,7 +49,8 @@ def test_number_order_and_times_stay_and_a_seed_gives_the_same_again(name, form,
         (r.request_id, r.arrival_s, r.phase) for r in load
     ]
     assert changed == drifted(load_of(label_prefix), name, 7, BASE_TOKENS, form)
-    assert changed != drifted(load, name, 8, BASE_TOKENS, form) or form == "wording"
+    drawn = form == "lengths" or name in ("gradual", "recurring", "mix_shift", "new_tenant", "noisy_neighbour")
+    assert (changed != drifted(load, name, 8, BASE_TOKENS, form)) == drawn
     for request in changed:
         assert request.max_tokens == BASE_TOKENS[request.job_type]
         assert request.prompt.startswith("Request ID") == label_prefix
@@ -126,13 +130,34 @@ def test_who_asks_for_what_changes():
 
 def test_wording_follows_the_drift():
     def style_shares(name, part):
-        prompts = [request.prompt for request in drifted(load_of(), name, 7, BASE_TOKENS, "wording")][part]
+        prompts = [request.prompt for request in drifted(load_of(), name, 7, BASE_TOKENS, "natural")][part]
         return [np.mean([prompt.endswith(style) for prompt in prompts]) for style in ("Be brief.", "Go into depth.")]
 
     assert style_shares("stationary", slice(None)) == [0, 0]
     assert style_shares("gradual", slice(-100, None)) == [0, 1]
     terse, verbose = style_shares("recurring", slice(None))
     assert terse == pytest.approx(0.32, abs=0.08) and verbose == pytest.approx(0.32, abs=0.08)  # mean of |sin| / 2
+
+
+def test_a_hotter_half_is_sampled_at_another_temperature_or_spreads_more():
+    load = load_of(requests=1500)
+    made = [request.temperature for request in drifted(load, "hotter", 7, BASE_TOKENS, "natural")]
+    assert made == [None] * 750 + [HOT] * 750
+    assert [request.temperature for request in drifted(load, "hotter", 7, BASE_TOKENS)] == [None] * 1500
+    medians = lengths(drifted(load, "hotter", 7, BASE_TOKENS, spread=0.0))
+    logs = np.log(lengths(drifted(load, "hotter", 7, BASE_TOKENS, spread=0.1)) / medians)
+    early, late = logs[:750][medians[:750] > 50], logs[750:][medians[750:] > 50]
+    assert np.std(early) == pytest.approx(0.1, rel=0.1) and np.std(late) == pytest.approx(0.1 * HOT_SPREAD, rel=0.1)
+
+
+def test_where_a_change_comes_and_how_large_it_is_can_be_said():
+    load = load_of()
+    still = lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0))
+    early = partial(abrupt, at=0.2, change={"summary": -1.0})
+    ratios = lengths(drifted(load, early, 7, BASE_TOKENS, spread=0.0, factor=3.0)) / still
+    summary = np.array([request.job_type == "summary" for request in load])
+    assert ratios[:120] == pytest.approx(1) and ratios[~summary] == pytest.approx(1)
+    assert ratios[120:][summary[120:]] == pytest.approx(1 / 3, rel=0.1)
 
 
 def test_what_cannot_drift_is_refused():
@@ -202,15 +227,56 @@ def test_tables_of_many_replays():
     assert 0 < noise["kalman"].estimate < 0.3
 
 
+def paths_of(errors, category="summary", scenario="abrupt", estimator="ema"):
+    """Rows of `probe_paths`: a list of log errors a seed, by observation."""
+    rows = [
+        (scenario, estimator, category, seed, i, i, error)
+        for seed, run in enumerate(errors)
+        for i, error in enumerate(run)
+    ]
+    return pd.DataFrame(
+        rows, columns=["scenario", "estimator", "category", "seed", "position", "observations", "log_error"]
+    )
+
+
 def test_recovery_by_hand():
-    """Of a change, 0.9 ** k is left after k observations."""
-    table = replays({"ema": PaperEstimator}, ["abrupt"], [1], requests=40)
-    constant = table.assign(category="summary", position=range(40))
-    errors = np.where(np.arange(40) < 20, 0.0, 0.9 ** (np.arange(40) - 20))
-    constant["probe_tokens"] = 1000 * np.exp(errors * (errors > 0.01))
-    constant.loc[constant.position >= 30, "probe_tokens"] = 1000.0
-    paths = probe_paths(constant, change=20)
+    """Of a change, 0.9 ** k is left after k observations; what comes later, noise, does not count."""
+    decay = [0.9**k for k in range(20)]
+    tolerance = np.expm1(0.5)  # 0.9 ** 6 > 0.5 > 0.9 ** 7
+    assert observations_to_recover(paths_of([decay]), tolerance)["abrupt", "ema"] == Interval(7, 7, 7)
+    noisy = [*decay[:10], 5.0, *decay[11:]]
+    assert observations_to_recover(paths_of([noisy] * 3), tolerance)["abrupt", "ema"].estimate == 7
+    slow = [0.95**k for k in range(20)]  # 0.95 ** 13 > 0.5 > 0.95 ** 14
+    both = pd.concat([paths_of([decay]), paths_of([slow], "report")])
+    assert observations_to_recover(both, tolerance)["abrupt", "ema"].estimate == 14
+    assert observations_to_recover(paths_of([[1.0] * 20]), tolerance)["abrupt", "ema"].estimate == np.inf
+    mixed = observations_to_recover(paths_of([decay] * 5 + [slow] * 5), tolerance)["abrupt", "ema"]
+    assert 7 <= mixed.low < mixed.estimate < mixed.high <= 14
+
+
+def test_more_seeds_do_not_make_recovery_longer():
+    """The last time that a noisy mean is outside did."""
+    rng = np.random.default_rng(0)
+    runs = 0.7 * 0.8 ** np.arange(100) + 0.1 * rng.standard_normal((60, 100))
+    few, many = (observations_to_recover(paths_of(part))["abrupt", "ema"] for part in (runs[:20], runs))
+    assert abs(few.estimate - many.estimate) <= 2 and 8 <= many.low <= many.high <= 12  # 0.7 * 0.8 ** 9 < log(1.1)
+
+
+def test_a_path_counts_what_was_observed_of_the_group_since_the_change():
+    table = replays({"ema": PaperEstimator}, ["abrupt"], [1], requests=40).assign(category="summary")
+    table["probe_tokens"] = [100.0] * 20 + [300.0] * 10 + [150.0] * 10
+    paths = probe_paths(table, change=20)
     assert paths.observations.tolist() == list(range(20))
-    assert observations_to_recover(paths, tolerance=np.expm1(0.5))["abrupt", "ema"] == 7  # 0.9 ** 6 > 0.5 > 0.9 ** 7
-    delayed = probe_paths(constant, change=20, delay=5)
-    assert delayed.observations.tolist() == [0] * 5 + list(range(15))
+    assert np.exp(paths.log_error).round(6).tolist() == [2.0] * 10 + [1.0] * 10
+    assert probe_paths(table, change=20, delay=5).observations.tolist() == [0] * 5 + list(range(15))
+    newcomer = table.assign(scenario="new_tenant", tenant=["tenant-a", "tenant-new"] * 20)
+    assert probe_paths(newcomer, change=20).observations.tolist() == [i // 2 for i in range(20)]
+    late = table.assign(estimated_tokens=110, actual_tokens=100)
+    assert settled_bias(late, change=20)["abrupt", "ema"].estimate == pytest.approx(0.1)
+
+
+def test_the_probe_is_the_newcomers_where_they_are_the_change():
+    table = replays({"pooled": Pooled}, ["new_tenant"], [1], requests=800)
+    late = table[(table.category == "summary") & (table.position > 700)]
+    old = late[late.tenant != "tenant-new"].estimated_tokens.mean()
+    assert late.probe_tokens.mean() > 1.3 * old

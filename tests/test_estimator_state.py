@@ -136,8 +136,36 @@ def test_numbers_out_of_range_are_refused(tmp_path):
     content = json.loads(path.read_text())
     content["state"]["levels"]["summary"]["variance"] = -1.0
     path.write_text(json.dumps(content))
-    with pytest.raises(EstimatorStateError, match=r"state.levels.summary: .*variance -1.0"):
+    with pytest.raises(EstimatorStateError, match=r"state.levels.summary.variance: .* greater than 0"):
         load_estimator(path)
+
+
+@pytest.mark.parametrize("bad", [1e6, -1e6, 1e300, 0, 10**30], ids=repr)
+def test_a_number_that_is_absurd_is_refused_or_can_be_used(saved, bad, tmp_path):
+    """Every number of every file in turn."""
+    path, load, refused = tmp_path / "state.json", lab_load("abrupt", seed=2, requests=40), 0
+    for place in places(json.loads(saved)):
+        content = json.loads(saved)
+        value = content
+        for name in place:
+            value = value[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        put(content, place, bad)
+        path.write_text(json.dumps(content))
+        try:
+            estimator = load_estimator(path)
+        except EstimatorStateError:
+            refused += 1
+            continue
+        for request in load:
+            estimate = estimator.estimate(request)
+            assert 0 <= estimate.low_tokens <= estimate.high_tokens, place
+            assert estimate.quantiles is None or min(estimate.quantiles) >= 0, place
+            estimator.observe(request, request.pinned_tokens)
+        save_estimator(estimator, path)
+        load_estimator(path)
+    assert refused >= 1 or bad == 0
 
 
 def test_a_state_that_cannot_be_read_back_is_never_written(tmp_path):
@@ -151,3 +179,11 @@ def test_a_state_that_cannot_be_read_back_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="object is none of the estimators"):
         save_estimator(object(), path)
     assert path.read_text() == before
+
+
+def test_a_state_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("os.fsync", lambda number: calls.append("fsync"))
+    monkeypatch.setattr("os.replace", lambda source, target: calls.append("replace"))
+    save_estimator(Kalman(), tmp_path / "state.json")
+    assert calls == ["fsync", "replace"]

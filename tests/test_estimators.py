@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ LENGTHS = st.lists(st.integers(0, 10_000_000), max_size=60)
 
 
 def request(category="summary", tier="standard", input_tokens=100):
-    request = make_request(1, tier=tier)
+    request = make_request(1, tier=tier, max_tokens=10_000)
     request.category, request.input_tokens = category, input_tokens
     return request
 
@@ -80,6 +81,8 @@ def test_bad_parameters_are_refused():
         {"base_tokens": {"summary": 0}},
         {"safety": {"premium": 1}},
         {"input_scale": 0.0},
+        {"max_input_factor": -1.0},
+        {"safety": {"premium": -1.0, "standard": 1.0, "batch": 1.0}},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PaperEstimator(**bad)
@@ -139,6 +142,31 @@ def test_an_impossible_length_is_refused_and_nothing_is_learnt_from_it(name, len
     with pytest.raises(ValueError, match="request '9': .* output tokens observed, it must be a whole number"):
         estimator.observe(any_request(9), length)
     assert state_of(estimator) == before
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*product(("arrival_s", "input_tokens", "max_tokens"), (float("nan"), float("inf"), -1)), ("max_tokens", 0)],
+)
+def test_a_request_that_cannot_be_is_refused_and_nothing_is_learnt_from_it(name, field, value):
+    estimator = ESTIMATORS[name]()
+    estimator.observe(any_request(), 50)
+    before, bad = state_of(estimator), any_request(9)
+    setattr(bad, field, value)
+    for call in (estimator.estimate, lambda request: estimator.observe(request, 5)):
+        with pytest.raises(ValueError, match=f"request '9': {field} is {value}, it must be finite"):
+            call(bad)
+    assert state_of(estimator) == before
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_an_output_beyond_the_limit_is_taken_for_the_limit(name):
+    absurd, limit = ESTIMATORS[name](), ESTIMATORS[name]()
+    for i in range(12):
+        absurd.observe(any_request(i, max_tokens=512), 10_000_000)
+        limit.observe(any_request(i, max_tokens=512), 512)
+    assert state_of(absurd) == state_of(limit)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

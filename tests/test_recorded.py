@@ -1,17 +1,26 @@
 """Lengths that real vLLM's outputs came to, pinned on another engine or replayed through estimators."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from driftsched_lib import results
+from driftsched_lib.drift import HOT
 from driftsched_lib.estimators import Kalman
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
-from driftsched_lib.recorded import known_from_the_prompt, paper_protocol, record_lengths, recorded_load
+from driftsched_lib.recorded import (
+    known_from_the_prompt,
+    natural_loads,
+    paper_protocol,
+    record_lengths,
+    recorded_load,
+    served_by_prompt_means,
+)
 from driftsched_lib.requests import Request
 from driftsched_lib.results import ResultsError
 from driftsched_lib.validation import PROJECT, ParamsError
-from driftsched_lib.workloads import RecordedLengthsError, recorded_lengths
+from driftsched_lib.workloads import RecordedLengthsError, prompt_digest, recorded_lengths
 
 NATURAL = PROJECT / "params" / "smoke-natural.yaml"
 LENGTHS = "data/natural_lengths/smoke/stationary.parquet"
@@ -77,7 +86,7 @@ def test_the_reference_runs_are_replayed_as_they_were(tmp_path):
     requests and what they came to are."""
     folder = PROJECT / "data" / "reference_runs"
     replays = paper_protocol(folder, {"kalman": Kalman}, delay=0, most_runs=1)
-    run = results.read_table(folder / replays.seed[0], "requests")
+    run = results.read_table(folder / replays.run[0], "requests")
     assert replays.actual_tokens.sum() == run.actual_tokens.sum() and len(replays) == (run.outcome == "completed").sum()
     assert replays.category.value_counts().to_dict() == run.category.value_counts().to_dict()
 
@@ -86,3 +95,20 @@ def test_what_is_known_from_the_prompt_leaves_the_output_itself_out():
     lengths = pd.DataFrame({"prompt_digest": [1, 1, 1, 2, 2, 3], "output_tokens": [10, 20, 30, 5, 5, 99]})
     floor = known_from_the_prompt(lengths)
     assert floor.mae_tokens == pytest.approx((15 + 0 + 15 + 0 + 0) / 5)
+    actual = np.array([10, 20, 30, 5, 5])
+    assert floor.variance_explained == pytest.approx(1 - (15**2 * 2 / 5) / actual.var())
+
+
+def test_shortest_first_on_prompt_means_serves_the_same_requests(tmp_path):
+    params = pinned(estimators=["oracle"], calibration=[False], policies=["sjf"])
+    run_grid(params, tmp_path, jobs=1)
+    runs = served_by_prompt_means(params, results.load_speed(tmp_path))
+    assert runs.seed.tolist() == params.seeds and (runs.completed == 1).all() and (runs.p50_e2e_s > 0).all()
+
+
+def test_a_hotter_load_is_the_one_that_was_recorded():
+    lengths = pd.read_parquet(PROJECT / "data" / "natural_lengths" / "smoke" / "hotter.parquet")
+    for seed, requests in zip((1, 2), natural_loads(NATURAL, "hotter", (1, 2)), strict=True):
+        own = lengths[lengths.seed == seed].set_index("request_id")
+        assert [prompt_digest(request) for request in requests] == own.prompt_digest[range(len(requests))].tolist()
+        assert {request.temperature for request in requests} == {None, HOT}

@@ -75,6 +75,16 @@ def test_natural_outputs_end_by_themselves_or_at_their_limit(serve_all):
     assert frame.groupby("job_type").output_tokens.mean().nunique() > 1
 
 
+def test_a_request_is_sampled_at_its_own_temperature_or_the_engines(engine, monkeypatch):
+    asked, load = [], requests()[:2]
+    load[1].temperature = 1.6
+    monkeypatch.setattr(engine._llm, "add_request", lambda _, prompt, params: asked.append(params.temperature))
+    for request in load:
+        engine.add(request)
+    engine._in_flight.clear()
+    assert asked == [engine.temperature, 1.6]
+
+
 def test_every_iteration_has_a_row(engine, serve_all):
     frame = serve_all(requests(), ContinuousBatching())
     steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)

@@ -122,7 +122,7 @@ class VllmEngine:
 
     def add(self, request: Request) -> None:
         params = SamplingParams(
-            temperature=self.temperature,
+            temperature=self.temperature if request.temperature is None else request.temperature,
             max_tokens=request.pinned_tokens or request.max_tokens,
             min_tokens=request.pinned_tokens or 0,
             detokenize=False,

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, log
-from typing import Any, Protocol, final
+from math import exp, inf, isfinite, log
+from typing import Annotated, Any, Protocol, final
+
+from pydantic import Field
 
 from driftsched_lib.requests import Estimate, Request
 
@@ -12,6 +14,17 @@ LONGEST = 10_000_000
 """Tokens; a longer output is taken for a fault of whoever counted it."""
 LEAST_VARIANCE = 1e-4
 """Of a log length, where an estimator divides by it: a spread of one percent."""
+HIGHEST_LOG = 20.0
+"""Of a log ratio that an estimator believes in: above that of `LONGEST`, and far below what overflows."""
+MOST_LOG = 100.0
+"""Of a part of one, which others may cancel."""
+
+_KNOWN = {"arrival_s": 0, "input_tokens": 0, "max_tokens": 1}
+
+# The types of what is learnt say what each number may be, and `estimator_state` reads no file that holds another.
+LogRatio = Annotated[float, Field(ge=-MOST_LOG, le=MOST_LOG)]
+Variance = Annotated[float, Field(gt=0, le=1e6)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
 @final
@@ -32,7 +45,7 @@ class Estimator(Protocol):
     and mappings, so that one function can write any estimator to a file (`estimator_state`).
 
     `observe` returns what changed where the estimator is one bias a category, else None.  Both raise ValueError, which
-    names the request, for a category without a base and for a length that is no whole number from 0 to `LONGEST`.
+    names the request, and learn nothing, for what `checked_base` and `checked_length` refuse.
     """
 
     state_: Any
@@ -49,8 +62,16 @@ def checked_bases(base_tokens: Mapping[str, int]) -> dict[str, int]:
     return dict(base_tokens)
 
 
-def base_of(base_tokens: Mapping[str, int], request: Request) -> int:
-    """The base of a request's category."""
+def checked_base(base_tokens: Mapping[str, int], request: Request) -> int:
+    """The base of a request's category, once the request is one that can be learnt from.
+
+    Raises:
+        ValueError: its category has no base, or a number known at admission is not finite, or too small for one.
+    """
+    for name, least in _KNOWN.items():
+        value = getattr(request, name)
+        if not least <= value < inf:
+            raise ValueError(f"request {request.request_id!r}: {name} is {value}, it must be finite, {least} or more")
     try:
         return base_tokens[request.category]
     except KeyError:
@@ -60,10 +81,17 @@ def base_of(base_tokens: Mapping[str, int], request: Request) -> int:
 
 
 def checked_length(request: Request, output_tokens: int) -> int:
-    """An observed length as an int; whole numbers of other types (numpy's, 12.0) are taken."""
+    """An observed length as an int; whole numbers of other types (numpy's, 12.0) are taken.
+
+    More than the request's limit is taken for the limit, where an engine stops: what was counted beyond it is the
+    counter's.
+
+    Raises:
+        ValueError: it is no whole number from 0 to `LONGEST`.
+    """
     try:
         if isfinite(output_tokens) and 0 <= output_tokens <= LONGEST and output_tokens == int(output_tokens):
-            return int(output_tokens)
+            return min(int(output_tokens), request.max_tokens)
     except TypeError:
         pass
     raise ValueError(
@@ -82,3 +110,14 @@ def in_range(name: str, value: float, low: float, high: float) -> float:
 def log_ratio(length: int, base: int) -> float:
     """log(length / base), what most estimators learn; an empty output counts as one token."""
     return log(max(length, 1) / base)
+
+
+def checked_sum(total: float, count: float) -> None:
+    """Refuses a sum of so many log ratios whose mean could be none."""
+    if not abs(total) <= MOST_LOG * count:
+        raise ValueError(f"{count} log ratios cannot sum to {total}")
+
+
+def grown(base: int, ratio: float) -> float:
+    """The length whose `log_ratio` is this, held within what a length can be."""
+    return base * exp(min(max(ratio, -HIGHEST_LOG), HIGHEST_LOG))

@@ -1,6 +1,11 @@
 """A change detector: the Page-Hinkley test, upwards and downwards."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from driftsched_lib.estimators.base import Count, checked_sum
 
 TOLERANCE = 0.5
 """Standard deviations; the test is quickest for changes of twice this."""
@@ -24,13 +29,12 @@ class RiseTest:
         count, total: number and sum of the values since it was last 0.
     """
 
-    excess: float = 0.0
-    count: int = 0
+    excess: Annotated[float, Field(ge=0, le=THRESHOLD)] = 0.0
+    count: Count = 0
     total: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.excess < 0 or self.count < 0:
-            raise ValueError(f"excess {self.excess} and count {self.count} must be at least 0")
+        checked_sum(self.total, self.count)
 
     def learn(self, residual: float, value: float) -> None:
         self.excess = max(0.0, self.excess + residual - TOLERANCE)

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
-from driftsched_lib.estimators.base import Feedback, base_of, checked_bases, checked_length
-from driftsched_lib.estimators.sliding import SlidingWindow
+from pydantic import Field
+
+from driftsched_lib.estimators.base import Feedback, checked_base, checked_bases, checked_length
+from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
 from driftsched_lib.requests import Estimate, Request
 
 MISS_RATE = 0.1
@@ -34,8 +36,8 @@ class AdaptiveInterval:
         ratios: the last outcomes over their points.
     """
 
-    level: float = MISS_RATE
-    ratios: SlidingWindow = field(default_factory=SlidingWindow)
+    level: Annotated[float, Field(ge=-1, le=HIGHEST_LEVEL)] = MISS_RATE
+    ratios: Lengths = field(default_factory=SlidingWindow)
 
     def bounds(self) -> tuple[float, float]:
         """Lowest and highest ratio; 0 and infinity where the level asks for more than the window can say."""
@@ -55,9 +57,9 @@ class ConformalEstimator(ABC):
     """What the estimators share that learn: checked input, and an adaptive interval a category around their point.
 
     A subclass says what it expects of a request and learns from its length; its `state_` holds `intervals`, from
-    `new_intervals`.  Whether an outcome was missed is judged by the interval that the request was given at admission,
-    for that is the one that has to hold, however long the request then was on its way.  A request that was given none
-    is judged by the interval of now.
+    `new_intervals`.  Whether an outcome was missed is judged by the interval that the request would be given now: the
+    one that it was given at admission is as old as the request was long on its way, and a level that follows stale
+    misses swings ever wider, the longer the queue.
 
     Parameters:
         base_tokens: tokens by category: what is expected before anything is observed.
@@ -80,19 +82,16 @@ class ConformalEstimator(ABC):
         """Take in that the output was `length` tokens long."""
 
     def estimate(self, request: Request) -> Estimate:
-        base = base_of(self.base_tokens, request)
+        base = checked_base(self.base_tokens, request)
         point = min(max(self._expect(request, base), 1.0), float(request.max_tokens))
         return self._around(request, point, round(point), point / base, base)
 
     def observe(self, request: Request, output_tokens: int) -> Feedback | None:
+        base = checked_base(self.base_tokens, request)
         length = checked_length(request, output_tokens)
-        base = base_of(self.base_tokens, request)
         interval = self.state_.intervals[request.category]
         point = max(self._expect(request, base), 1.0)
-        given = request.estimate
         low, high = _tokens(interval, point, request.max_tokens)
-        if given is not None and given.low_tokens is not None and given.high_tokens is not None:
-            low, high = given.low_tokens, given.high_tokens
         interval.learn(length / point, not low <= length <= high)
         return self._learn(request, base, length)
 

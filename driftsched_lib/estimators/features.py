@@ -9,34 +9,44 @@ from driftsched_lib.requests import Request
 SLOTS = 2048
 NUMBERS = 4
 """Numeric features, which come first: the constant slots 0 to 3."""
-MOST_WORDS = 32
+MOST_WORDS = 16
+READ = 128
+"""Characters at each end of a prompt, which hold those words unless they are very long."""
 
 
 def numeric(request: Request, base: int, day_s: float) -> tuple[float, ...]:
-    """Input length, limit over base, and the time of day as a point on a circle; each about -1 to 1."""
+    """Input length, limit over base, and the time of day as a point on a circle; each about -1 to 1.
+
+    The day is that of `arrival_s`: the clock's where that counts seconds since the epoch, as in a server, or the run's
+    where it counts from its beginning.
+    """
     angle = 2 * pi * request.arrival_s / day_s
     length = log(1 + request.input_tokens) / 4 - 1
     return length, log(request.max_tokens / base) / 4, sin(angle), cos(angle)
 
 
-def named(request: Request) -> list[int]:
-    """Slots of the category, the tenant, the tier, the tenant in this category, and the prompt's words."""
-    return [
-        _slot(f"category {request.category}"),
-        _slot(f"tenant {request.tenant}"),
-        _slot(f"tier {request.tier}"),
-        _slot(f"{request.category} of {request.tenant}"),
-        *word_slots(request.prompt),
-    ]
+def named(request: Request) -> tuple[int, ...]:
+    """Slots of the category, the tenant, the tier, the tenant in this category, and the words of the prompt."""
+    return _named(request.category, request.tenant, request.tier, ends(request.prompt))
 
 
-@lru_cache(maxsize=1024)
-def word_slots(prompt: str) -> tuple[int, ...]:
-    """Slots of the words of a prompt, numbers left out; of a long prompt, its first and last `MOST_WORDS` / 2."""
-    words = prompt.split()
+@lru_cache(maxsize=4096)
+def _named(category: str, tenant: str, tier: str, text: str) -> tuple[int, ...]:
+    names = (f"category {category}", f"tenant {tenant}", f"tier {tier}", f"{category} of {tenant}")
+    return *(_slot(name) for name in names), *word_slots(text)
+
+
+def ends(prompt: str) -> str:
+    """All that is read of a prompt, so that a long one costs no more, nor is it kept."""
+    return prompt if len(prompt) <= 2 * READ else f"{prompt[:READ]} {prompt[-READ:]}"
+
+
+def word_slots(text: str) -> tuple[int, ...]:
+    """Slots of the words of a text, numbers left out; of a long one, of its first and last `MOST_WORDS` / 2."""
+    words = text.lower().split()
     if len(words) > MOST_WORDS:
         words = words[: MOST_WORDS // 2] + words[-MOST_WORDS // 2 :]
-    stripped = {word.strip(".,:;?!").lower() for word in words}
+    stripped = {word.strip(".,:;?!") for word in words}
     return tuple(sorted({_slot(word) for word in stripped if not word.isdigit()}))
 
 

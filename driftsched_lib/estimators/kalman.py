@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, sqrt
+from typing import Annotated
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, in_range, log_ratio
+from pydantic import Field
+
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, LogRatio, Variance, grown, in_range, log_ratio
 from driftsched_lib.estimators.change import WILD, ChangeDetector
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.requests import Request
@@ -31,18 +34,12 @@ class LocalLevel:
         last: the last standardised innovation.
     """
 
-    level: float = 0.0
-    variance: float = 1.0
-    noise: float = 0.1
-    gain: float = 0.05
-    last: float = 0.0
+    level: LogRatio = 0.0
+    variance: Variance = 1.0
+    noise: Variance = 0.1
+    gain: Annotated[float, Field(gt=0, le=MOST_GAIN)] = 0.05
+    last: Annotated[float, Field(ge=-WILD, le=WILD)] = 0.0
     detector: ChangeDetector = field(default_factory=ChangeDetector)
-
-    def __post_init__(self) -> None:
-        if self.variance <= 0 or self.noise <= 0 or not 0 < self.gain <= MOST_GAIN:
-            raise ValueError(
-                f"variance {self.variance} and noise {self.noise} must be above 0, gain {self.gain} at most {MOST_GAIN}"
-            )
 
     def learn(self, innovation: float, others: float, least_gain: float) -> float:
         """Move the level; returns the variance that was expected of the innovation.
@@ -94,7 +91,7 @@ class Kalman(ConformalEstimator):
         self.state_ = KalmanState(levels, new_intervals(self.base_tokens))
 
     def _expect(self, request: Request, base: int) -> float:
-        return base * exp(self.state_.levels[request.category].level)
+        return grown(base, self.state_.levels[request.category].level)
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         level = self.state_.levels[request.category]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from driftsched_lib.estimators.base import BASE_TOKENS, base_of, checked_bases, checked_length
+from driftsched_lib.estimators.base import BASE_TOKENS, checked_base, checked_bases, checked_length
 from driftsched_lib.requests import Estimate, Request
 
 
@@ -21,13 +21,12 @@ class Oracle:
         self.base_tokens = checked_bases(base_tokens)
 
     def estimate(self, request: Request) -> Estimate:
-        length = request.pinned_tokens
+        base, length = checked_base(self.base_tokens, request), request.pinned_tokens
         if length is None:
             raise ValueError(f"request {request.request_id!r}: the oracle knows pinned output lengths alone")
-        base = base_of(self.base_tokens, request)
         return Estimate(length, request.input_tokens + length, length / base, base, length, length, (float(length),))
 
     def observe(self, request: Request, output_tokens: int) -> None:
         """There is nothing to learn."""
+        checked_base(self.base_tokens, request)
         checked_length(request, output_tokens)
-        base_of(self.base_tokens, request)

@@ -2,9 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp, sqrt
+from math import sqrt
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, in_range, log_ratio
+from driftsched_lib.estimators.base import (
+    BASE_TOKENS,
+    LEAST_VARIANCE,
+    Count,
+    LogRatio,
+    Variance,
+    grown,
+    in_range,
+    log_ratio,
+)
 from driftsched_lib.estimators.change import WILD, ChangeDetector
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.requests import Request
@@ -16,14 +25,10 @@ VARIANCE_GAIN = 0.05
 class WatchedMean:
     """A running mean of log(length / base), the variance around it, and the detector that watches it."""
 
-    mean: float = 0.0
-    count: int = 0
-    variance: float = 0.25
+    mean: LogRatio = 0.0
+    count: Count = 0
+    variance: Variance = 0.25
     detector: ChangeDetector = field(default_factory=ChangeDetector)
-
-    def __post_init__(self) -> None:
-        if self.count < 0 or self.variance <= 0:
-            raise ValueError(f"count is {self.count}, at least 0, and variance {self.variance}, above 0")
 
     def learn(self, value: float, least_gain: float) -> None:
         residual = value - self.mean
@@ -64,7 +69,7 @@ class PageHinkley(ConformalEstimator):
         self.state_ = PageHinkleyState(means, new_intervals(self.base_tokens))
 
     def _expect(self, request: Request, base: int) -> float:
-        return base * exp(self.state_.means[request.category].mean)
+        return grown(base, self.state_.means[request.category].mean)
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         self.state_.means[request.category].learn(log_ratio(length, base), self.least_gain)

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from driftsched_lib.estimators.base import BASE_TOKENS, Feedback, base_of, in_range
+from pydantic import Field
+
+from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST, Feedback, checked_base, in_range
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.requests import TIERS, Estimate, Request
 
@@ -14,7 +17,7 @@ SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 class PaperState:
     """The bias and the interval of each category."""
 
-    bias: dict[str, float]
+    bias: dict[str, Annotated[float, Field(ge=0, le=LONGEST)]]
     intervals: dict[str, AdaptiveInterval]
 
 
@@ -49,22 +52,22 @@ class PaperEstimator(ConformalEstimator):
         input_scale: float = 1000.0,
     ):
         super().__init__(base_tokens)
-        if not 0 <= clip[0] < clip[1]:
-            raise ValueError(f"clip is {clip}, it must be two rising numbers, none below 0")
+        if not 0 <= clip[0] < clip[1] <= LONGEST:
+            raise ValueError(f"clip is {clip}, it must be two rising numbers from 0 to {LONGEST:,}")
         if set(safety) != set(TIERS):
             raise ValueError(f"safety is {dict(safety)}, it must name {', '.join(TIERS)}, each once")
         if not input_scale > 0:
             raise ValueError(f"input_scale is {input_scale}, it must be above 0")
-        self.safety = dict(safety)
+        self.safety = {tier: in_range(f"safety of {tier}", factor, 0, 1000) for tier, factor in safety.items()}
         self.calibrate = calibrate
         self.alpha = in_range("alpha", alpha, 0, 1)
         self.clip = clip
-        self.max_input_factor = max_input_factor
+        self.max_input_factor = in_range("max_input_factor", max_input_factor, 0, 1000)
         self.input_scale = input_scale
         self.state_ = PaperState(dict.fromkeys(self.base_tokens, 1.0), new_intervals(self.base_tokens))
 
     def estimate(self, request: Request) -> Estimate:
-        base = base_of(self.base_tokens, request)
+        base = checked_base(self.base_tokens, request)
         point = self._expect(request, base)
         return self._around(request, point, int(point), self.state_.bias[request.category], base)
 

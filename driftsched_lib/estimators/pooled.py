@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp
+from typing import Annotated
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, in_range, log_ratio
+from pydantic import Field
+
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, checked_sum, grown, in_range, log_ratio
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.requests import Request
@@ -17,8 +19,11 @@ LEAST_GAIN = 0.02
 class AgedMean:
     """A mean whose older observations weigh less, each `1 - gain` as much as the next; `count` is what they weigh."""
 
-    count: float = 0.0
+    count: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     total: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked_sum(self.total, self.count)
 
     def learn(self, value: float, gain: float) -> None:
         self.count = (1 - gain) * self.count + 1.0
@@ -30,7 +35,7 @@ class Category:
     """A category's level of log(length / base), and the variance of its tenants' deviations from it."""
 
     level: LocalLevel = field(default_factory=LocalLevel)
-    between: float = 0.05
+    between: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.05
 
     def deviation(self, own: AgedMean | None) -> tuple[float, float]:
         """Posterior mean and variance of a tenant's deviation, given the mean of those observed."""
@@ -78,7 +83,7 @@ class Pooled(ConformalEstimator):
     def _expect(self, request: Request, base: int) -> float:
         category = self.state_.categories[request.category]
         deviation, _ = category.deviation(self.state_.tenants.get(request.tenant, {}).get(request.category))
-        return base * exp(category.level.level + deviation)
+        return grown(base, category.level.level + deviation)
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         tenants, category = self.state_.tenants, self.state_.categories[request.category]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from driftsched_lib.estimators.base import BASE_TOKENS, in_range
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
-from driftsched_lib.estimators.sliding import SlidingWindow
+from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
 from driftsched_lib.requests import Estimate, Request
 
 
@@ -16,8 +16,8 @@ class QuantilesState:
     Tenants are in the order of their last observation, the oldest first.
     """
 
-    categories: dict[str, SlidingWindow]
-    tenants: dict[str, dict[str, SlidingWindow]]
+    categories: dict[str, Lengths]
+    tenants: dict[str, dict[str, Lengths]]
     intervals: dict[str, AdaptiveInterval]
 
 

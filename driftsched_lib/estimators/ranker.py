@@ -1,14 +1,17 @@
 """Learning to rank: a score that orders requests, and the lengths that the order stands for."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
+from typing import Annotated
 
-from driftsched_lib.estimators.base import BASE_TOKENS, in_range
+from pydantic import Field
+
+from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST, in_range
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.features import SLOTS, named
-from driftsched_lib.estimators.sliding import SlidingWindow
+from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
 from driftsched_lib.requests import Request
 
 RECENT = 64
@@ -19,33 +22,34 @@ OPPONENTS = 8
 class Finished:
     """A request that was observed: the slots of its features, and its length."""
 
-    slots: list[int]
-    length: int
+    slots: list[Annotated[int, Field(ge=0, lt=SLOTS)]]
+    length: Annotated[int, Field(ge=0, le=LONGEST)]
 
 
 @dataclass
 class RankerState:
     """A weight a slot, the last requests, the scores and lengths that map one to the other, and the intervals."""
 
-    weights: list[float]
-    recent: list[Finished]
+    weights: list[Annotated[float, Field(ge=-1e6, le=1e6)]]
+    recent: Annotated[list[Finished], Field(max_length=RECENT)]
     scores: SlidingWindow
-    lengths: SlidingWindow
+    lengths: Lengths
     intervals: dict[str, AdaptiveInterval]
 
     def __post_init__(self) -> None:
-        if any(not 0 <= slot < SLOTS for finished in self.recent for slot in finished.slots):
-            raise ValueError(f"recent: a slot is not from 0 to {SLOTS - 1}")
+        if len(self.scores) != len(self.lengths):
+            raise ValueError(f"{len(self.scores)} scores stand for {len(self.lengths)} lengths")
 
 
 class Ranker(ConformalEstimator):
     """A linear score that learns which of two requests is longer, mapped to tokens so that the order is kept.
 
     The features are the regression's, those that are not numbers.  Each observation is compared with `OPPONENTS` of the
-    last `RECENT`, by logistic regression on the difference of the features (RankNet: Burges et al., 2005, as in Fu et
-    al., Efficient LLM Scheduling by Learning to Rank, arXiv 2408.15792).  The i-th lowest of the last 100 scores stands
-    for the i-th shortest of the last 100 lengths, with straight lines between.  Shortest-first needs no more than the
-    order; as a length the point is coarse.
+    last `RECENT`, by logistic regression on the difference of the features (RankNet: Burges et al., Learning to Rank
+    Using Gradient Descent, 2005).  That shortest-first needs no more than the order is Fu et al.'s point (Efficient LLM
+    Scheduling by Learning to Rank, arXiv 2408.15792), who learn it offline and by a listwise loss, ListMLE.  The i-th
+    lowest of the last 100 scores stands for the i-th shortest of the last 100 lengths, with straight lines between; as
+    a length the point is coarse.
 
     Parameters:
         base_tokens: tokens by category: the estimate until there are ten observations.
@@ -88,8 +92,8 @@ class Ranker(ConformalEstimator):
             weights[slot] += own_move
         if len(state.recent) == RECENT:
             state.recent.pop(0)
-        state.recent.append(Finished(slots, length))
+        state.recent.append(Finished(list(slots), length))
 
-    def _score(self, slots: list[int]) -> float:
+    def _score(self, slots: Sequence[int]) -> float:
         weights = self.state_.weights
         return sum([weights[slot] for slot in slots])

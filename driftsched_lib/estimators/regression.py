@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp
+from typing import Annotated
 
-from driftsched_lib.estimators.base import BASE_TOKENS, in_range, log_ratio
+from pydantic import Field
+
+from driftsched_lib.estimators.base import BASE_TOKENS, LogRatio, grown, in_range, log_ratio
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.features import SLOTS, named, numeric
 from driftsched_lib.estimators.kalman import LocalLevel
@@ -15,16 +17,17 @@ PRIOR_VARIANCE = 0.02
 SHARE_OF_DRIFT = 0.03
 """The process noise of a weight over that of a level: a dozen features share in it, and what a word is worth hardly
 changes."""
-HIGHEST = 20.0
-"""Of an expected log ratio, far above all that is observed: it only keeps exp from overflowing."""
 
 
 @dataclass
 class Weights:
-    """The weights of the features and their variances, a slot each."""
+    """The weights of the features and their variances, a slot each; what never occurs is no less known than at first,
+    so the prior is also the most that drift makes of a variance."""
 
-    means: list[float] = field(default_factory=lambda: [0.0] * SLOTS)
-    variances: list[float] = field(default_factory=lambda: [PRIOR_VARIANCE] * SLOTS)
+    means: list[LogRatio] = field(default_factory=lambda: [0.0] * SLOTS)
+    variances: list[Annotated[float, Field(gt=0, le=PRIOR_VARIANCE)]] = field(
+        default_factory=lambda: [PRIOR_VARIANCE] * SLOTS
+    )
 
 
 @dataclass
@@ -62,10 +65,9 @@ class Regression(ConformalEstimator):
         self.state_ = RegressionState(Weights(), levels, new_intervals(self.base_tokens))
 
     def _expect(self, request: Request, base: int) -> float:
-        expected = self._log_ratio(request, named(request), numeric(request, base, self.day_s))
-        return base * exp(min(expected, HIGHEST))
+        return grown(base, self._log_ratio(request, named(request), numeric(request, base, self.day_s)))
 
-    def _log_ratio(self, request: Request, slots: list[int], numbers: tuple[float, ...]) -> float:
+    def _log_ratio(self, request: Request, slots: tuple[int, ...], numbers: tuple[float, ...]) -> float:
         means = self.state_.weights.means
         total = self.state_.levels[request.category].level
         for slot in slots:
@@ -75,6 +77,10 @@ class Regression(ConformalEstimator):
         return total
 
     def _learn(self, request: Request, base: int, length: int) -> None:
+        self._innovation(request, base, length)
+
+    def _innovation(self, request: Request, base: int, length: int) -> float:
+        """Learn from a length; returns the log of it over what was expected."""
         slots, numbers = named(request), numeric(request, base, self.day_s)
         level = self.state_.levels[request.category]
         means, variances = self.state_.weights.means, self.state_.weights.variances
@@ -86,8 +92,10 @@ class Regression(ConformalEstimator):
         for slot in slots:
             gain = variances[slot] / expected
             means[slot] += gain * innovation
-            variances[slot] += drift - gain * variances[slot]
+            variance = variances[slot] + drift - gain * variances[slot]
+            variances[slot] = variance if variance < PRIOR_VARIANCE else PRIOR_VARIANCE
         for slot, x in enumerate(numbers):
             gain = x * variances[slot] / expected
             means[slot] += gain * innovation
-            variances[slot] += drift - gain * x * variances[slot]
+            variances[slot] = min(variances[slot] + drift - gain * x * variances[slot], PRIOR_VARIANCE)
+        return innovation

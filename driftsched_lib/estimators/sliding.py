@@ -2,6 +2,9 @@
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 CAPACITY = 100
 SLICES = 10
@@ -17,7 +20,7 @@ class SlidingWindow:
         values: oldest first.
     """
 
-    values: list[float] = field(default_factory=list)
+    values: list[Annotated[float, Field(ge=-1e9, le=1e9)]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.values) > CAPACITY:
@@ -43,3 +46,13 @@ class SlidingWindow:
         """The middle values of `SLICES` equal slices, rising; None for fewer values than slices."""
         ordered = self.ordered
         return [ordered[i] for i in _MIDDLES[len(ordered)]] if len(ordered) >= SLICES else None
+
+
+def _none_below_zero(window: SlidingWindow) -> SlidingWindow:
+    if window.ordered and window.ordered[0] < 0:
+        raise ValueError(f"{window.ordered[0]} in a window of lengths")
+    return window
+
+
+Lengths = Annotated[SlidingWindow, AfterValidator(_none_below_zero)]
+"""A window whose values are lengths, or ratios of them."""

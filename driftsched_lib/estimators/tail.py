@@ -7,14 +7,14 @@ from math import log, sqrt
 import numpy as np
 from scipy.stats import t
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, in_range, log_ratio
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, Variance, in_range
 from driftsched_lib.estimators.regression import Regression, RegressionState
 from driftsched_lib.requests import Request
 
 DEGREES_OF_FREEDOM = 3.5
 TAIL = 0.1
 SCALE_GAIN = 0.05
-_HALF = 100
+_HALF = 32
 _LEVELS = (np.arange(_HALF) + 0.5) / _HALF
 _MIDDLES = t.ppf(np.concatenate([_LEVELS * (1 - TAIL), 1 - TAIL + _LEVELS * TAIL]), DEGREES_OF_FREEDOM)
 """Standard t values in the middle of slices of probability, as many in the tail as below it."""
@@ -26,7 +26,7 @@ _TAIL_MEAN = np.repeat([0.0, 1 / _HALF], _HALF)
 class TailState(RegressionState):
     """What the regression learns, and the squared scale of the log-t distribution a category."""
 
-    scales: dict[str, float]
+    scales: dict[str, Variance]
 
 
 class TailInflatedExpectation(Regression):
@@ -63,13 +63,12 @@ class TailInflatedExpectation(Regression):
 
     def _expect(self, request: Request, base: int) -> float:
         scale = sqrt(self.state_.scales[request.category])
-        lengths = np.minimum(super()._expect(request, base) * np.exp(scale * _MIDDLES), request.max_tokens)
-        return float(self._weights @ lengths)
+        logs = np.minimum(log(super()._expect(request, base)) + scale * _MIDDLES, log(request.max_tokens))
+        return float(self._weights @ np.exp(logs))
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         squared = self.state_.scales[request.category]
-        residual = log_ratio(length, base) - log(super()._expect(request, base) / base)
-        super()._learn(request, base, length)
+        residual = self._innovation(request, base, length)
         n = DEGREES_OF_FREEDOM
         weighed = (n + 1) * squared / (n * squared + residual**2) * residual**2
         self.state_.scales[request.category] = max(LEAST_VARIANCE, squared + SCALE_GAIN * (weighed - squared))

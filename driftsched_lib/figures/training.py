@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from driftsched_lib.comparison import select
 from driftsched_lib.figures.style import COLORS, legend_below
@@ -21,6 +22,8 @@ def training_curve(log: pd.DataFrame) -> Figure:
     axis.set_xlabel(f"step ({log.seconds.iloc[-1] / 60:.0f} minutes in all)")
     axis.set_ylabel("loss (nats a token)")
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter())
     return figure
 
 
