@@ -8,17 +8,18 @@ from io import BytesIO
 from pathlib import Path
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from driftsched_lib import results
-from driftsched_lib.comparison import mean, quantile, relative_change
+from driftsched_lib.comparison import intervals
 from driftsched_lib.drift import SCENARIOS
-from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.experiment import load_engine, measure_speed, serve_run
-from driftsched_lib.figures.explorer import explore, live_queue
+from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import POLICY_NAMES
 from driftsched_lib.metrics import latencies
 from driftsched_lib.params import Params
@@ -100,17 +101,18 @@ def simulate(params: Params, speed: EngineSpeed) -> Served:
 
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """How much B's E2E is above A's for the same requests, by tier, with 95% intervals; `metrics.latencies` each."""
-    columns = ["request_id", "tier", "e2e_s"]  # the others only cost time
-    both = pd.concat([a[columns].assign(side="A", seed=0), b[columns].assign(side="B", seed=0)])
-    rows = {}
+    both = a[["request_id", "tier", "e2e_s"]].merge(b[["request_id", "e2e_s"]], on="request_id")
+    both = both.iloc[both.request_id.astype(int).argsort()]
+    e2e_s, rows = both[["e2e_s_y", "e2e_s_x"]].to_numpy(float).T, {}
     for tier in ("all", *TIERS):
-        part = both if tier == "all" else both[both.tier == tier]
-        rows[tier] = {
-            name: f"{change.estimate:+.0%} [{change.low:+.0%}, {change.high:+.0%}]"
-            for name, statistic in {"mean": mean, "P50": quantile(0.5), "P99": quantile(0.99)}.items()
-            for change in [relative_change(part, "e2e_s", statistic, {"side": "B"}, {"side": "A"}, resamples=400)]
-        }
-    return pd.DataFrame(rows).T
+        run = e2e_s if tier == "all" else e2e_s[:, both.tier == tier]
+        changes = intervals([run], _mean_and_quantiles, lambda b, a: b / a - 1, resamples=400)
+        rows[tier] = [f"{change.estimate:+.0%} [{change.low:+.0%}, {change.high:+.0%}]" for change in changes]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "P50", "P99"])
+
+
+def _mean_and_quantiles(values: np.ndarray) -> np.ndarray:
+    return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
 
 
 class Explorer:
@@ -119,7 +121,8 @@ class Explorer:
     Parameters:
         params: of the real engine; a load's and a side's settings replace its own.
         profile: of the same engine, for the simulator.
-        out: the folder for real runs and saved settings.
+        out: the folder for saved settings (`*.yaml`), real runs (`real/`), and, as a saved setting is said to be run,
+            grids (`grids/`).
 
     Raises:
         ParamsError: the profile cannot be read, or does not fit the parameters.
@@ -134,6 +137,7 @@ class Explorer:
         self.speed = measure_speed(probe, load_engine(probe, log_steps=True))
         self.engine, self.engine_speed = None, None
         self.served: dict[str, Served] = {}
+        self.figure = SideBySide(2)
         self.load_controls = _load_controls()
         self.side_controls = {"A": _side_controls(Side("fifo")), "B": _side_controls(Side("sjf"))}
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", width="max-content"))
@@ -156,14 +160,14 @@ class Explorer:
             *self.load_controls.values(),
             *(c for side in self.side_controls.values() for c in side.values()),
         ):
-            control.observe(lambda change: self.update(), names="value")
+            control.observe(self._changed, names="value")
         self.update()
         gc.freeze()  # or each collection looks through all that was imported, a fifth of a second now and then
 
     def _column(self, name: str) -> widgets.Widget:
         buttons = [
-            _button(f"Run {name} on real vLLM", "play", lambda: self._say_errors_of(self.run_on_vllm, name)),
-            _button(f"Save {name} as YAML", "save", lambda: self._say_errors_of(self.save, name)),
+            _button(f"Run {name} on real vLLM", "play", lambda: self._say_errors_of(lambda: self.run_on_vllm(name))),
+            _button(f"Save {name} as YAML", "save", lambda: self._say_errors_of(lambda: self.save(name))),
         ]
         return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *self.side_controls[name].values(), widgets.HBox(buttons)])
 
@@ -190,7 +194,8 @@ class Explorer:
 
     def picture(self) -> bytes:
         """Both sides, simulated, as a PNG."""
-        return _png(explore({f"{name}: {self.side(name)}": (run.done, run.depth) for name, run in self.served.items()}))
+        runs = {f"{name}: {self.side(name)}": (run.done, run.depth) for name, run in self.served.items()}
+        return _png(self.figure.draw(runs))
 
     def differences(self) -> pd.DataFrame:
         """B's E2E against A's; see `paired_differences`."""
@@ -198,53 +203,68 @@ class Explorer:
 
     def save(self, name: str) -> Path:
         """Write a side's setting for the real engine, a file for `python -m driftsched_lib run`; where it is."""
-        folder = self._folder(name)
-        path = folder.with_name(f"{folder.name}.yaml")
+        path = self.out / f"{self._name(name)}.yaml"
         with results.writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         params = setting(self.real, self.load, self.side(name))
         results.write_text(path, yaml.safe_dump(params.model_dump(), sort_keys=False))
-        self._say(f"saved: python -m driftsched_lib run {path} --out {folder}")
+        self._say(f"saved: python -m driftsched_lib run {path} --out {self.out / 'grids' / path.stem}")
         return path
 
     def run_on_vllm(self, name: str) -> pd.DataFrame:
         """Serve a side on the real engine, with a live picture of its queue; E2E by tier, simulated and real (s).
 
-        The engine stays for the next time, the run in a folder of `out`.  To stop a run, interrupt the kernel.
+        The engine stays for the next time, the run in a folder of `out`.  To stop a run, interrupt the kernel: the
+        requests in it go with the engine, which is loaded anew the next time.
 
         Raises:
             ParamsError: the engine cannot be loaded.
             RunError: it failed.
         """
         params = setting(self.real, self.load, self.side(name))
-        if self.engine is None:
-            self._say("Loading vLLM and measuring its speed, half a minute ...")
-            self.engine = load_engine(params)
-            self.engine_speed = measure_speed(params, self.engine)
-        self._say(f"{name} on real vLLM ...")
         self.progress.max, self.progress.value = params.requests, 0
-        self.progress.layout.display = self.live.layout.display = None
-        run, speed = params.runs()[0], self.engine_speed
-        tables, manifest = serve_run(params, run, self.engine, speed, self._count, self._watch())
-        results.write_run(self._folder(name), tables, manifest)
+        try:
+            if self.engine is None:
+                self._say("Loading vLLM and measuring its speed, half a minute ...")
+                self.engine = load_engine(params)
+                self.engine_speed = measure_speed(params, self.engine)
+            self._say(f"{name} on real vLLM ...")
+            self.progress.layout.display = self.live.layout.display = None
+            run, speed = params.runs()[0], self.engine_speed
+            tables, manifest = serve_run(params, run, self.engine, speed, self._count, self._watch())
+        except BaseException:
+            self.engine = None
+            raise
+        folder = self.out / "real" / self._name(name)
+        results.write_run(folder, tables, manifest)
         done = latencies(tables["requests"], speed.idle_ttft_s, speed.idle_tpot_s)
         both = {"simulated": self.served[name].done, "real": done}
         table = pd.concat(both, names=["engine"]).groupby(["tier", "engine"], sort=False).e2e_s.quantile([0.50, 0.99])
         table = table.unstack([1, 2]).sort_index(axis=1, level=1, sort_remaining=False)
         table.columns = [f"P{q * 100:.0f}, {engine} (s)" for engine, q in table.columns]
-        self._say(f"{name} on real vLLM, kept in {self._folder(name)}:", table.round(2))
+        self._say(f"{name} on real vLLM, kept in {folder}:", table.round(2))
         return table
 
-    def _say_errors_of(self, action: Callable[[str], object], name: str) -> None:
-        try:
-            action(name)
-        except (DriftSchedError, KeyboardInterrupt) as error:
-            self._say(f"{type(error).__name__}: {error}")
+    def _changed(self, change: object) -> None:
+        shown = self._say_errors_of(self.update)
+        self.image.layout.display = self.table.layout.display = None if shown else "none"  # no stale picture
 
-    def _folder(self, name: str) -> Path:
+    def _say_errors_of(self, action: Callable[[], object]) -> bool:
+        """Whether it was done; what a callback raises is seen by nobody, so it is said."""
+        try:
+            action()
+        except KeyboardInterrupt:
+            self._say("stopped; press again")
+        except Exception as error:
+            self._say(f"{type(error).__name__}: {error}")
+        else:
+            return True
+        return False
+
+    def _name(self, name: str) -> str:
         load = self.load
         run = setting(self.real, load, self.side(name)).runs()[0]
-        return self.out / f"{run.name}_{load.drift}_load{load.load_factor:g}_{load.tenants}tenants"
+        return f"{run.name}_{load.drift}_load{load.load_factor:g}_{load.tenants}tenants"
 
     def _count(self, record: Record) -> None:
         self.progress.value += 1
@@ -303,5 +323,6 @@ def _button(text: str, icon: str, action: Callable[[], None]) -> widgets.Button:
 
 def _png(figure: Figure) -> bytes:
     image = BytesIO()
-    figure.savefig(image, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(image, pil_kwargs={"compress_level": 1})  # savefig lays out, and draws twice
     return image.getvalue()

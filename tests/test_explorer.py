@@ -1,17 +1,21 @@
 """The explorer shows what the simulator says, of two schedulers on the same requests."""
 
+from pathlib import Path
+
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulation import contents
 
+from driftsched_lib.comparison import mean, quantile, relative_change
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.explorer import Explorer, Load, Side, setting
 from driftsched_lib.figures.explorer import slots
 from driftsched_lib.params import Params
-from driftsched_lib.results import load
+from driftsched_lib.results import RunError, load
 from driftsched_lib.validation import PROJECT
 
 PROFILE = "data/profiles/driftsched-tiny-cpu.json"
@@ -69,8 +73,9 @@ def test_a_side_is_what_a_grid_of_its_saved_setting_gives(explorer, tmp_path):
     assert saved == setting(explorer.real, Load(seed=2), Side("express"))
     assert str(tmp_path / "out") in explorer.message.value
     simulated = saved.model_copy(update={"engine": "simulated", "engine_args": {}, "profile": PROFILE})
-    run_grid(simulated, tmp_path / "grid", jobs=1)
-    by_grid = load(tmp_path / "grid").set_index("request_id").sort_index()
+    grid = explorer.message.value.split()[-1]  # what the message says to give as --out
+    run_grid(simulated, grid, jobs=1)
+    by_grid = load(grid).set_index("request_id").sort_index()
     shown = explorer.served["B"].done.set_index("request_id").sort_index()
     columns = ["tenant", "arrival_s", "dispatch_s", "finish_s", "estimated_tokens"]
     pd.testing.assert_frame_equal(shown[columns], by_grid[columns], check_dtype=False, atol=1e-6)
@@ -91,8 +96,80 @@ def test_a_side_runs_on_real_vllm(tmp_path):
     assert "kept in" in explorer.message.value and "simulated" in explorer.message.value, explorer.message.value
     assert explorer.progress.value == explorer.progress.max == 40 and counts[-40:] == list(range(1, 41))
     assert lives and all(image.startswith(b"\x89PNG") for image in lives)
-    [run] = (tmp_path / "out").iterdir()
+    [run] = (tmp_path / "out" / "real").iterdir()
     assert (pd.read_parquet(run / "requests.parquet").outcome == "completed").all()
+
+
+class Broken:
+    """An engine that does not come through its first run, and keeps what it was given."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def restart_clock(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("the engine died"), RuntimeError("8 in flight")])
+def test_after_an_interrupt_or_a_failure_the_next_press_has_a_new_engine(explorer, monkeypatch, error):
+    loaded, served = [], explorer.served["A"]
+    engines = [Broken(error), "whole"]
+
+    def serve_run(params, run, engine, *rest):
+        if engine != "whole":
+            engine.restart_clock()
+        return {"requests": served.done, "queue_depth": served.depth}, {"run": {}, "started": ""}
+
+    monkeypatch.setattr("driftsched_lib.explorer.load_engine", lambda params: loaded.append(params) or engines.pop(0))
+    monkeypatch.setattr("driftsched_lib.explorer.measure_speed", lambda params, engine: explorer.speed)
+    monkeypatch.setattr("driftsched_lib.explorer.serve_run", serve_run)
+    click(explorer, "Run A on real vLLM")
+    assert explorer.message.value == "stopped; press again" or str(error) in explorer.message.value
+    click(explorer, "Run A on real vLLM")
+    assert "kept in" in explorer.message.value and len(loaded) == 2
+
+
+def test_a_change_that_fails_is_said_and_leaves_no_stale_picture(explorer, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("driftsched_lib.explorer.simulate", lambda params, speed: 1 / 0)
+        control(explorer, "seed").value = 2
+        assert "division by zero" in explorer.message.value
+        assert explorer.image.layout.display == explorer.table.layout.display == "none"
+    control(explorer, "seed").value = 3
+    assert explorer.message.value == "" and explorer.image.layout.display is None
+
+
+def test_a_run_on_real_vllm_leaves_what_a_grid_wrote(explorer, tmp_path, monkeypatch):
+    saved = Params.load(explorer.save("A"))
+    grid = explorer.message.value.split()[-1]
+    simulated = saved.model_copy(update={"engine": "simulated", "engine_args": {}, "profile": PROFILE})
+    run_grid(simulated, grid, jobs=1)
+    before, served = contents(Path(grid)), explorer.served["A"]
+    tables = {"requests": served.done}, {"run": {}, "started": ""}
+    monkeypatch.setattr("driftsched_lib.explorer.load_engine", lambda params: None)
+    monkeypatch.setattr("driftsched_lib.explorer.measure_speed", lambda params, engine: explorer.speed)
+    monkeypatch.setattr("driftsched_lib.explorer.serve_run", lambda *rest: tables)
+    click(explorer, "Run A on real vLLM")
+    assert "kept in" in explorer.message.value and contents(Path(grid)) == before
+
+
+@pytest.mark.parametrize("tier", ["all", "premium"])
+def test_differences_are_those_of_the_paired_bootstrap(explorer, tier):
+    a, b = (explorer.served[name].done.assign(side=name, seed=0) for name in "AB")
+    both = pd.concat([a, b])
+    both = both if tier == "all" else both[both.tier == tier]
+    for name, statistic in {"mean": mean, "P50": quantile(0.5), "P99": quantile(0.99)}.items():
+        change = relative_change(both, "e2e_s", statistic, {"side": "B"}, {"side": "A"}, resamples=400)
+        assert explorer.differences().loc[tier, name] == f"{change:+.0%}"
+
+
+def test_the_picture_holds_what_was_served(explorer):
+    control(explorer, "policy", "B").value = "priority"
+    for column, served in enumerate(explorer.served.values()):
+        ends = [axis.get_xlim()[1] for axis in explorer.figure.axes[:, column]]
+        done, depth = served.done, served.depth
+        shown = (done.e2e_s, depth.time_s, done.finish_s, done.actual_tokens, done.arrival_s)
+        assert all(values.max() <= end for values, end in zip(shown, ends, strict=True))
 
 
 def test_what_fails_is_said(explorer):
