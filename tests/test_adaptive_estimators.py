@@ -22,7 +22,7 @@ from driftsched_lib.estimators import (
 )
 from driftsched_lib.estimators.base import LEAST_VARIANCE
 from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
-from driftsched_lib.estimators.features import READ, SLOTS, _named, ends, named, word_slots
+from driftsched_lib.estimators.features import READ, SLOTS, ends, named, word_slots
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.estimators.pooled import AgedMean, Category
 from driftsched_lib.estimators.regression import PRIOR_VARIANCE
@@ -173,10 +173,10 @@ def test_features_are_the_same_in_every_process_and_of_long_prompts_only_the_end
     assert {word_slots("word0x")[0], word_slots("word9999x")[0]} <= set(named(request(prompt=long)))
     assert named(request(prompt=long)) == named(request(prompt=long[:1000] + "middle" + long[-1000:]))
     assert named(request(prompt=long)) != named(request(prompt="other " + long))
-    _named.cache_clear()
+    word_slots.cache_clear()
     named(request(prompt=long))
     named(request(prompt=long[:2000] + long[-2000:]))
-    assert _named.cache_info().currsize == 1  # what is kept is what was read
+    assert word_slots.cache_info().currsize == 1  # what is kept is what was read
     assert word_slots("Request 17") == word_slots("Request 99")
     assert all(0 <= slot < SLOTS for slot in named(request()))
 

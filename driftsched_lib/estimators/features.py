@@ -27,13 +27,13 @@ def numeric(request: Request, base: int, day_s: float) -> tuple[float, ...]:
 
 def named(request: Request) -> tuple[int, ...]:
     """Slots of the category, the tenant, the tier, the tenant in this category, and the words of the prompt."""
-    return _named(request.category, request.tenant, request.tier, ends(request.prompt))
+    return _names(request.category, request.tenant, request.tier) + word_slots(ends(request.prompt))
 
 
 @lru_cache(maxsize=4096)
-def _named(category: str, tenant: str, tier: str, text: str) -> tuple[int, ...]:
+def _names(category: str, tenant: str, tier: str) -> tuple[int, ...]:
     names = (f"category {category}", f"tenant {tenant}", f"tier {tier}", f"{category} of {tenant}")
-    return *(_slot(name) for name in names), *word_slots(text)
+    return tuple([_slot(name) for name in names])
 
 
 def ends(prompt: str) -> str:
@@ -41,13 +41,14 @@ def ends(prompt: str) -> str:
     return prompt if len(prompt) <= 2 * READ else f"{prompt[:READ]} {prompt[-READ:]}"
 
 
+@lru_cache(maxsize=4096)
 def word_slots(text: str) -> tuple[int, ...]:
     """Slots of the words of a text, numbers left out; of a long one, of its first and last `MOST_WORDS` / 2."""
     words = text.lower().split()
     if len(words) > MOST_WORDS:
         words = words[: MOST_WORDS // 2] + words[-MOST_WORDS // 2 :]
     stripped = {word.strip(".,:;?!") for word in words}
-    return tuple(sorted({_slot(word) for word in stripped if not word.isdigit()}))
+    return tuple(sorted([_slot(word) for word in stripped if not word.isdigit()]))
 
 
 def _slot(name: str) -> int:

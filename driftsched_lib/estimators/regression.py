@@ -69,12 +69,8 @@ class Regression(ConformalEstimator):
 
     def _log_ratio(self, request: Request, slots: tuple[int, ...], numbers: tuple[float, ...]) -> float:
         means = self.state_.weights.means
-        total = self.state_.levels[request.category].level
-        for slot in slots:
-            total += means[slot]
-        for slot, x in enumerate(numbers):
-            total += x * means[slot]
-        return total
+        level = self.state_.levels[request.category].level
+        return level + sum([means[slot] for slot in slots]) + sum([x * means[slot] for slot, x in enumerate(numbers)])
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         self._innovation(request, base, length)
