@@ -10,6 +10,8 @@ from matplotlib.ticker import PercentFormatter
 
 from driftsched_lib.comparison import quantile, relative_change, select
 from driftsched_lib.figures.style import (
+    DARK,
+    LIGHT,
     POLICY_COLORS,
     POLICY_NAMES,
     batchings_of,
@@ -17,6 +19,7 @@ from driftsched_lib.figures.style import (
     legend_below,
     log_tail,
     panels,
+    policy_style,
 )
 from driftsched_lib.requests import TIERS
 
@@ -43,85 +46,99 @@ def change_against_fifo(done: pd.DataFrame, quantiles: Sequence[float] = (0.50, 
                     markersize=8,
                     markerfacecolor=POLICY_COLORS[policy] if marker == "o" else "white",
                 )
-                axis.annotate(
-                    f"P{q * 100:.0f}  {change.estimate:+.0%}",
-                    (max(change.high, change.estimate), y),
-                    (8, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                )
-                if (policy, q) in PAPER_CHANGE:
+                name = f"P{q * 100:.0f}  {change.estimate:+.0%}"
+                axis.text(1.02, y, name, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+                if batching == "static" and (policy, q) in PAPER_CHANGE:
                     axis.plot(PAPER_CHANGE[policy, q], y + shift * 1.1, "D", color="black", markersize=5, zorder=5)
         axis.axvline(0, color="black", linewidth=1)
         axis.set_yticks(range(len(policies)), [POLICY_NAMES[policy] for policy in policies])
         axis.set_ylim(len(policies) - 0.5, -0.5)
-        axis.margins(x=0.25)
+        axis.margins(x=0.08)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.set_title(f"{batching} batching", loc="left")
         axis.set_xlabel("change of E2E against FIFO (95% interval)")
         axis.grid(axis="y", visible=False)
-    axes[0][-1].plot([], [], "D", color="black", markersize=5, label="the paper's SJF")
-    axes[0][-1].legend(loc="best", fontsize=9, frameon=True)
+    for q, marker, face in zip(quantiles, "os", (DARK, "white"), strict=True):
+        axes[0][0].plot([], [], marker, color=DARK, markerfacecolor=face, markersize=8, label=f"P{q * 100:.0f}")
+    axes[0][0].plot([], [], "D", color="black", markersize=5, label="the paper's SJF, static batches")
+    legend_below(figure, axes[0][0])
     return figure
 
 
 def e2e_tails(done: pd.DataFrame) -> Figure:
-    """Share of requests that took longer than x, tail on a log scale, a line a policy, a panel a batching."""
+    """Share of requests that took longer than x, tail on a log scale, a line a policy with the range over seeds as a
+    band, a panel a batching."""
 
     def draw(runs: pd.DataFrame, axis: plt.Axes) -> None:
         for policy, e2e in by_policy(runs, "e2e_s"):
-            above = 1 - np.arange(len(e2e)) / len(e2e)
-            axis.plot(np.sort(e2e), above, color=POLICY_COLORS[policy], label=POLICY_NAMES[policy])
+            above = np.geomspace(1, 1 / len(e2e), 300)
+            axis.plot(e2e.quantile(1 - above), above, **_line(policy), label=POLICY_NAMES[policy])
+            seeds = [run.quantile(1 - above) for _, run in e2e.groupby(runs.seed)]
+            ends = np.min(seeds, axis=0), np.max(seeds, axis=0)
+            axis.fill_betweenx(above, *ends, color=POLICY_COLORS[policy], alpha=0.12, linewidth=0)
 
-    figure = panels(done, "batching", draw, xlabel="E2E latency (s)", ylabel="share of requests above", finish=log_tail)
+    figure = panels(
+        done, "batching", draw, "E2E latency (s), band: range over seeds", "share of requests above", finish=log_tail
+    )
     legend_below(figure, figure.axes[0])
     return figure
 
 
 def latency_by_tier(done: pd.DataFrame) -> Figure:
-    """P50 (dot) to P99 (bar end) of E2E by tier and policy, a row a batching, a panel a tier."""
+    """P50 and P99 of E2E by tier and policy, means over seeds with their range, a row a batching, a panel a tier."""
     batchings = batchings_of(done)
+    policies = [policy for policy, _ in by_policy(done, "e2e_s")]
     figure, axes = plt.subplots(
         len(batchings), len(TIERS), figsize=(10.5, 2.6 * len(batchings)), sharex="row", sharey=True, squeeze=False
     )
     for row, batching in zip(axes, batchings, strict=True):
         for axis, tier in zip(row, TIERS, strict=True):
-            for y, (policy, e2e) in enumerate(by_policy(select(done, batching=batching, tier=tier), "e2e_s")):
-                p50, p99 = e2e.quantile([0.50, 0.99])
-                axis.plot([p50, p99], [y, y], color=POLICY_COLORS[policy])
-                axis.plot(p50, y, "o", color=POLICY_COLORS[policy], markersize=8)
-                axis.plot(p99, y, "|", color=POLICY_COLORS[policy], markersize=12, markeredgewidth=2)
-            names = [POLICY_NAMES[policy] for policy, _ in by_policy(done, "e2e_s")]
-            axis.set_yticks(range(len(names)), names)
+            part = select(done, batching=batching, tier=tier)
+            for policy, e2e in by_policy(part, "e2e_s"):
+                y, color = policies.index(policy), POLICY_COLORS[policy]
+                seeds = e2e.groupby(part.seed).quantile([0.50, 0.99]).unstack()
+                axis.plot(seeds.mean(), [y, y], color=color, linewidth=1, alpha=0.5)
+                for q, face in ((0.50, color), (0.99, "white")):
+                    axis.plot([seeds[q].min(), seeds[q].max()], [y, y], color=color, linewidth=4, alpha=0.6)
+                    axis.plot(seeds[q].mean(), y, "o", color=color, markerfacecolor=face, markersize=7)
             axis.set_title(f"{tier}, {batching}", loc="left", fontsize=11)
-            axis.set_xlim(left=0)
             axis.grid(axis="y", visible=False)
-        row[0].invert_yaxis()
-    for axis in axes[-1]:
-        axis.set_xlabel("E2E (s): dot P50, bar P99")
+        row[0].set_xlim(left=0)
+    axes[0][0].set_yticks(range(len(policies)), [POLICY_NAMES[policy] for policy in policies])
+    axes[0][0].set_ylim(len(policies) - 0.5, -0.5)
+    figure.supxlabel("E2E (s): filled P50, open P99, thick: range over seeds", fontsize=11)
     return figure
 
 
+def _line(policy: str) -> dict[str, str]:
+    """A policy's style for a line of too many points for markers."""
+    style = policy_style(policy)
+    return {key: style[key] for key in ("color", "linestyle")}
+
+
 def queue_depth(depth: pd.DataFrame) -> Figure:
-    """Queued requests over time by policy, a row a batching, a panel a tier; the first seed.
+    """Queued requests over time by policy, the mean over seeds with their range, a row a batching, a panel a tier.
 
     Parameters:
         depth: `results.load(out, "queue_depth")`.
     """
-    depth = depth[depth.seed == depth.seed.min()]
     batchings = batchings_of(depth)
     figure, axes = plt.subplots(
         len(batchings), len(TIERS), figsize=(10.5, 2.5 * len(batchings)), sharex="row", sharey=True, squeeze=False
     )
     for row, batching in zip(axes, batchings, strict=True):
+        for policy, runs in select(depth, batching=batching).groupby("policy", sort=False):
+            time_s = np.linspace(0, runs.time_s.max(), 200)
+            for axis, tier in zip(row, TIERS, strict=True):
+                seeds = [np.interp(time_s, run.time_s, run[tier], right=0) for _, run in runs.groupby("run")]
+                axis.plot(time_s, np.mean(seeds, axis=0), **_line(policy), label=POLICY_NAMES[policy], linewidth=1.6)
+                ends = np.min(seeds, axis=0), np.max(seeds, axis=0)
+                axis.fill_between(time_s, *ends, color=POLICY_COLORS[policy], alpha=0.12, linewidth=0)
         for axis, tier in zip(row, TIERS, strict=True):
-            for policy, run in select(depth, batching=batching).groupby("policy", sort=False):
-                axis.plot(run.time_s, run[tier], color=POLICY_COLORS[policy], label=POLICY_NAMES[policy], linewidth=1.6)
             axis.set_title(f"{tier}, {batching}", loc="left", fontsize=11)
         row[0].set_ylabel("queued requests")
     for axis in axes[-1]:
-        axis.set_xlabel("time (s)")
+        axis.set_xlabel("time (s), band: range over seeds")
     legend_below(figure, axes[0][0])
     return figure
 
@@ -150,8 +167,9 @@ def telemetry(samples: pd.DataFrame) -> Figure:
     for row, column in zip(axes, shown, strict=True):
         for axis, batching in zip(row, batchings, strict=True):
             for policy, run in select(samples, batching=batching).groupby("policy"):
-                axis.plot(run.time_s, run[column], color=POLICY_COLORS[policy], label=POLICY_NAMES[policy], linewidth=1)
-            axis.set_title(f"{wanted[column]}, {batching}", loc="left", fontsize=11)
+                axis.plot(run.time_s, run[column], **_line(policy), label=POLICY_NAMES[policy], linewidth=1)
+            axis.set_title(f"{batching} batching", loc="left", fontsize=11)
+        row[0].set_ylabel(wanted[column].replace(" (", "\n("))
     for axis in axes[-1]:
         axis.set_xlabel("time (s)")
     legend_below(figure, axes[0][0])
@@ -167,10 +185,10 @@ def ttft_by_tier(served: pd.DataFrame) -> Figure:
     sides = list(served.side.unique())
 
     def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
-        for side, color in zip(sides, ("#999999", "#000000"), strict=False):
+        for side, color in zip(sides, (LIGHT, DARK), strict=False):
             values = np.sort(part.ttft_s[part.side == side])
             axis.step(values, 1 - np.arange(len(values)) / len(values), where="post", color=color, label=side)
 
-    figure = panels(served, "tier", draw, "time to first token (s)", "requests that waited longer")
+    figure = panels(served, "tier", draw, "time to first token (s)", "requests that waited longer", log_tail)
     legend_below(figure, figure.axes[0])
     return figure
