@@ -72,13 +72,34 @@ def share_of_gap(
     return Interval(float(gained.mean() / gap.mean()), float(low), float(high))
 
 
-def longest_waits(requests: pd.DataFrame) -> pd.DataFrame:
-    """Longest wait in the queue (s), a row a run and category.
+def tails(requests: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """P99 E2E and longest wait in the queue (s), a row a run and group: `p99_e2e_s`, `longest_wait_s`.
 
     Parameters:
         requests: of `results.load`.
+        by: columns, as `category` and `tier`.
     """
     done = requests[requests.outcome == "completed"]
-    waits = (done.dispatch_s - done.arrival_s).astype(float)
-    by = ["batching", "policy", "estimator", "seed", "category"]
-    return waits.groupby([done[column] for column in by], sort=False).max().rename("longest_wait_s").reset_index()
+    times = done.assign(p99_e2e_s=done.finish_s - done.arrival_s, longest_wait_s=done.dispatch_s - done.arrival_s)
+    groups = times.groupby(["batching", "policy", "estimator", "rate", "seed", *by], sort=False)
+    worst = {"p99_e2e_s": lambda values: values.quantile(0.99), "longest_wait_s": "max"}
+    return groups[list(worst)].agg(worst).astype(float).reset_index()
+
+
+def changes_by(
+    groups: pd.DataFrame,
+    by: Sequence[str],
+    treated: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    columns: Sequence[str],
+) -> pd.DataFrame:
+    """`paired_change` as text in each group, a row a group and a column a measure.
+
+    Parameters:
+        groups: of `tails`.
+    """
+    texts = {
+        key: {column: f"{paired_change(group, column, treated, baseline):+.0%}" for column in columns}
+        for key, group in groups.groupby(list(by), sort=False)
+    }
+    return pd.DataFrame.from_dict(texts, orient="index").rename_axis(list(by))

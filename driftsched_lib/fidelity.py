@@ -1,6 +1,7 @@
 """The simulator beside reality: real runs served again in virtual time, and how far apart the two are."""
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from driftsched_lib.profiling import iterations, predicted_s
 from driftsched_lib.requests import Request
 
 QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
-GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "throughput": 0.015}
+GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "TTFT P99": 0.08, "throughput": 0.015}
 """Relative errors that the simulator is to stay within."""
 
 _PHASE = {
@@ -153,15 +154,33 @@ def compare(out: str | Path, profile: Profile, again: str | Path | None = None) 
     return pd.DataFrame(rows)
 
 
-def ranking(out: str | Path, profile: Profile | None = None, measure: str = "E2E P50") -> list[str]:
-    """The policies of a folder's continuous runs, best first: as they were, or as a profile has them."""
-    scores = {}
+def by_policy(out: str | Path, profile: Profile | None = None) -> pd.DataFrame:
+    """`measures` of a folder's runs by batching and policy: as they were, or as a profile has them."""
+    rows = {}
     for folder in results.run_folders(out):
         run = results.load_manifest(folder)["run"]
-        if run["batching"] == "continuous":
-            requests = pd.read_parquet(folder / "requests.parquet") if profile is None else replay(folder, profile)
-            scores[run["policy"]] = measures(requests)[measure]
-    return sorted(scores, key=scores.get)
+        requests = pd.read_parquet(folder / "requests.parquet") if profile is None else replay(folder, profile)
+        rows[run["batching"], run["policy"]] = measures(requests)
+    return pd.DataFrame(rows).T.rename_axis(["batching", "policy"])
+
+
+def order_kept(real: pd.Series, again: pd.Series, simulated: pd.Series) -> dict[str, Any]:
+    """Whether pairs of policies that reality orders alike twice are in that order in the simulation too.
+
+    Parameters:
+        real, again, simulated: one measure by policy.
+
+    Returns:
+        The number of `pairs`, of those that both real runs order alike, and of those that are simulated in that order;
+        which of the repeated were simulated the other way round, the better one in reality first.
+    """
+    pairs = list(combinations(real.index, 2))
+    repeated = [
+        (a, b) if real[a] < real[b] else (b, a) for a, b in pairs if (real[a] < real[b]) == (again[a] < again[b])
+    ]
+    turned = [f"{a} before {b}" for a, b in repeated if simulated[a] >= simulated[b]]
+    kept = len(repeated) - len(turned)
+    return {"pairs": len(pairs), "repeat": len(repeated), "simulated alike": kept, "turned": ", ".join(turned)}
 
 
 def request_by_request(out: str | Path, profile: Profile) -> pd.DataFrame:

@@ -30,8 +30,8 @@ class StepCost(_Model):
         base_s: an iteration, whatever it holds (weights read, kernels launched).
         per_prefill_step_s: an iteration that computes prompt tokens at all (attention is launched for prompts too).
         per_prefill_token_s: a prompt token computed.
-        decode_s: all sequences that decode a token, by how many they are: in a straight line from none at no cost to the
-            first number that is given, on to the next, and beyond the last in proportion.  Kernels made for certain
+        decode_s: all sequences that decode a token, by how many they are: in a straight line from none at no cost to
+            the first number that is given, on to the next, and beyond the last in proportion.  Kernels made for certain
             sizes let two cost more than three.
         per_context_token_s: a token that a decoding sequence attends to, summed over sequences (its KV entry is read).
     """

@@ -58,7 +58,13 @@ def test_a_simulated_run_replayed_by_its_own_profile_is_itself(tmp_path):
         assert fidelity.measures(replayed).to_dict() == pytest.approx(
             fidelity.measures(pd.read_parquet(folder / "requests.parquet")).to_dict(), rel=1e-5, abs=1e-5
         )
-    assert fidelity.ranking(tmp_path)[0] == "sjf"
+    assert fidelity.by_policy(tmp_path)["E2E P50"].groupby("batching").idxmin().tolist() == [("continuous", "sjf")]
+
+
+def test_only_an_order_that_reality_repeats_must_be_simulated():
+    real, again, simulated = (pd.Series(values, ["a", "b", "c"]) for values in ([1, 2, 3], [2, 1, 3], [1, 4, 3]))
+    kept = fidelity.order_kept(real, again, simulated)
+    assert kept == {"pairs": 3, "repeat": 2, "simulated alike": 1, "turned": "b before c"}
 
 
 def test_every_measurement_has_valid_parameters():

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from driftsched_lib import experiment, results
 from driftsched_lib.__main__ import main
 from driftsched_lib.comparison import mean_interval
-from driftsched_lib.decomposition import changes, longest_waits, paired_change
+from driftsched_lib.decomposition import changes, changes_by, paired_change, tails
 from driftsched_lib.experiment import load_engine, measure_speed, run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import ProfileError
@@ -159,8 +159,13 @@ def test_changes_are_paired_by_seed():
         paired_change(summary.assign(seed=1), "p50_e2e_s", {"policy": "sjf"}, {"policy": "fifo"})
 
 
-def test_the_longest_wait_by_hand():
-    setting = {"batching": "static", "policy": "fifo", "estimator": "paper", "seed": 1, "category": "report"}
-    rows = [(0.0, 3.0, "completed"), (1.0, 6.0, "completed"), (0.0, None, "expired")]
-    requests = pd.DataFrame(rows, columns=["arrival_s", "dispatch_s", "outcome"]).assign(**setting)
-    assert longest_waits(requests).longest_wait_s.tolist() == [5.0]
+def test_tails_and_their_changes_by_hand():
+    setting = {"batching": "static", "estimator": "paper", "rate": 1.0, "tier": "batch"}
+    rows = [("fifo", 1, 0.0, 2.0, 4.0), ("fifo", 1, 1.0, 6.0, 8.0), ("sjf", 1, 0.0, 10.0, 14.0)]
+    rows += [("fifo", 2, 0.0, 1.0, 2.0), ("sjf", 2, 0.0, 1.0, 4.0), ("sjf", 2, 0.0, None, None)]
+    requests = pd.DataFrame(rows, columns=["policy", "seed", "arrival_s", "dispatch_s", "finish_s"]).assign(**setting)
+    requests["outcome"] = requests.dispatch_s.isna().map({True: "expired", False: "completed"})
+    found = tails(requests, ["tier"])
+    assert found.longest_wait_s.tolist() == [5.0, 10.0, 1.0, 1.0] and found.p99_e2e_s.tolist() == [6.97, 14.0, 2.0, 4.0]
+    changed = changes_by(found, ["tier"], {"policy": "sjf"}, {"policy": "fifo"}, ["longest_wait_s"])
+    assert changed.longest_wait_s["batch"].startswith("+50% [")

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from driftsched_lib.comparison import select
 from driftsched_lib.figures.style import COLORS, POLICY_COLORS, POLICY_NAMES, legend_below
@@ -31,7 +31,12 @@ def simulated_against_real(requests: pd.DataFrame) -> Figure:
             )
         ends = [part[["real_s", "simulated_s"]].min().min(), part[["real_s", "simulated_s"]].max().max()]
         axis.plot(ends, ends, color="black", linewidth=1)
-        axis.set(xscale="log", yscale="log")
+        axis.set(xscale="log", yscale="log", xlim=(ends[0] / 1.2, ends[1] * 1.2), ylim=(ends[0] / 1.2, ends[1] * 1.2))
+        axis.set_box_aspect(1)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            side.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+            side.set_minor_formatter(NullFormatter())
         axis.set_title(name, loc="left")
         axis.set_xlabel("real E2E (s)")
     axes[0][0].set_ylabel("simulated E2E (s)")
@@ -71,18 +76,19 @@ def fidelity_errors(errors: pd.DataFrame, goals: Mapping[str, float]) -> Figure:
 
 
 def step_residuals(held: pd.DataFrame, predicted_s: np.ndarray) -> Figure:
-    """Measured over predicted seconds of each iteration: over the run, by decoding sequences, by prompt tokens.
+    """Measured over predicted seconds of each iteration: over the run, and by what it held.
 
     Parameters:
         held: of `profiling.iterations`.
         predicted_s: of `profiling.predicted_s`.
     """
     ratio = held.seconds.to_numpy() / predicted_s
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), sharey=True)
     for axis, x, name in (
         (axes[0], held.seconds.cumsum(), "time in the run (s)"),
         (axes[1], held.decode_seqs, "decoding sequences"),
-        (axes[2], held.prefill_tokens, "prompt tokens computed"),
+        (axes[2], held.context_tokens, "context tokens attended to"),
+        (axes[3], held.prefill_tokens, "prompt tokens computed"),
     ):
         axis.scatter(x, ratio, s=4, alpha=0.3, color=COLORS[0])
         bins = pd.cut(x, np.unique(np.quantile(x, np.linspace(0, 1, 13))), include_lowest=True)
@@ -90,6 +96,8 @@ def step_residuals(held: pd.DataFrame, predicted_s: np.ndarray) -> Figure:
         axis.plot(centres, pd.Series(ratio, held.index).groupby(bins, observed=True).median(), color="black")
         axis.axhline(1, color="black", linewidth=1, linestyle=":")
         axis.set_xlabel(name)
+    axes[3].set_xscale("symlog", linthresh=10)
+    axes[3].set_xlim(left=0)
     axes[0].set_ylabel("measured / predicted (line: median)")
     axes[0].set_yscale("log")
     axes[0].set_ylim(0.4, 4)
@@ -125,7 +133,7 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
                 axis.annotate(
                     f"{change:+.0%}",
                     ((low if change < 0 else high), at),
-                    (4 * side, 0),
+                    (7 * side, 0),
                     textcoords="offset points",
                     va="center",
                     ha="right" if change < 0 else "left",
@@ -135,7 +143,7 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
         axis.set_title(panel, loc="left")
         axis.set_xlabel("change of E2E against FIFO in static batches")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.margins(x=0.14)
+        axis.margins(x=0.2)
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(settings)), settings)
     axes[0][0].invert_yaxis()
@@ -161,9 +169,9 @@ def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     )
     for row, (column, name) in zip(axes, columns.items(), strict=True):
         for axis, panel in zip(row, panels, strict=True):
-            for setting, color in zip(settings, COLORS, strict=False):
+            for setting, color, marker, dashes in zip(settings, COLORS, "oD^", ("-", "--", ":"), strict=False):
                 line = select(changes, panel=panel, column=column, setting=setting).sort_values("load_factor")
-                axis.plot(line.load_factor, 1 + line.change, color=color, label=setting, marker="o", markersize=3.5)
+                axis.plot(line.load_factor, 1 + line.change, dashes, color=color, label=setting, marker=marker, ms=4)
                 ends = (1 + line.low).clip(lower=0.01), 1 + line.high
                 axis.fill_between(line.load_factor, *ends, color=color, alpha=0.2, linewidth=0)
             axis.axhline(1, color="black", linewidth=1)
@@ -179,11 +187,12 @@ def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     return figure
 
 
-def tail_by_category(waits: pd.DataFrame, policies: Sequence[str], categories: Sequence[str]) -> Figure:
+def tail_by_category(waits: pd.DataFrame, policies: Sequence[str], categories: Sequence[str], load: str) -> Figure:
     """Longest wait in the queue by category: a dot a seed, a line the median; a panel a batching.
 
     Parameters:
         waits: columns `batching`, `policy`, `category`, `seed`, `longest_wait_s`.
+        load: what was served, for the title.
     """
     batchings = list(waits.batching.unique())
     figure, axes = plt.subplots(1, len(batchings), figsize=(5.2 * len(batchings), 3.5), sharey=True, squeeze=False)
@@ -199,6 +208,7 @@ def tail_by_category(waits: pd.DataFrame, policies: Sequence[str], categories: S
         axis.set_xticks(range(len(categories)), categories)
         axis.set_title(f"{batching} batching", loc="left")
         axis.grid(axis="x", visible=False)
+    figure.suptitle(load, fontsize=11)
     axes[0][0].set_ylabel("longest wait in the queue (s)")
     axes[0][0].set_ylim(bottom=0)
     legend_below(figure, axes[0][0], markerscale=2)
