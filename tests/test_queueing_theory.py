@@ -10,12 +10,15 @@ fixed, so that a test that passes passes always.
 
 from itertools import accumulate
 from math import exp, factorial
+from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import integrate, stats
 from simulation import make_profile, request, served
 
+from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, Fifo, Priority, ShortestJobFirst, ShortestRemaining
 from driftsched_lib.requests import TIERS
@@ -48,11 +51,11 @@ class Population:
         self.present = len(scheduler) + len(scheduler._running)
 
 
-def run(policy, rate, token_s, tokens, tiers=None, servers=1, seed=0):
+def run(policy, rate, token_s, tokens, tiers=None, servers=1, seed=(0,)):
     """Serve Poisson arrivals of these service times in tokens; a row a request in the order of arrival: wait,
     service, arrival and stay in seconds.  Little's law is checked on the way."""
     n = len(tokens)
-    arrivals = np.random.default_rng([seed, 1]).exponential(1 / rate, n).cumsum().tolist()
+    arrivals = np.random.default_rng([1, *seed]).exponential(1 / rate, n).cumsum().tolist()
     tiers = ["standard"] * n if tiers is None else tiers
     load = (request(i, arrivals[i], 1, int(tokens[i]), tiers[i]) for i in range(n))
     engine, population = SimulatedEngine(free_of_load(token_s, servers)), Population()
@@ -72,8 +75,14 @@ def assert_mean(values, exact):
     assert abs(np.mean(values) - exact) < half < 0.25 * exact, f"{np.mean(values)} +- {half}, exactly {exact}"
 
 
-def rngs():
-    return [(seed, np.random.default_rng([seed, 2])) for seed in range(RUNS)]
+def rngs(test):
+    """A seed of arrivals and a stream of services for each run; no test shares either with another.
+
+    Parameters:
+        test: its name, or what else sets it apart.
+    """
+    seeds = [(crc32(test.encode()), run) for run in range(RUNS)]
+    return [(seed, np.random.default_rng([2, *seed])) for seed in seeds]
 
 
 def erlang_c(servers, offered):
@@ -86,7 +95,7 @@ def erlang_c(servers, offered):
 def test_mmc_waits(servers, load):
     rate, n = load * servers, 6_000
     waits = []
-    for seed, rng in rngs():
+    for seed, rng in rngs(f"M/M/{servers} at {load}"):
         tokens = np.ceil(rng.exponential(FINE, n))
         waits.append(run(Fifo(), rate, 1 / FINE, tokens, servers=servers, seed=seed)[WARM_UP:, 0].mean())
     assert_mean(waits, erlang_c(servers, rate) / (servers - rate))
@@ -106,7 +115,7 @@ def test_mg1_wait_is_that_of_pollaczek_and_khinchine(service):
     mean, square = MOMENTS[service]
     rate = 0.7 / mean
     waits = []
-    for seed, rng in rngs():
+    for seed, rng in rngs(service):
         tokens = SERVICES[service](rng, 6_000)
         waits.append(run(Fifo(), rate, 1.0, tokens, seed=seed)[WARM_UP:, 0].mean())
     assert_mean(waits, rate * square / (2 * (1 - 0.7)))
@@ -121,6 +130,35 @@ def test_every_single_wait_follows_lindleys_recursion(service):
     assert waits[1:] == pytest.approx(unfinished - np.minimum.accumulate(np.minimum(unfinished, 0)), abs=1e-6)
 
 
+@pytest.mark.parametrize("servers", [2, 4, 8])
+def test_every_single_wait_follows_kiefer_and_wolfowitzs_recursion(servers):
+    """Several servers, first come first served: a request waits until the first of them is free."""
+    tokens = np.ceil(np.random.default_rng([5, servers]).exponential(FINE, 5_000))
+    rows = run(Fifo(), 0.9 * servers, 1 / FINE, tokens, servers=servers, seed=(5, servers))
+    free_s, expected = np.zeros(servers), []
+    for _, service, arrival, _ in rows:
+        first = free_s.argmin()
+        start = max(arrival, free_s[first])
+        free_s[first] = start + service
+        expected.append(start - arrival)
+    assert np.mean(expected) > 0.1 and rows[:, 0] == pytest.approx(expected, abs=len(rows) / FINE)
+
+
+def test_littles_law_with_chunks_and_preemption():
+    """On an engine whose prompts are cut and whose blocks run out: the time integral of how many are in the system is
+    the sum of their stays, but for the iteration at whose end an arrival is seen."""
+    rng = np.random.default_rng(6)
+    arrivals = rng.exponential(0.2, 400).cumsum().tolist()
+    load = [request(i, at, int(rng.integers(1, 60)), int(rng.integers(1, 60))) for i, at in enumerate(arrivals)]
+    profile = make_profile(max_num_batched_tokens=24, block_size=4, kv_blocks=40)
+    engine, population = SimulatedEngine(profile, log_steps=True), Population()
+    records = served(load, engine, monitor=population)
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+    assert steps.preemptions.sum() > 0 and (steps.prompt_tokens == 24).any()
+    stays = sum(records[str(i)].finish_s - at for i, at in enumerate(arrivals))
+    assert population.system_area == pytest.approx(stays, abs=len(load) * steps.duration_s.max())
+
+
 def waits_by_class(rates, means, squares):
     """Mean waits under non-preemptive priorities, the first class first (Cobham 1954): W0 / ((1 - s[k-1]) (1 - s[k])),
     where s[k] is the load of the classes up to k and W0 the mean residual work."""
@@ -133,7 +171,7 @@ def test_priorities_wait_as_cobham_says():
     n, rate, success = 7_500, 0.08, (0.2, 0.1, 0.08)  # geometric services, another mean for each tier
     means, squares = [1 / p for p in success], [(2 - p) / p**2 for p in success]
     by_tier = []
-    for seed, rng in rngs():
+    for seed, rng in rngs("Cobham"):
         tiers = rng.integers(3, size=n)
         tokens = rng.geometric(np.array(success)[tiers])
         waits = run(Priority(), rate, 1.0, tokens, [TIERS[tier] for tier in tiers], seed=seed)[WARM_UP:, 0]
@@ -149,7 +187,7 @@ def test_the_shortest_first_wait_as_phipps_says():
     exact = np.array(waits_by_class(rate * shares, sizes, sizes**2))
     parts = [(1, 5), (5, 12), (12, 25), (25, 400)]  # from and below
     by_part = []
-    for seed, rng in rngs():
+    for seed, rng in rngs("Phipps"):
         tokens = rng.geometric(p, n)
         waits = run(ShortestJobFirst(), rate, 1.0, tokens, seed=seed)[WARM_UP:, 0]
         by_part.append([waits[(low <= tokens[WARM_UP:]) & (tokens[WARM_UP:] < high)].mean() for low, high in parts])
@@ -174,7 +212,7 @@ def srpt_stay(rate):
 
 def test_the_shortest_remaining_first_stay_as_schrage_and_miller_say():
     n, rate, stays = 6_000, 0.7, []
-    for seed, rng in rngs():
+    for seed, rng in rngs("Schrage and Miller"):
         tokens = np.ceil(rng.exponential(FINE, n))
         stays.append(run(ShortestRemaining(recompute=0.0), rate, 1 / FINE, tokens, seed=seed)[WARM_UP:, 3].mean())
     assert_mean(stays, srpt_stay(rate))
