@@ -76,9 +76,9 @@ def coverage_over_time(windows: pd.DataFrame) -> Figure:
         above.set_title(scenario.replace("_", " "), loc="left", fontsize=11)
         above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         below.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        below.set_ylim(bottom=0)
-    axes[0][0].set_ylabel("outputs in their interval")
-    axes[1][0].set_ylabel("width of the interval (tokens)")
+    axes[1][0].set_ylim(bottom=0)
+    axes[0][0].set_ylabel("in the interval")
+    axes[1][0].set_ylabel("its width (tokens)")
     figure.supxlabel("window of 200 requests", fontsize=11)
     legend_right(figure, axes[0][0])
     return figure
@@ -119,12 +119,12 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
             axis.annotate(
                 text,
                 (at, np.exp(height)),
-                (-9 if left else 9, 5 if kind == "EMA" else -5),
+                (-9 if left else 9, 5 if kind == "EMA" or late[names[0]] else -5),
                 textcoords="offset points",
                 fontsize=10,
                 color=color,
                 ha="right" if left else "left",
-                va="bottom" if kind == "EMA" else "top",
+                va="bottom" if kind == "EMA" or late[names[0]] else "top",
             )
     axis.axhspan(1, 10, **_GOAL)
     axis.set_yscale("log")
@@ -139,6 +139,8 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
 
 
 def _line_with_band(axis: plt.Axes, groups, scale=lambda values: values, **style) -> None:
-    mean, half = groups.mean(), 1.96 * groups.sem().fillna(0.0)
+    table = groups.agg(["mean", "sem", "count"])
+    table = table[table["count"] > table["count"].max() / 2]  # the ends, which few seeds reach, are noise
+    mean, half = table["mean"], 1.96 * table["sem"].fillna(0.0)
     axis.plot(mean.index, scale(mean), **style)
     axis.fill_between(mean.index, scale(mean - half), scale(mean + half), color=style["color"], alpha=0.2, linewidth=0)
