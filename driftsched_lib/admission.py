@@ -90,3 +90,23 @@ def in_turn(*checks: Check) -> Check:
         return next(filter(None, (ask(request, now, queued_tokens) for ask in checks)), None)
 
     return check
+
+
+def admission_check(
+    tokens_per_s: float,
+    budgets: tuple[Mapping[str, float], Mapping[str, float]] | None,
+    longest_wait_s: Mapping[str, float] | None,
+) -> Check | None:
+    """Load shedding and token budgets, in this order, those that are given; None for neither.
+
+    Parameters:
+        tokens_per_s: of the engine; see `LoadShedding`.
+        budgets: the arguments of `TokenBuckets`.
+        longest_wait_s: see `LoadShedding`.
+    """
+    checks: list[Check] = []
+    if longest_wait_s is not None:
+        checks.append(LoadShedding(tokens_per_s, longest_wait_s))
+    if budgets is not None:
+        checks.append(TokenBuckets(*budgets))
+    return in_turn(*checks) if checks else None

@@ -18,7 +18,7 @@ from driftsched_lib.bench_estimators import MOST_TEXT_US, estimator_costs
 from driftsched_lib.bench_estimators import MOST_US as MOST_ESTIMATE_US
 from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.estimators import PaperEstimator
+from driftsched_lib.estimators import Estimator, PaperEstimator, RunningQuantiles
 from driftsched_lib.experiment import load_engine
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES, Fifo, Policy
@@ -36,6 +36,7 @@ LEAST_PLUGIN_RATIO = 0.98
 PLUGIN = "driftsched_lib.vllm_plugin.DriftSchedScheduler"
 MOST_S = 10
 TENANTS = 300
+RUNNING = 32
 
 
 def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
@@ -43,7 +44,7 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     params = Params.load(params_file)
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before")
     costs = decision_costs(params)
-    print(f"\nsubmit + next + complete, microseconds a request, by number queued, of {TENANTS} tenants")
+    print(f"\nsubmit + next (and preempt) + complete, microseconds a request, by number queued, of {TENANTS} tenants")
     growth = costs[QUEUED[-1]] / costs[QUEUED[0]]
     print(costs.assign(growth=growth).to_string(float_format="{:.2f}".format))
 
@@ -144,12 +145,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int = 200, size: int = 50) -> pd.DataFrame:
     """Microseconds of submit, next and complete together, a row a policy, a column a queue length held constant.
 
-    Classifier, calibrated estimator and whitespace counter are the experiment's, prompts and tiers the last phase's.
-    The median over `blocks` of the mean over a block's `size` requests: a block takes about a millisecond, so that
-    most see no other process.  The queue lengths take turns, block by block.  Requests and outputs are made before,
-    and the garbage collector is off, as in `timeit`.
+    Classifier and whitespace counter are the experiment's, prompts and tiers the last phase's.  Sizes are wide (outputs
+    spread), and estimates are distributions of ten quantiles.  Where a policy preempts, it is asked for each request
+    which of `RUNNING` running ones it would, and what it takes back is dispatched anew.
+
+    The median over `blocks` of the mean over a block's `size` requests: a block takes about a millisecond, so that most
+    see no other process.  The queue lengths take turns, block by block.  Requests and outputs are made before, and the
+    garbage collector is off, as in `timeit`.
     """
-    load = params.model_copy(update={"requests": 3000})
+    load = params.model_copy(update={"requests": 3000, "output_length": "spread"})
     prompts = paper_load(load, seed=1, capacity_tokens_per_s=1.0)[-1].requests
     rows = {}
     for name, policy in POLICIES.items():
@@ -161,37 +165,53 @@ def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int =
 
 
 class _ConstantQueue:
-    """A scheduler with `n` requests queued: for each that comes, one is dispatched and completed."""
+    """A scheduler with `n` requests queued and `RUNNING` running: for each that comes, one is dispatched and the one
+    that has run for longest completed."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Request], n: int):
-        self._scheduler, _ = _scheduler(policy)
+        self._scheduler, _ = _scheduler(policy, RunningQuantiles())
         self._upcoming = _endless(prompts)
         self._outputs: dict[str, Output] = {}
-        for request in self._arrivals(n):
+        self._running: dict[str, int] = {}
+        for request in self._arrivals(n + RUNNING):
             self._scheduler.submit(request, request.arrival_s)
+        for _ in range(RUNNING):
+            self._dispatch(0.0)
+        self.seconds(RUNNING)
 
     def seconds(self, n: int) -> float:
         """The wall-clock time of `n` requests more."""
-        scheduler, outputs, arrivals = self._scheduler, self._outputs, self._arrivals(n)
+        scheduler, outputs, running, arrivals = self._scheduler, self._outputs, self._running, self._arrivals(n)
+        preemptive = scheduler.policy.preemptive
         started = time.perf_counter()
         for request in arrivals:
             now = request.arrival_s
             scheduler.submit(request, now)
-            scheduler.complete(outputs.pop(scheduler.next(now).request_id))
+            if preemptive and (victim := scheduler.preempt(running, now)) is not None:
+                del running[victim.request_id]
+                self._dispatch(now)
+            ended = next(iter(running))
+            del running[ended]
+            scheduler.complete(outputs.pop(ended))
+            self._dispatch(now)
         return time.perf_counter() - started
+
+    def _dispatch(self, now: float) -> None:
+        self._running[self._scheduler.next(now).request_id] = 0
 
     def _arrivals(self, n: int) -> list[Request]:
         """The next requests, whose outputs are ready."""
         requests = list(islice(self._upcoming, n))
         for request in requests:
-            tokens, now = request.max_tokens, request.arrival_s
+            tokens, now = request.pinned_tokens, request.arrival_s
             self._outputs[request.request_id] = Output(request, 10, tokens, tokens, now, now)
         return requests
 
 
 def _endless(prompts: Sequence[Request]) -> Iterator[Request]:
     for i, like in zip(count(), cycle(prompts)):
-        yield Request(str(i), i * 0.01, like.prompt, f"{like.tier}-{i % (TENANTS // 3)}", like.tier, like.max_tokens)
+        tenant, pinned = f"{like.tier}-{i % (TENANTS // 3)}", like.pinned_tokens
+        yield Request(str(i), i * 0.01, like.prompt, tenant, like.tier, like.max_tokens, pinned_tokens=pinned)
 
 
 def loop_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:
@@ -202,7 +222,7 @@ def loop_throughput_ratios(params: Params, engine, requests: int = 256, pairs: i
     everything = _all_at_once(params, requests)
 
     def loop() -> int:
-        scheduler, records = _scheduler(Fifo())
+        scheduler, records = _scheduler(Fifo(), PaperEstimator())
         serve(everything, scheduler, engine, ContinuousBatching())
         return sum(record.output_tokens for record in records)
 
@@ -265,9 +285,9 @@ def _ratios(ours: tuple, theirs: tuple, pairs: int) -> list[float]:
     return ratios
 
 
-def _scheduler(policy: Policy) -> tuple[Scheduler, list[Record]]:
+def _scheduler(policy: Policy, estimator: Estimator) -> tuple[Scheduler, list[Record]]:
     records: list[Record] = []
-    return Scheduler(policy, PaperEstimator(), WhitespaceCounter(), KeywordClassifier(), records.append), records
+    return Scheduler(policy, estimator, WhitespaceCounter(), KeywordClassifier(), records.append), records
 
 
 @contextmanager

@@ -3,52 +3,75 @@
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from driftsched_lib import results
 from driftsched_lib.comparison import mean_interval
-from driftsched_lib.metrics import jain_index, latencies, tenant_fairness
+from driftsched_lib.metrics import busy_s, latencies, tenant_fairness
 from driftsched_lib.parallel import finish_all
+from driftsched_lib.policies import TURNS
 from driftsched_lib.policies.deadlines import E2E_SLO_S, TTFT_SLO_S
 from driftsched_lib.requests import TIERS
 from driftsched_lib.service_metrics import longest_waits, service_difference, slo_attainment
 
 RELATIVE = {"p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "longest wait"}
-LARGER_IS_BETTER = {"premium_slo", "slo", "jain", "goodput_per_s"}
+LARGER_IS_BETTER = {"premium_slo", "slo", "jain", "jain_equal", "goodput_per_s", "output_tokens_per_s"}
+SETTING = ["workload", "batching", "rate"]
+NAMES = ("phase", "tenant", "tier", "outcome")
+NUMBERS = ("arrival_s", "dispatch_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens", "max_tokens")
+"""The columns that measures are of; as plain types, in which pandas is ten times as fast."""
+INTERVAL_S = 10.0
+"""Seconds over which service differences are taken."""
 
 
 def measures(
     requests: pd.DataFrame,
+    speed: results.EngineSpeed,
     ttft_slo_s: Mapping[str, float] = TTFT_SLO_S,
     e2e_slo_s: Mapping[str, float] = E2E_SLO_S,
 ) -> dict[str, float]:
-    """What one run gave: share of requests completed; of these, latencies, P99 by tier too (s); longest wait (s), the
-    shares that met their SLOs (all, premium), goodput (requests a second), Jain index over tenants, and the mean
-    service difference a second (VTC's, tokens).
+    """What one run gave: share of requests completed; of these, latencies (s), slowdowns against the idle engine and
+    output tokens a second; longest wait (s) to the first dispatch; the shares that met their SLOs, goodput (requests a
+    second), Jain index over tenants per weight of their tiers and for equal weights, and the mean service difference a
+    second (VTC's, priced tokens per weight).  What has a tier's name before it is that tier's.
 
     Parameters:
+        speed: of the idle engine.
         ttft_slo_s, e2e_slo_s: seconds from the arrival to the first and to the last token, by tier.
     """
-    done = latencies(requests, 1.0, 1.0)
-    slo = slo_attainment(requests, ttft_slo_s, e2e_slo_s)
+    requests = requests[[*NAMES, *NUMBERS]].astype(dict.fromkeys(NAMES, object) | dict.fromkeys(NUMBERS, float))
+    done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)
     everyone = slo_attainment(requests, ttft_slo_s, e2e_slo_s, by=()).iloc[0]
-    p50, p99 = done.e2e_s.quantile([0.50, 0.99])
     return {
         "completed": (requests.outcome == "completed").mean(),
-        "p50_e2e_s": p50,
-        "p99_e2e_s": p99,
-        **{f"{tier}_p99_e2e_s": done.e2e_s[done.tier == tier].quantile(0.99) for tier in TIERS},
-        "p50_ttft_s": done.ttft_s.median(),
-        "longest_wait_s": longest_waits(requests, by=("phase",)).max(),
-        "premium_slo": slo.met.get("premium", float("nan")),
+        **_of_tier(requests, done),
         "slo": everyone.met,
+        **{
+            f"{tier}_{name}": value
+            for tier in TIERS
+            for name, value in _of_tier(requests[requests.tier == tier], done[done.tier == tier]).items()
+        },
+        **{
+            f"{tier}_slo": met
+            for tier, met in slo_attainment(requests, ttft_slo_s, e2e_slo_s).met.reindex(TIERS).items()
+        },
         "goodput_per_s": everyone.goodput_per_s,
-        "jain": tenant_fairness(requests),
-        "slowdown_jain": jain_index(done.groupby("tenant").e2e_s.mean()),
-        "service_difference": service_difference(requests, 10.0).difference.mean() / 10.0,
+        "output_tokens_per_s": done.output_tokens.sum() / busy_s(requests),
+        "jain": tenant_fairness(requests, TURNS),
+        "jain_equal": tenant_fairness(requests),
+        "service_difference": service_difference(requests, INTERVAL_S, TURNS).difference.mean() / INTERVAL_S,
+    }
+
+
+def _of_tier(requests: pd.DataFrame, done: pd.DataFrame) -> dict[str, float]:
+    return {
+        "p50_e2e_s": done.e2e_s.median(),
+        "p99_e2e_s": done.e2e_s.quantile(0.99),
+        "p50_ttft_s": done.ttft_s.median(),
+        "p50_slowdown": done.slowdown.median(),
+        "longest_wait_s": longest_waits(requests, by=("phase",)).max(),
     }
 
 
@@ -64,62 +87,134 @@ def frontier(out: str | Path, **slos: Mapping[str, float]) -> pd.DataFrame:
 
 
 def _row(number: int, folder: Path, slos: Mapping[str, Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
-    return number, results.load_manifest(folder)["run"] | measures(results.read_table(folder, "requests"), **slos)
+    manifest = results.load_manifest(folder)
+    speed = results.EngineSpeed(**manifest["engine_speed"])
+    return number, manifest["run"] | measures(results.read_table(folder, "requests"), speed, **slos)
 
 
 def every_order(arrivals: Sequence[float], sizes: Sequence[float]) -> pd.DataFrame:
-    """Median and longest stay under every order in which one server can serve a few requests without preemption.
+    """What each request stays under every order in which one server can serve a few of them without preemption.
 
     Parameters:
         arrivals, sizes: of each request, in seconds, by arrival.
 
     Returns:
-        A row an order, a permutation of the requests' indices: `p50_e2e_s`, `longest_e2e_s`.
+        A row an order, a permutation of the requests' indices, and a column a request: seconds from arrival to end.
     """
     rows = {}
     for order in permutations(range(len(arrivals))):
-        now, stays = 0.0, []
+        now, stays = 0.0, [0.0] * len(arrivals)
         for i in order:
             now = max(now, arrivals[i]) + sizes[i]
-            stays.append(now - arrivals[i])
-        rows[order] = median(stays), max(stays)
-    index = pd.MultiIndex.from_tuples(rows)
-    return pd.DataFrame(rows.values(), index, columns=["p50_e2e_s", "longest_e2e_s"])
+            stays[i] = now - arrivals[i]
+        rows[order] = stays
+    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows))
 
 
-def against_fifo(runs: pd.DataFrame, columns: Sequence[str] = tuple(RELATIVE)) -> pd.DataFrame:
-    """Mean over seeds of each policy's measure over FIFO's in the same setting and seed, less 1, with its interval.
+def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] = tuple(RELATIVE)) -> pd.DataFrame:
+    """Each policy's measures against a baseline's in the same setting and seed: means over seeds with 95% intervals.
 
     Parameters:
-        runs: of `frontier`, with the columns `workload`, `batching` and `rate`.
+        runs: of `frontier`, with the columns of `SETTING`.
+        baseline: a policy.
+        columns: those of `RELATIVE` are compared by their ratio less 1, others by their difference.
 
     Returns:
         A row a setting, policy and column: `change`, `low`, `high`.
     """
-    setting = ["workload", "batching", "rate"]
-    fifo = runs[runs.policy == "fifo"].set_index([*setting, "seed"])
+    base = runs[runs.policy == baseline].set_index([*SETTING, "seed"])
     rows = []
-    for (*where, policy), part in runs[runs.policy != "fifo"].groupby([*setting, "policy"], sort=False):
-        mine = part.set_index([*setting, "seed"])
+    for (*where, policy), part in runs[runs.policy != baseline].groupby([*SETTING, "policy"], sort=False):
+        mine = part.set_index([*SETTING, "seed"])
         for column in columns:
-            interval = mean_interval((mine[column] / fifo[column].reindex(mine.index) - 1).dropna())
+            theirs = base[column].reindex(mine.index)
+            change = mine[column] / theirs - 1 if column in RELATIVE else mine[column] - theirs
+            interval = mean_interval(change.dropna())
             rows.append((*where, policy, column, interval.estimate, interval.low, interval.high))
-    return pd.DataFrame(rows, columns=[*setting, "policy", "column", "change", "low", "high"])
+    return pd.DataFrame(rows, columns=[*SETTING, "policy", "column", "change", "low", "high"])
 
 
 def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Which policy is best, and which worst, for each objective in each setting, by the mean over seeds.
+    """Which policies are the best, and which the worst, for each objective in each setting.
 
-    Where the best and the worst differ by less than 1%, no policy matters, and both are "any".
+    Those are listed together that cannot be told from the first in the same seeds, at 95% for all at once (Bonferroni).
+
+    Parameters:
+        objectives: columns of `frontier`, and what they are called.
+
+    Returns:
+        A row a setting and objective: `best` and `worst`, lists of policies by their means, the most extreme first.
+    """
+    rows = []
+    for where, part in runs.groupby(SETTING, sort=False):
+        for column, name in objectives.items():
+            values = part.pivot(index="seed", columns="policy", values=column)
+            sign = -1 if column in LARGER_IS_BETTER else 1
+            rows.append((*where, name, _like_the_least(sign * values), _like_the_least(-sign * values)))
+    return pd.DataFrame(rows, columns=[*SETTING, "objective", "best", "worst"])
+
+
+def _like_the_least(values: pd.DataFrame) -> list[str]:
+    """The columns whose means cannot be told from the least one's, row by row, the least first."""
+    order = values.mean().sort_values(kind="stable").index
+    confidence = 1 - 0.05 / max(1, len(order) - 1)
+    ahead = {column: mean_interval((values[column] - values[order[0]]).dropna(), confidence) for column in order}
+    return [column for column in order if not ahead[column].low > 0]
+
+
+def where_worst(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
+    """Where each policy is farthest behind: the setting and objective in which it is last, or nearest to it.
+
+    Of `shortfall`, how far it is from the best mean to the worst, 0 to 1, the largest; of equal ones the one in which
+    its mean is the most times the best one's.
 
     Parameters:
         objectives: columns of `frontier`, and what they are called.
     """
     rows = []
-    for where, part in runs.groupby(["workload", "batching", "rate"], sort=False):
+    for where, part in runs.groupby(SETTING, sort=False):
         means = part.groupby("policy", sort=False)[list(objectives)].mean()
         for column, name in objectives.items():
-            order = means[column].sort_values(ascending=column not in LARGER_IS_BETTER).index
-            alike = means[column].max() - means[column].min() < 0.01 * means[column].abs().max()
-            rows.append((*where, name, "any" if alike else order[0], "any" if alike else order[-1]))
-    return pd.DataFrame(rows, columns=["workload", "batching", "rate", "objective", "best", "worst"])
+            larger = column in LARGER_IS_BETTER
+            worst, best = sorted([means[column].min(), means[column].max()], reverse=not larger)
+            if best == worst:
+                continue
+            for policy, mean in means[column].items():
+                times = max(mean, best) / max(min(mean, best), 1e-9)
+                rows.append((policy, (mean - best) / (worst - best), times, name, *where, mean, best))
+    columns = ["policy", "shortfall", "times", "objective", *SETTING, "mean", "best"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["shortfall", "times"], ascending=False, kind="stable")
+    return table.drop_duplicates("policy").set_index("policy").drop(columns="times")
+
+
+def against_goals(runs: pd.DataFrame, policy: str = "express") -> pd.DataFrame:
+    """What a policy reaches of this project's goals in one setting, paired over seeds with 95% intervals.
+
+    Parameters:
+        runs: of `frontier`, of one workload, batching and rate, the paper's five policies and this one among them.
+
+    Returns:
+        A row a goal: its `value`, `low`, `high`, the `goal` and whether it is `met`: yes or no where the interval says
+        so, else open.
+    """
+    by_policy = {name: part.set_index("seed") for name, part in runs.groupby("policy")}
+    mine, fifo, sjf, priority = (by_policy[name] for name in (policy, "fifo", "sjf", "priority"))
+    if runs.batching.iloc[0] == "static":
+        rows = {
+            "P50 against SJF's": (mine.p50_e2e_s / sjf.p50_e2e_s - 1, "< +0%", 0.0),
+            "P99 against SJF's": (mine.p99_e2e_s / sjf.p99_e2e_s - 1, "< +0%", 0.0),
+        }
+    else:
+        rows = {
+            "P50 against SJF's": (mine.p50_e2e_s / sjf.p50_e2e_s - 1, "<= +5%", 0.05),
+            "P99 against FIFO's": (mine.p99_e2e_s / fifo.p99_e2e_s - 1, "<= +0%", 0.0),
+            "longest wait against SJF's": (mine.longest_wait_s / sjf.longest_wait_s - 1, "<= -50%", -0.5),
+            "premium SLOs under Priority's": (priority.premium_slo - mine.premium_slo, "<= +1%", 0.01),
+            "Jain index under FIFO's": (fifo.jain - mine.jain, "<= +0%", 0.0),
+        }
+    table = {}
+    for name, (values, goal, most) in rows.items():
+        interval = mean_interval(values)
+        met = "yes" if interval.high <= most else "no" if interval.low > most else "open"
+        table[name] = interval.estimate, interval.low, interval.high, goal, met
+    return pd.DataFrame.from_dict(table, orient="index", columns=["value", "low", "high", "goal", "met"])

@@ -50,21 +50,37 @@ def jain_index(values: Sequence[float]) -> float:
 
 
 def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None = None) -> float:
-    """Jain index over tenants of output tokens served per weight, while every tenant still has work waiting.
+    """Jain index over tenants of the output tokens served by the last arrival, over each one's fair share of them.
 
-    A run that drains gives every tenant all it asked for, so only the time before the first tenant's last dispatch
-    tells policies apart; it is taken phase by phase and averaged with the phases' tokens as weights.
+    A run that drains gives every tenant all it asked for, so what was served while requests still came tells policies
+    apart.  The fair shares are max-min: equal per weight, but to none more than it asked for, which is a request's
+    limit where it was not completed (Jain, Chiu and Hawe's index of allocations over fair allocations).  Taken phase
+    by phase and averaged with what was served as weights.
+
+    Parameters:
+        weights: by tier; None for the same for all.
     """
     indices, sizes = [], []
-    for _, phase in requests[requests.outcome == "completed"].groupby("phase"):
-        contended_until_s = phase.groupby("tenant").dispatch_s.max().min()
-        served = phase[phase.dispatch_s <= contended_until_s].groupby("tenant").output_tokens.sum()
-        served = served.reindex(phase.tenant.unique(), fill_value=0)
-        if weights is not None:
-            served = served / served.index.map(weights)
-        indices.append(jain_index(served))
-        sizes.append(phase.output_tokens.sum())
+    for _, phase in requests.groupby("phase"):
+        first, finish = phase.first_token_s.astype(float), phase.finish_s.astype(float)
+        done = ((phase.arrival_s.max() - first) / (finish - first).clip(lower=1e-9)).clip(0, 1)
+        asked = phase.output_tokens.astype(float).fillna(phase.max_tokens.astype(float))
+        served = (asked * done).where(phase.outcome == "completed").groupby(phase.tenant).sum()
+        weight = phase.tier.map(lambda tier: 1.0 if weights is None else weights[tier]).groupby(phase.tenant).mean()
+        if served.sum() > 0:
+            fair = max_min_shares(served.sum(), asked.groupby(phase.tenant).sum(), weight)
+            indices.append(jain_index(served / fair))
+            sizes.append(served.sum())
     return float(np.average(indices, weights=sizes)) if indices else float("nan")
+
+
+def max_min_shares(total: float, demands: pd.Series, weights: pd.Series) -> pd.Series:
+    """What each is given of a total, equal per weight, but to none more than it asks for."""
+    shares, left = {}, weights.sum()
+    for name in (demands / weights).sort_values().index:
+        shares[name] = min(demands[name], total * weights[name] / left)
+        total, left = total - shares[name], left - weights[name]
+    return pd.Series(shares).reindex(demands.index)
 
 
 def busy_s(requests: pd.DataFrame) -> float:

@@ -18,6 +18,7 @@ from pydantic import (
 from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import TIERS
 from driftsched_lib.traces import FIELDS, FORMATS
 from driftsched_lib.validation import (
     Category,
@@ -118,7 +119,8 @@ class TraceParams(Validated):
 class WorkloadParams(Validated):
     """The paper's load: tenants drawn uniformly, and phases whose shares of the requests sum to 1.
 
-    A `trace` takes the place of the phases.  With a `zipf` above 0 the k-th tenant sends in proportion to k ** -zipf.
+    A `trace` takes the place of the phases.  With a `zipf` above 0 the k-th tenant sends in proportion to k ** -zipf;
+    the first sends `noisy` times its share.
     A `drift` is a scenario of `drift`, which then decides lengths, or, where outputs end by themselves, the prompts'
     wording.
     `label_prefix` puts the generator's prefix before each prompt, which tells a key-word classifier the category.
@@ -126,6 +128,7 @@ class WorkloadParams(Validated):
 
     label_prefix: bool = True
     zipf: NotNegative = 0.0
+    noisy: Positive = 1.0
     drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
     tenants: Annotated[dict[str, Tier], Field(min_length=1)] = {
         "tenant-premium": "premium",
@@ -138,9 +141,10 @@ class WorkloadParams(Validated):
     @property
     def tenant_shares(self) -> list[float] | None:
         """What each tenant sends of the whole; None for the same from each."""
-        if not self.zipf:
+        if not self.zipf and self.noisy == 1.0:
             return None
         shares = [k**-self.zipf for k in range(1, len(self.tenants) + 1)]
+        shares[0] *= self.noisy
         return [share / sum(shares) for share in shares]
 
     @field_validator("phases")
@@ -161,6 +165,30 @@ class Spread(Validated):
 
     mean_share: Positive
     cv: NotNegative
+
+
+class AdmissionParams(Validated):
+    """Who is turned away at arrival, by tier; see `admission`.
+
+    Attributes:
+        tokens_per_s, burst_tokens: the budget of each tenant, estimated input and output together; null for none.
+        longest_wait_s: a request is shed when the work queued before it takes the engine longer than that, `.inf` for a
+            tier never shed; null to shed none.
+    """
+
+    tokens_per_s: dict[Tier, Positive] | None = None
+    burst_tokens: dict[Tier, Positive] | None = None
+    longest_wait_s: dict[Tier, Annotated[float, Field(ge=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "AdmissionParams":
+        for name in ("tokens_per_s", "burst_tokens", "longest_wait_s"):
+            values = getattr(self, name)
+            if values is not None and set(values) != set(TIERS):
+                raise ValueError(f"{name} must name {', '.join(TIERS)}")
+        if (self.tokens_per_s is None) != (self.burst_tokens is None):
+            raise ValueError("tokens_per_s and burst_tokens are of one budget: give both")
+        return self
 
 
 class ServerParams(Validated):
@@ -218,6 +246,7 @@ class Params(Validated):
     vary_estimates_for: list[str] = ["sjf"]
     queue_capacity: Annotated[int, Field(ge=1)] | None = None
     queue_timeout_s: Positive | None = None
+    admission: AdmissionParams | None = None
 
     rates: OneOrMore[Positive] = [1.0]
     seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]

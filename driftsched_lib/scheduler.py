@@ -42,6 +42,7 @@ class Scheduler:
         self.queued_tokens = dict.fromkeys(TIERS, 0)
         self._queued: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
+        self._given_back: set[str] = set()
         self._deadlines: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -99,26 +100,35 @@ class Scheduler:
             self._enter_queue(victim)
         return victim
 
+    def give_back(self, request_id: str) -> None:
+        """The engine could not begin with a request: it is queued again, and nothing of it has run."""
+        self._enter_queue(self._running.pop(request_id))
+        self._given_back.add(request_id)
+
     def complete(self, output: Output) -> None:
         """Learn from a finished request and record it; an output with an error is recorded as failed."""
         request = self._running[output.request.request_id]
         if output.error is not None:
-            del self._running[request.request_id]
+            self._stop(request, output.tokens)
             self._end(request, Outcome.FAILED, output.finish_s, output.error)
             return
         actual = self.counter.output(output)
         feedback = self.estimator.observe(request, actual)
-        self.policy.completed(request, actual)
-        del self._running[request.request_id]
+        self._stop(request, actual)
         self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
 
-    def cancel(self, request_id: str, now: float) -> Request | None:
+    def cancel(self, request_id: str, now: float, output_tokens: int | None = None) -> Request | None:
         """The client gives up: record the request as cancelled and return it if it was running (the engine must drop
-        it), else None.  A request that has ended, or was never seen, is left alone."""
+        it), else None.  A request that has ended, or was never seen, is left alone.
+
+        Parameters:
+            output_tokens: what a running one has made; where that is not known, it counts as what was estimated.
+        """
         if request_id in self._queued:
             self._drop(request_id, Outcome.CANCELLED, now, "cancelled while queued")
         elif request_id in self._running:
-            request = self._running.pop(request_id)
+            request = self._running[request_id]
+            self._stop(request, output_tokens)
             self._end(request, Outcome.CANCELLED, now, "cancelled while running")
             return request
         return None
@@ -140,12 +150,15 @@ class Scheduler:
         """Whether nothing is queued and nothing is running."""
         return not self._queued and not self._running
 
-    def fail_all(self, reason: str, now: float) -> None:
-        """The engine is gone: everything queued or running ends as failed."""
+    def fail_all(self, reason: str, now: float) -> list[str]:
+        """A run has failed: everything queued or running ends as failed; the ids of what was running."""
         for request_id in list(self._queued):
             self._drop(request_id, Outcome.FAILED, now, reason)
-        for request_id in list(self._running):
-            self._end(self._running.pop(request_id), Outcome.FAILED, now, reason)
+        running = list(self._running.values())
+        for request in running:
+            self._stop(request)
+            self._end(request, Outcome.FAILED, now, reason)
+        return [request.request_id for request in running]
 
     def _enter_queue(self, request: Request) -> None:
         self.policy.add(request)
@@ -158,9 +171,15 @@ class Scheduler:
         self.depth[request.tier] -= 1
         self.queued_tokens[request.tier] -= request.estimate.total_tokens
 
+    def _stop(self, request: Request, output_tokens: int | None = None) -> None:
+        del self._running[request.request_id]
+        self.policy.ended(request, request.estimate.output_tokens if output_tokens is None else output_tokens)
+
     def _drop(self, request_id: str, outcome: Outcome, now: float, reason: str) -> None:
         request = self.policy.remove(request_id)
         self._leave_queue(request)
+        if request.preemptions or request_id in self._given_back:  # the policy has popped it
+            self.policy.ended(request, request.made_tokens)
         self._end(request, outcome, now, reason)
 
     def _end(
@@ -173,6 +192,7 @@ class Scheduler:
         actual: int | None = None,
         feedback: Feedback | None = None,
     ) -> None:
+        self._given_back.discard(request.request_id)
         estimate: Estimate | None = request.estimate
         self.on_record(
             Record(

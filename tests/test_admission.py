@@ -6,9 +6,14 @@ import pytest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
+from simulation import PAPER_L4, SMALL
 
-from driftsched_lib.admission import LoadShedding, TokenBuckets, in_turn
+from driftsched_lib import results
+from driftsched_lib.admission import LoadShedding, TokenBuckets, admission_check, in_turn
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.params import Params
 from driftsched_lib.requests import TIERS
+from driftsched_lib.validation import ParamsError
 
 RATES = {"premium": 8.0, "standard": 4.0, "batch": 2.0}
 DEPTHS = {"premium": 80.0, "standard": 40.0, "batch": 20.0}
@@ -92,3 +97,28 @@ def test_parameters_are_checked():
         LoadShedding(0.0, RATES)
     with pytest.raises(ValueError, match="longest_wait_s is"):
         LoadShedding(1.0, RATES | {"batch": float("nan")})
+
+
+def test_a_run_sheds_and_budgets_as_its_parameters_say(tmp_path):
+    waits = dict.fromkeys(TIERS, inf) | {"batch": 0.0}
+    budget = {"tokens_per_s": dict.fromkeys(TIERS, 1e6), "burst_tokens": dict.fromkeys(TIERS, 1e6) | {"standard": 1e-3}}
+    budget["tokens_per_s"]["standard"] = 1e-3
+    for name, rules, turned_away in (
+        ("shed", {"longest_wait_s": waits}, {"batch"}),
+        ("budget", budget, {"standard"}),
+    ):
+        params = Params.load(PAPER_L4, SMALL | {"policies": ["fifo"], "seeds": [1], "admission": rules})
+        run_grid(params, tmp_path / name, jobs=1)
+        rejected = results.load(tmp_path / name).query("outcome == 'rejected'")
+        assert set(rejected.tier) == turned_away
+        assert rejected.reason.str.contains("token budget of|s of work before a batch request").all()
+    assert admission_check(1.0, None, None) is None
+
+
+def test_half_a_budget_or_a_missing_tier_is_refused():
+    for rules, message in (
+        ({"tokens_per_s": dict.fromkeys(TIERS, 1.0)}, "give both"),
+        ({"longest_wait_s": {"batch": 1.0}}, "longest_wait_s must name premium, standard, batch"),
+    ):
+        with pytest.raises(ParamsError, match=f"admission: .*{message}"):
+            Params.load(PAPER_L4, {"admission": rules})

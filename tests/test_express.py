@@ -1,5 +1,7 @@
 """Express: what each of its terms does, and the wait that it promises."""
 
+from math import inf
+
 import pytest
 from helpers import make_request
 from hypothesis import given
@@ -9,7 +11,7 @@ from driftsched_lib.policies import Express, Fifo, ShortestJobFirst
 from driftsched_lib.requests import TIERS
 
 EQUAL = dict.fromkeys(TIERS, 1)
-OFF = {"weights": EQUAL, "express_share": 1, "fifo_share": 0, "fairness": 0, "uncertainty": 0}
+OFF = {"weights": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, "uncertainty": 0}
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
@@ -43,41 +45,114 @@ def test_uncertainty_goes_from_the_point_to_the_mean():
     assert [Express(**OFF | {"uncertainty": u}).key(request) for u in (0, 0.5, 1)] == [10, 25, 40]
 
 
-@pytest.mark.parametrize(("fairness", "longest"), [(0, 100), (1, 1)])
-def test_a_tenant_beyond_its_share_makes_no_other_wait(fairness, longest):
-    """In each of 40 rounds one tenant sends nine requests, the other one, and five are served."""
-    policy = Express(**OFF | {"express_share": 0.6, "fairness": fairness})
+@pytest.mark.parametrize(("lead_tokens", "longest"), [(1e9, 100), (20, 2)])
+def test_a_tenant_beyond_its_share_makes_no_other_wait(lead_tokens, longest):
+    """In each of 40 rounds one tenant sends nine short requests, the other a longer one, and five are served."""
+    policy = Express(**OFF | {"lead_tokens": lead_tokens})
     waits = []
     for round_ in range(40):
         for i in range(10):
-            request = make_request(10 * round_ + i, arrival_s=round_)
+            request = make_request(10 * round_ + i, arrival_s=round_, total_tokens=10 if i < 9 else 11)
             request.tenant = "noisy" if i < 9 else "other"
             policy.add(request)
         served = [policy.pop(round_) for _ in range(5)]
         waits += [round_ - request.arrival_s for request in served if request.tenant == "other"]
-    unserved = [40 - request.arrival_s for request in policy if request.tenant == "other"]
-    assert max(waits) <= longest and (max(unserved, default=0) > 10) == (fairness == 0)
+    waits += [40 - request.arrival_s for request in policy if request.tenant == "other"]
+    assert (max(waits) > 10) == (lead_tokens == 1e9) and max(waits) <= longest
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["add", "add", "pop", "remove"]), st.integers(1, 20), st.integers(0, 3)), max_size=120
+)
+
+
+@given(steps=STEPS, lead=st.sampled_from([0, 10, 50]))
+def test_no_tenant_has_more_in_the_express_lane_than_promised(steps, lead):
+    """`lead_tokens` and a request more, per weight, than the virtual time has gone on."""
+    policy = Express(express_share=1.0, lead_tokens=lead)
+    had, queued = {}, []
+    for i, (action, size, tenant) in enumerate(steps):
+        if action == "add":
+            request = make_request(i, tier=TIERS[tenant % 3], total_tokens=size)
+            request.tenant = str(tenant)
+            policy.add(request)
+            queued.append(request)
+        elif queued and action == "remove":
+            policy.remove(queued.pop(size % len(queued)).request_id)
+        elif queued:
+            first = policy.peek(0.0)
+            if policy._alive[first.request_id][0] < inf:
+                per_weight = first.estimate.total_tokens / policy.weights[first.tier]
+                had[first.tenant] = had.get(first.tenant, 0) + per_weight
+                assert had[first.tenant] <= policy._virtual_time + lead + 20 / policy.weights[first.tier] + 1e-9
+            queued.remove(policy.pop(0.0))
 
 
 @given(
-    history=st.lists(st.tuples(st.booleans(), st.integers(1, 20), st.sampled_from(TIERS)), max_size=120),
+    history=st.lists(
+        st.tuples(
+            st.sampled_from(["add", "pop", "add", "pop", "remove"]),
+            st.one_of(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=4, max_size=4).map(sorted)),
+            st.sampled_from(TIERS),
+        ),
+        max_size=120,
+    ),
     fifo_share=st.sampled_from([1 / 16, 1 / 4, 1.0]),
     express_share=st.sampled_from([0.3, 1.0]),
 )
 def test_no_request_waits_longer_than_promised(history, fifo_share, express_share):
-    """At most (A + 2 L) / fifo_share tokens dispatched while it waits: A queued before it, L the largest request."""
+    """At most (A + 2 L) / fifo_share tokens dispatched while it waits: A queued before it, L the largest request.
+
+    Whether it is served in the end, removed or still there: sizes are the means of distributions.
+    """
     policy = Express(express_share=express_share, fifo_share=fifo_share)
-    dispatched, queued, allowed = 0, {}, {}
-    largest = max((size for _, size, _ in history), default=0)
-    for i, (adds, size, tier) in enumerate(history):
-        if adds:
-            allowed[str(i)] = dispatched + (sum(queued.values()) + 2 * largest) / fifo_share
-            queued[str(i)] = size
-            policy.add(make_request(i, tier=tier, total_tokens=size))
+    dispatched, queued, allowed = 0.0, {}, {}
+    for i, (action, size, tier) in enumerate(history):
+        if action == "add":
+            mean = sum(size) / 4 if isinstance(size, list) else size
+            allowed[str(i)] = dispatched + (sum(queued.values()) + 2 * 20) / fifo_share
+            queued[str(i)] = mean
+            request = make_request(i, tier=tier, total_tokens=size[1] if isinstance(size, list) else size)
+            request.estimate.quantiles = tuple(size) if isinstance(size, list) else None
+            policy.add(request)
+        elif action == "remove" and queued:
+            del queued[policy.remove(list(queued)[i % len(queued)]).request_id]
         elif queued:
-            request = policy.pop(0.0)
-            assert dispatched <= allowed[request.request_id]
-            dispatched += queued.pop(request.request_id)
+            dispatched += queued.pop(policy.pop(0.0).request_id)
+        assert all(dispatched <= allowed[request_id] + 20 for request_id in queued)
+
+
+def test_the_price_is_of_the_mean_and_the_order_that_of_the_least_expected_cost():
+    """Sizes of 1 or 19 against 9.9 surely, weight 1 and a cap far away: the mean of 10 goes second."""
+    gamble, sure = make_request("gamble", total_tokens=10), make_request("sure", total_tokens=10)
+    gamble.estimate.quantiles, sure.estimate.quantiles = (1.0, 19.0), (9.9, 9.9)
+    policy = Express(**OFF | {"uncertainty": 1})
+    policy.add(gamble)
+    policy.add(sure)
+    assert [request.request_id for request in policy] == ["sure", "gamble"]
+
+
+def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():
+    policy = Express(**OFF | {"lead_tokens": 0.0})
+    policy.add(make_request("mine", total_tokens=30))
+    mine = policy.pop(0.0)
+    before = policy._virtual_time, dict(policy._tags)
+    for _ in range(5):
+        policy.add(mine)
+        assert policy.pop(0.0) is mine
+    assert (policy._virtual_time, policy._tags) == before
+    policy.ended(mine, 50)
+    assert policy._tags == {mine.tenant: 50.0} and not policy._dispatched
+
+
+def test_tenants_that_are_gone_are_forgotten():
+    policy = Express()
+    for i in range(5000):
+        request = make_request(i)
+        request.tenant = f"name {i}"
+        policy.add(request)
+        policy.ended(policy.pop(0.0), 10)
+    assert len(policy._tags) < 300 and not policy._queued and not policy._tenant_weights
 
 
 def test_without_a_fifo_share_a_long_request_starves_and_with_one_it_does_not():
@@ -111,7 +186,7 @@ def test_parameters_are_checked():
     for name, value in {
         "express_share": 1.1,
         "fifo_share": -0.1,
-        "fairness": -1.0,
+        "lead_tokens": -1.0,
         "uncertainty": float("inf"),
     }.items():
         with pytest.raises(ValueError, match=f"{name} is"):

@@ -5,7 +5,7 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import DeficitRoundRobin, MultilevelFeedback, VirtualTokenCounter, WeightedFairQueueing
+from driftsched_lib.policies import DeficitRoundRobin, VirtualTokenCounter, WeightedFairQueueing
 from driftsched_lib.requests import TIERS
 
 WEIGHTS = {"premium": 4, "standard": 2, "batch": 1}
@@ -53,24 +53,66 @@ def test_vtc_keeps_backlogged_tenants_within_the_largest_request(sizes):
 def test_vtc_corrects_estimates_by_what_was_observed(sizes, actual):
     """Requests end one after another: counters are then those of the tokens made, not of those estimated."""
     policy = backlog(VirtualTokenCounter(WEIGHTS, input_price=1.0, output_price=1.0), sizes)
-    had = dict.fromkeys(policy.counters, 0.0)
+    had = dict.fromkeys(policy.had, 0.0)
     for i in range(len(sizes) // 2):
         request, tokens = policy.pop(0.0), actual[i % len(actual)]
-        policy.completed(request, tokens)
+        policy.ended(request, tokens)
         had[request.tenant] += tokens / WEIGHTS[request.tier]
         assert max(had.values()) - min(had.values()) <= 2 * LARGEST
 
 
-@given(sizes=SIZES)
-def test_start_tags_keep_backlogged_tenants_within_two_requests(sizes):
-    """Golestani's measure for start-time fair queueing: the largest request of the one and of the other."""
-    assert widest(shares(backlog(WeightedFairQueueing(WEIGHTS), sizes), len(sizes))) <= 2 * LARGEST
+HISTORIES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(1, LARGEST)), max_size=150)
 
 
-@given(sizes=SIZES, quantum=st.integers(1, 50))
-def test_drr_keeps_backlogged_tenants_within_a_quantum_and_the_largest_request(sizes, quantum):
-    policy = backlog(DeficitRoundRobin(quantum, WEIGHTS), sizes)
-    assert widest(shares(policy, len(sizes))) <= quantum + LARGEST
+def apart(policy, history, allowed):
+    """In every stretch in which two tenants both have requests queued, `allowed(one, other)` tokens per weight."""
+    queued, begun = dict.fromkeys(range(3), 0), {}
+    had = dict.fromkeys(range(3), 0.0)
+    for i, (action, tenant, size) in enumerate(history):
+        if action > 2:
+            policy.add(sent_by(i, tenant, size))
+            queued[tenant] += 1
+        elif len(policy):
+            request = policy.pop(0.0)
+            tenant = int(request.tenant[-1])
+            had[tenant] += request.estimate.total_tokens / WEIGHTS[request.tier]
+            queued[tenant] -= 1
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            difference = had[one] - had[other]
+            if not (queued[one] and queued[other]):
+                begun.pop((one, other), None)
+                continue
+            least, most = begun.get((one, other), (difference, difference))
+            least, most = begun[one, other] = min(least, difference), max(most, difference)
+            assert most - least <= allowed(WEIGHTS[TIERS[one]], WEIGHTS[TIERS[other]])
+
+
+@given(history=HISTORIES, quantum=st.integers(1, 50))
+def test_drr_keeps_backlogged_tenants_within_a_quantum_and_their_largest_requests(history, quantum):
+    apart(DeficitRoundRobin(quantum, WEIGHTS), history, lambda one, other: quantum + LARGEST / one + LARGEST / other)
+
+
+@given(history=HISTORIES)
+def test_start_tags_keep_backlogged_tenants_within_their_largest_requests(history):
+    apart(WeightedFairQueueing(WEIGHTS), history, lambda one, other: LARGEST / one + LARGEST / other)
+
+
+def test_drr_may_differ_by_more_than_a_quantum_and_the_largest_request():
+    policy = DeficitRoundRobin(10, dict.fromkeys(TIERS, 1))
+    for i, size in enumerate((40, 30, 40, 40)):
+        policy.add(sent_by(f"a{i}", 0, size))
+    policy.add(sent_by("b", 1, 30))
+    while policy.pop(0.0).request_id != "b":
+        pass
+    had = {"tenant 0": 0, "tenant 1": 0}
+    for i, size in enumerate((1, 40, 40, 40)):
+        policy.add(sent_by(f"b{i}", 1, size))
+    widest = 0
+    while policy._queues.keys() == had.keys():
+        request = policy.pop(0.0)
+        had[request.tenant] += request.estimate.total_tokens
+        widest = max(widest, abs(had["tenant 0"] - had["tenant 1"]))
+    assert 10 + 40 < widest <= 10 + 2 * 40
 
 
 def test_drr_does_not_keep_what_an_idle_tenant_has_left():
@@ -99,28 +141,69 @@ def test_vtc_gives_no_credit_for_having_been_idle():
         policy.pop(0.0)
     policy.add(sent_by("busy again", 0))  # no one is queued: the last one who was sets the level
     policy.add(sent_by("newcomer", 1))
-    assert policy.counters["tenant 1"] == policy.counters["tenant 0"] == 200.0
+    assert policy.had["tenant 1"] == policy.had["tenant 0"] == 200.0
     assert [request.request_id for request in policy] == ["busy again", "newcomer"]
 
 
-def test_a_tenant_sinks_by_what_was_observed_and_comes_back_with_all_others():
-    policy = MultilevelFeedback(quantum_tokens=10, levels=3, reset_tokens=100)
-    heavy, light = sent_by("heavy", 0), sent_by("light", 1)
-    policy.completed(sent_by("before", 0), 29)
-    assert policy.level("tenant 0") == 1
-    policy.completed(sent_by("before", 0), 1)
-    assert policy.level("tenant 0") == 2  # 10 at the top, 20 at the next
-    policy.add(heavy)
-    policy.add(light)
-    assert [request.request_id for request in policy] == ["light", "heavy"]
-    policy.completed(sent_by("before", 0), 70)
-    assert policy.level("tenant 0") == 0 and [request.request_id for request in policy] == ["heavy", "light"]
+def test_vtc_lifts_to_what_the_last_tenants_counter_is_by_then():
+    policy = VirtualTokenCounter(dict.fromkeys(TIERS, 1))
+    policy.add(sent_by("long", 0))
+    policy.ended(policy.pop(0.0), 500)
+    policy.add(sent_by("newcomer", 1))
+    assert policy.had["tenant 1"] == 1000.0
+
+
+@pytest.mark.parametrize("policy", [VirtualTokenCounter, DeficitRoundRobin, WeightedFairQueueing])
+def test_a_request_that_comes_back_is_charged_once(policy):
+    policy = policy(weights=dict.fromkeys(TIERS, 1))
+    for i in range(8):
+        policy.add(sent_by(f"a{i}", 0, 100))
+        policy.add(sent_by(f"b{i}", 1, 100))
+    mine = next(request for request in iter(lambda: policy.pop(0.0), None) if request.tenant == "tenant 0")
+    for _ in range(5):
+        for i in range(8):
+            if f"a{i}" in policy._tenants:
+                policy.remove(f"a{i}")
+        policy.add(mine)
+        while policy.pop(0.0) is not mine:
+            pass
+    for i in range(10, 18):
+        policy.add(sent_by(f"a{i}", 0, 100))
+    left = sum(tenant == "tenant 1" for tenant in policy._tenants.values())
+    first = [policy.pop(0.0).tenant for _ in range(left + 2)]
+    assert "tenant 0" in first
+
+
+@pytest.mark.parametrize("policy", [VirtualTokenCounter, WeightedFairQueueing])
+def test_what_is_cancelled_in_the_queue_leaves_no_trace(policy):
+    policy = policy(weights=dict.fromkeys(TIERS, 1))
+    for i in range(100):
+        policy.add(sent_by(f"many {i}", 0, 100))
+    for i in range(99):
+        policy.remove(f"many {i}")
+    for i in range(5):
+        policy.add(sent_by(f"other {i}", 1, 100))
+    assert "many 99" in [request.request_id for request in policy][:2]
+
+
+@pytest.mark.parametrize("policy", [VirtualTokenCounter, WeightedFairQueueing, DeficitRoundRobin])
+def test_tenants_that_are_gone_are_forgotten(policy):
+    policy = policy()
+    for i in range(5000):
+        request = sent_by(i, 0)
+        request.tenant = f"name {i}"
+        policy.add(request)
+        policy.ended(policy.pop(0.0), 10)
+    kept = policy._left if isinstance(policy, DeficitRoundRobin) else policy.had
+    assert len(kept) < 300 and not policy._queues and not getattr(policy, "_charged", None)
 
 
 def test_who_moves_often_leaves_little_behind():
     policy = backlog(VirtualTokenCounter(), [10] * 30)
     for _ in range(1000):
-        policy.completed(sent_by("ended", 0), 11)
+        request = policy.pop(0.0)
+        policy.ended(request, 11)
+        policy.add(request)
     assert len(policy._heap) <= 9
 
 
@@ -132,7 +215,6 @@ def test_who_moves_often_leaves_little_behind():
         (VirtualTokenCounter, {"input_price": -1.0}, "input_price is -1.0"),
         (DeficitRoundRobin, {"quantum_tokens": 0}, "quantum_tokens is 0"),
         (WeightedFairQueueing, {"weights": {"gold": 1}}, "weights is .* must name"),
-        (MultilevelFeedback, {"levels": 0}, "levels is 0"),
     ],
 )
 def test_parameters_are_checked(policy, options, message):

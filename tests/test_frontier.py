@@ -6,7 +6,7 @@ from simulation import PAPER_L4, SMALL
 
 from driftsched_lib import results
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.frontier import against_fifo, best_policies, every_order, frontier
+from driftsched_lib.frontier import against, against_goals, best_policies, every_order, frontier, where_worst
 from driftsched_lib.params import Params
 
 
@@ -28,7 +28,18 @@ def test_a_row_a_run_with_what_it_gave(grid):
         assert row.p50_e2e_s == pytest.approx(e2e.median()) and row.p99_e2e_s == pytest.approx(e2e.quantile(0.99))
         assert row.completed == (mine.outcome == "completed").mean() == 1.0
         assert row.longest_wait_s == pytest.approx((mine.dispatch_s - mine.arrival_s).max())
-        assert 0 <= row.premium_slo <= 1 and 0 <= row.slo <= 1 and 0 < row.jain <= 1
+        assert 0 <= row.premium_slo <= 1 and 0 <= row.slo <= 1 and 0 < row.jain <= 1 and 0 < row.jain_equal <= 1
+
+
+def test_slowdowns_are_against_the_idle_engine_and_tiers_have_their_own(grid):
+    runs, speed = frontier(grid), results.load_speed(grid)
+    requests = results.load(grid).query("tier == 'batch' and policy == 'sjf' and seed == 1")
+    row = runs[(runs.policy == "sjf") & (runs.seed == 1) & (runs.batching == requests.batching.iloc[0])].iloc[0]
+    mine = requests[requests.batching == row.batching]
+    idle = speed.idle_ttft_s + (mine.output_tokens - 1) * speed.idle_tpot_s
+    assert row.batch_p50_slowdown == pytest.approx(((mine.finish_s - mine.arrival_s) / idle).median())
+    assert row.batch_longest_wait_s == pytest.approx((mine.dispatch_s - mine.arrival_s).max())
+    assert row.p50_slowdown >= 1 and row.output_tokens_per_s > 0
 
 
 def test_objectives_of_ones_own_are_met_or_not(grid):
@@ -51,22 +62,56 @@ def runs_by_hand():
     return runs.assign(workload="w", batching="continuous", rate=1.0)
 
 
-def test_changes_against_fifo_are_paired_by_seed():
-    changes = against_fifo(runs_by_hand(), ["p50_e2e_s"]).set_index("policy").change
-    assert changes.sjf == pytest.approx((5 / 10 + 15 / 20) / 2 - 1)
-    assert changes.drr == pytest.approx((12 / 10 + 18 / 20) / 2 - 1)
+def test_changes_are_paired_by_seed():
+    changes = against(runs_by_hand(), columns=["p50_e2e_s", "slo"]).set_index(["policy", "column"]).change
+    assert changes["sjf", "p50_e2e_s"] == pytest.approx((5 / 10 + 15 / 20) / 2 - 1)
+    assert changes["drr", "p50_e2e_s"] == pytest.approx((12 / 10 + 18 / 20) / 2 - 1)
+    assert changes["drr", "slo"] == pytest.approx(0.0)
+    assert set(against(runs_by_hand(), "sjf", ["slo"]).policy) == {"fifo", "drr"}
 
 
-def test_the_best_and_the_worst_by_what_is_good():
-    which = best_policies(runs_by_hand(), {"p50_e2e_s": "P50", "slo": "SLOs"}).set_index("objective")
-    assert (which.best["P50"], which.worst["P50"]) in [("sjf", "fifo"), ("sjf", "drr")]
-    assert (which.best["SLOs"], which.worst["SLOs"]) in [("sjf", "fifo"), ("sjf", "drr")]
-    alike = runs_by_hand().query("policy != 'sjf'")
-    assert best_policies(alike, {"p99_e2e_s": "P99"}).best.tolist() == ["any"]
+def many_seeds(**means):
+    """Thirty seeds in which the policies differ by their means in every one, and by no more than noise if equal."""
+    rows = [
+        (policy, seed, mean + seed + 0.01 * ((seed * 7 + i * 3) % 5))
+        for i, (policy, mean) in enumerate(means.items())
+        for seed in range(30)
+    ]
+    runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"])
+    return runs.assign(workload="w", batching="continuous", rate=1.0)
+
+
+def test_the_best_and_the_worst_with_those_that_cannot_be_told_from_them():
+    row = best_policies(many_seeds(fifo=9.0, sjf=1.0, tie=1.0, drr=5.0), {"p50_e2e_s": "P50"}).iloc[0]
+    assert set(row.best) == {"sjf", "tie"} and row.worst == ["fifo"]
+    assert len(best_policies(many_seeds(fifo=1.0, sjf=1.0), {"p50_e2e_s": "P50"}).iloc[0].best) == 2
+    better = best_policies(many_seeds(fifo=1.0, sjf=2.0).rename(columns={"p50_e2e_s": "slo"}), {"slo": "SLOs"})
+    assert better.iloc[0].best == ["sjf"]
+
+
+def test_each_policy_has_a_place_where_it_is_worst():
+    runs = many_seeds(fifo=9.0, sjf=1.0, drr=5.0).assign(slo=lambda frame: (frame.policy == "drr").astype(float))
+    table = where_worst(runs, {"p50_e2e_s": "P50", "slo": "SLOs"})
+    assert table.objective.to_dict() == {"fifo": "SLOs", "sjf": "SLOs", "drr": "P50"}
+    assert table.shortfall.round(2).to_dict() == {"fifo": 1.0, "sjf": 1.0, "drr": 0.5}
+
+
+def test_goals_are_met_missed_or_open():
+    columns = ["p50_e2e_s", "p99_e2e_s", "longest_wait_s", "premium_slo", "jain"]
+    rows = []
+    for seed in (1, 2, 3):
+        rows.append(("fifo", seed, 50.0, 100.0, 100.0, 0.2, 0.8))
+        rows.append(("sjf", seed, 10.0, 190.0, 200.0, 0.5, 0.8))
+        rows.append(("priority", seed, 20.0, 150.0, 150.0, 1.0, 0.7))
+        rows.append(("express", seed, 10.2, 110.0 + seed, 90.0, 0.9, 0.8 + 0.1 * (seed - 2)))
+    runs = pd.DataFrame(rows, columns=["policy", "seed", *columns])
+    met = against_goals(runs.assign(batching="continuous")).met
+    assert met.tolist() == ["yes", "no", "yes", "no", "open"]
+    assert against_goals(runs.assign(batching="static")).met.tolist() == ["no", "yes"]
 
 
 def test_every_order_by_hand():
-    orders = every_order((0, 1), (3, 1))
-    assert orders.loc[0, 1].tolist() == [3.0, 3.0]
-    assert orders.loc[1, 0].tolist() == [3.0, 5.0]
+    stays = every_order((0, 1), (3, 1))
+    assert stays.loc[0, 1].tolist() == [3.0, 3.0]
+    assert stays.loc[1, 0].tolist() == [5.0, 1.0]
     assert len(every_order((0,) * 5, (1,) * 5)) == 120

@@ -11,6 +11,7 @@ from driftsched_lib.metrics import (
     job_classes,
     latencies,
     latency_table,
+    max_min_shares,
     summarize,
     tenant_fairness,
 )
@@ -31,6 +32,7 @@ def frame(rows, **shared):
         "finish_s": 2.0,
         "input_tokens": 10,
         "output_tokens": 10,
+        "max_tokens": 10,
         "actual_tokens": 10,
         "estimated_tokens": 10,
         "estimated_total_tokens": 20,
@@ -66,22 +68,42 @@ def test_only_completed_requests_have_latencies():
     )
 
 
-def test_fairness_looks_at_the_time_in_which_all_have_work():
-    served = [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 9)]
-    requests = frame([{"tenant": tenant, "dispatch_s": at} for tenant, at in served])
-    assert tenant_fairness(requests) == pytest.approx(jain_index([30, 10]))  # until a's last dispatch, at 2
-    assert tenant_fairness(requests, {"a": 3.0, "b": 1.0}) == pytest.approx(1.0)
+def served(tenant, times, **fields):
+    """A request of ten tokens for each time, which has ended by then."""
+    rows = [{"tenant": tenant, "arrival_s": 0.0, "first_token_s": t - 1.0, "finish_s": t} for t in times]
+    return [row | fields for row in rows]
 
 
-def test_phases_count_by_their_tokens():
-    fair = [{"phase": "fair", "tenant": tenant, "output_tokens": 30} for tenant in "ab"]
-    unfair = [{"phase": "unfair", "tenant": "a", "dispatch_s": 0}, {"phase": "unfair", "tenant": "b", "dispatch_s": 5}]
-    assert tenant_fairness(frame(fair + unfair)) == pytest.approx((60 * 1.0 + 20 * 0.5) / 80)
+def test_fairness_is_of_what_was_served_by_the_last_arrival_over_a_max_min_share():
+    late = {"tenant": "a", "arrival_s": 10.0, "first_token_s": 90.0, "finish_s": 99.0}
+    everyone = frame([*served("a", [1, 2, 3, 4]), *served("b", [2, 50]), *served("c", [5]), late])
+    fair = [40 / 30, 10 / 20, 10 / 10]  # of 60 that were served; c asked for 10, b for 20, and a has the rest
+    assert tenant_fairness(everyone) == pytest.approx(jain_index(fair))
 
 
-def test_a_tenant_that_got_nothing_while_others_worked_counts():
-    requests = frame([{"tenant": "a", "dispatch_s": 0}, {"tenant": "b", "dispatch_s": 5}])
-    assert tenant_fairness(requests) == pytest.approx(0.5)
+def test_fairness_goes_by_weight_and_by_half_served_requests():
+    half = {"arrival_s": 10.0, "first_token_s": 8.0, "finish_s": 12.0}
+    rows = [half | {"tenant": "a", "tier": "premium", "output_tokens": 60}]
+    rows += [half | {"tenant": "b", "tier": "batch", "output_tokens": 20}]
+    assert tenant_fairness(frame(rows), {"premium": 3.0, "batch": 1.0}) == pytest.approx(1.0)
+    assert tenant_fairness(frame(rows)) == pytest.approx(jain_index([30 / 20, 10 / 20]))
+
+
+def test_phases_count_by_what_was_served():
+    fair = [*served("a", [1, 2], phase="fair"), *served("b", [1, 2], phase="fair")]
+    never = {"tenant": "b", "phase": "unfair", "outcome": "expired", "output_tokens": None, "max_tokens": 10}
+    unfair = [*served("a", [1], phase="unfair"), never | {"arrival_s": 5.0, "first_token_s": None}]
+    late = [
+        {"phase": phase, "arrival_s": 9.0, "first_token_s": 9.0, "finish_s": 99.0, "tenant": "a"} for phase in ("fair",)
+    ]
+    expected = (40 * jain_index([1, 1]) + 10 * jain_index([10 / 5, 0])) / 50
+    assert tenant_fairness(frame(fair + unfair + late)) == pytest.approx(expected)
+
+
+def test_max_min_shares_give_to_none_more_than_it_asks_for():
+    demands, weights = pd.Series({"a": 100.0, "b": 10.0, "c": 100.0}), pd.Series({"a": 2.0, "b": 1.0, "c": 1.0})
+    assert max_min_shares(100.0, demands, weights).to_dict() == {"a": 60.0, "b": 10.0, "c": 30.0}
+    assert max_min_shares(500.0, demands, weights).equals(demands)
 
 
 def test_busy_time_leaves_gaps_out():

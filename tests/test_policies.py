@@ -31,7 +31,7 @@ class Naive:
     def removed(self, request, queued):
         pass
 
-    def completed(self, request, output_tokens):
+    def ended(self, request, output_tokens):
         pass
 
 
@@ -83,37 +83,42 @@ def has_others(request, queued):
 
 
 class NaiveVtc(Naive):
-    """A counter a tenant; the minimum is taken over those of the requests queued."""
+    """A counter a tenant; the minimum is taken over those of the requests queued (Sheng et al., algorithm 2)."""
 
     def __init__(self):
-        self.counters, self.last_left = defaultdict(float), 0.0
+        self.counters, self.last_left, self.charged = defaultdict(float), "", {}
+
+    def cost(self, request, output_tokens):
+        return (request.input_tokens + 2 * output_tokens) / WEIGHTS[request.tier]
 
     def added(self, request, queued):
         if not has_others(request, queued):
-            lowest = min((self.counters[other.tenant] for other in queued[:-1]), default=self.last_left)
+            last_left = self.counters[self.last_left]
+            lowest = min((self.counters[other.tenant] for other in queued[:-1]), default=last_left)
             self.counters[request.tenant] = max(self.counters[request.tenant], lowest)
 
     def choose(self, queued, now):
         return min(queued, key=lambda request: self.counters[request.tenant])
 
     def popped(self, request, queued):
-        cost = request.input_tokens + 2 * request.estimate.output_tokens
-        self.counters[request.tenant] += cost / WEIGHTS[request.tier]
+        if request.request_id not in self.charged:
+            cost = self.charged[request.request_id] = self.cost(request, request.estimate.output_tokens)
+            self.counters[request.tenant] += cost
         self.removed(request, queued)
 
     def removed(self, request, queued):
         if not has_others(request, queued):
-            self.last_left = self.counters[request.tenant]
+            self.last_left = request.tenant
 
-    def completed(self, request, output_tokens):
-        self.counters[request.tenant] += 2 * (output_tokens - request.estimate.output_tokens) / WEIGHTS[request.tier]
+    def ended(self, request, output_tokens):
+        self.counters[request.tenant] += self.cost(request, output_tokens) - self.charged.pop(request.request_id)
 
 
 class NaiveDrr(Naive):
     """Shreedhar and Varghese's list of active tenants, walked turn by turn."""
 
     def __init__(self):
-        self.turns, self.left, self.begun = [], {}, False
+        self.turns, self.left, self.begun, self.paid = [], {}, False, set()
 
     def added(self, request, queued):
         if not has_others(request, queued):
@@ -127,13 +132,17 @@ class NaiveDrr(Naive):
             if not self.begun:
                 self.begun = True
                 self.left[tenant] += 2 * WEIGHTS[request.tier]
-            if request.estimate.total_tokens <= self.left[tenant]:
+            if self.price(request) <= self.left[tenant]:
                 return request
             self.turns.append(self.turns.pop(0))
             self.begun = False
 
+    def price(self, request):
+        return 0 if request.request_id in self.paid else request.estimate.total_tokens
+
     def popped(self, request, queued):
-        self.left[request.tenant] -= request.estimate.total_tokens
+        self.left[request.tenant] -= self.price(request)
+        self.paid.add(request.request_id)
         self.removed(request, queued)
 
     def removed(self, request, queued):
@@ -143,57 +152,71 @@ class NaiveDrr(Naive):
 
 
 class NaiveWfq(Naive):
-    """Start tags, by request."""
+    """The start tag of a tenant's oldest request, by the tenant's arrival and the end of what it was served last."""
 
     def __init__(self):
-        self.virtual, self.start, self.finish = 0.0, {}, defaultdict(float)
+        self.virtual, self.tags, self.paid, self.ends = 0.0, defaultdict(float), set(), [0.0]
 
     def added(self, request, queued):
-        tag = self.start[request.request_id] = max(self.virtual, self.finish[request.tenant])
-        self.finish[request.tenant] = tag + request.estimate.total_tokens / WEIGHTS[request.tier]
+        if not has_others(request, queued):
+            self.tags[request.tenant] = max(self.virtual, self.tags[request.tenant])
 
     def choose(self, queued, now):
-        return min(queued, key=lambda request: self.start[request.request_id])
+        return min(queued, key=lambda request: self.tags[request.tenant])
 
     def popped(self, request, queued):
-        self.virtual = self.start[request.request_id]
+        self.virtual = self.tags[request.tenant]
+        if request.request_id not in self.paid:
+            self.tags[request.tenant] += request.estimate.total_tokens / WEIGHTS[request.tier]
+        self.paid.add(request.request_id)
+        self.ends.append(self.tags[request.tenant])
+        if len(queued) == 1:
+            self.virtual = max(self.ends)
 
 
 class NaiveMlfq(Naive):
-    """Levels that end after 4, 12 and 28 tokens; everyone starts again after 64."""
+    """Levels that end after 2, 6 and 14 tokens made since the last boost, which is every 128 seconds."""
 
     def __init__(self):
-        self.observed = defaultdict(int)
+        self.before, self.boost_at = defaultdict(int), 0.0
+
+    def level(self, request):
+        return sum(request.made_tokens - self.before[request.request_id] >= end for end in (2, 6, 14))
 
     def choose(self, queued, now):
-        return min(queued, key=lambda request: sum(self.observed[request.tenant] >= end for end in (4, 12, 28)))
-
-    def completed(self, request, output_tokens):
-        for name in (request.tenant, "everyone"):
-            self.observed[name] += request.input_tokens + output_tokens
-        if self.observed["everyone"] >= 64:
-            self.observed.clear()
+        if now >= self.boost_at:
+            self.boost_at = now + 128
+            for request in queued:
+                if self.level(request):
+                    self.before[request.request_id] = request.made_tokens
+        return min(queued, key=self.level)
 
 
 class NaiveExpress(Naive):
     """The rule as its module tells it, with everything counted anew each time."""
 
     def __init__(self):
-        self.recent, self.index, self.credit = [], {}, 0.0
-        self.virtual, self.served = 0.0, defaultdict(float)
+        self.seen, self.index, self.credit, self.virtual = [], {}, 0.0, 0.0
+        self.ends, self.dispatched = defaultdict(float), set()
 
     def size(self, request):
         totals = totals_of(request)
         return sum(totals) / len(totals)
 
+    def is_express(self, request):
+        return self.index[request.request_id][0] == 0
+
     def added(self, request, queued):
-        tenant = request.tenant
-        if not has_others(request, queued):
-            self.served[tenant] = max(self.served[tenant], self.virtual)
-        rank = self.size(request) / WEIGHTS[request.tier] + max(0.0, self.served[tenant] - self.virtual) / 4
-        self.recent.append(rank)
-        smaller = sum(other < rank for other in self.recent)
-        self.index[request.request_id] = (0, rank) if smaller < len(self.recent) / 2 else (1, 0)
+        if request.request_id in self.dispatched:
+            return
+        per_weight = self.size(request) / WEIGHTS[request.tier]
+        self.seen.append(per_weight)
+        is_small = sum(other < per_weight for other in self.seen) < len(self.seen) / 2
+        start = max(self.ends[request.tenant], self.virtual)
+        express = is_small and start <= self.virtual + 4
+        self.index[request.request_id] = (0, per_weight) if express else (1, 0)
+        if express:
+            self.ends[request.tenant] = start + per_weight
 
     def choose(self, queued, now):
         if self.credit >= self.size(queued[0]):
@@ -201,15 +224,23 @@ class NaiveExpress(Naive):
         return min(queued, key=lambda request: self.index[request.request_id])
 
     def popped(self, request, queued):
+        if request.request_id in self.dispatched:
+            return
+        self.dispatched.add(request.request_id)
         size = self.size(request)
         self.credit += size / 8
         if request is queued[0]:
             self.credit = max(0.0, self.credit - size)
         self.virtual += size / sum({other.tenant: WEIGHTS[other.tier] for other in queued}.values())
-        self.served[request.tenant] += size / WEIGHTS[request.tier]
 
-    def completed(self, request, output_tokens):
-        self.served[request.tenant] += (output_tokens - request.estimate.output_tokens) / WEIGHTS[request.tier]
+    def removed(self, request, queued):
+        if self.is_express(request) and request.request_id not in self.dispatched:
+            self.ends[request.tenant] -= self.size(request) / WEIGHTS[request.tier]
+
+    def ended(self, request, output_tokens):
+        if self.is_express(request):
+            wrong_by = request.input_tokens + output_tokens - self.size(request)
+            self.ends[request.tenant] += wrong_by / WEIGHTS[request.tier]
 
 
 def totals_of(request):
@@ -217,6 +248,10 @@ def totals_of(request):
     if quantiles is None:
         return [request.estimate.total_tokens]
     return [request.input_tokens + output for output in quantiles]
+
+
+def to_come(request):
+    return max(1, request.estimate.output_tokens - request.made_tokens)
 
 
 def naive_gittins(request, now):
@@ -233,6 +268,11 @@ def naive_boost(request, now):
     means = [exp(total / 8) for total in totals_of(request)]
     mean = sum(means) / len(means)
     return request.arrival_s - 8 * log(mean / (mean - 1))
+
+
+def naive_sigmoid(request, now):
+    waited, size = now - request.arrival_s, request.estimate.total_tokens
+    return -0.5 / (1 + exp(1 - waited / 64)) - 0.5 / (1 + exp(size / 8 - 1))
 
 
 def scan(score):
@@ -257,6 +297,7 @@ CASES = {
         scan(lambda request, now: request.estimate.total_tokens - (now - request.arrival_s) / 64),
     ),
     "hrrn": ({}, scan(lambda request, now: -(now - request.arrival_s) / request.estimate.total_tokens)),
+    "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, scan(naive_sigmoid)),
     "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, scan(naive_boost)),
     "edf": (
         {"ttft_slo_s": {"premium": 64, "standard": 128, "batch": 256}},
@@ -269,11 +310,11 @@ CASES = {
     "vtc": ({"weights": WEIGHTS}, NaiveVtc),
     "drr": ({"weights": WEIGHTS, "quantum_tokens": 2}, NaiveDrr),
     "wfq": ({"weights": WEIGHTS}, NaiveWfq),
-    "mlfq": ({"quantum_tokens": 4, "levels": 4, "reset_tokens": 64}, NaiveMlfq),
+    "mlfq": ({"quantum_tokens": 2, "levels": 4, "boost_s": 128}, NaiveMlfq),
     "gittins": ({}, scan(naive_gittins)),
     "tie": ({"weight": 0.5, "tail": 0.25}, scan(naive_tie)),
-    "srpt": ({}, scan(lambda request, now: request.estimate.output_tokens)),
-    "express": ({"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "fairness": 0.25}, NaiveExpress),
+    "srpt": ({}, scan(lambda request, now: to_come(request))),
+    "express": ({"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4}, NaiveExpress),
 }
 
 NUMBERS = st.integers(0, 10**6)
@@ -292,8 +333,8 @@ HISTORIES = st.lists(
         ],
         st.tuples(st.just("pop"), st.integers(0, 150)),
         st.tuples(st.just("remove"), NUMBERS),
-        st.tuples(st.just("complete"), NUMBERS, st.integers(1, 9)),
-        st.tuples(st.just("return"), NUMBERS),
+        st.tuples(st.just("end"), NUMBERS, st.integers(0, 9)),
+        st.tuples(st.just("return"), NUMBERS, st.integers(0, 9)),
     ),
     max_size=60,
 )
@@ -319,7 +360,7 @@ def test_every_policy_has_a_reference():
 def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
     options, reference = CASES[case]
     policy, reference = POLICIES[case.split()[0]](**options), reference()
-    queued, running, now = [], [], 0.0
+    queued, running, returned, now = [], [], set(), 0.0
     for i, (action, *arguments) in enumerate(history):
         if action == "add":
             *estimated, later = arguments
@@ -327,8 +368,10 @@ def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
             queued.append(estimated_request(i, now, *estimated))
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
-        elif action == "return" and running:  # the engine gives it back, to be served anew
+        elif action == "return" and running:  # its slot is taken back
             queued.append(running.pop(arguments[0] % len(running)))
+            queued[-1].made_tokens += arguments[1]
+            returned.add(queued[-1].request_id)
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
         elif action == "pop" and queued:
@@ -344,10 +387,13 @@ def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
             assert policy.remove(request.request_id) is request
             reference.removed(request, queued)
             queued.remove(request)
-        elif action == "complete" and running:
+            if request.request_id in returned:
+                policy.ended(request, request.made_tokens)
+                reference.ended(request, request.made_tokens)
+        elif action == "end" and running:
             request = running.pop(arguments[0] % len(running))
-            policy.completed(request, arguments[1])
-            reference.completed(request, arguments[1])
+            policy.ended(request, arguments[1])
+            reference.ended(request, arguments[1])
         assert len(policy) == len(queued)
         assert sorted(request.request_id for request in policy) == sorted(request.request_id for request in queued)
     if queued:

@@ -12,7 +12,9 @@ from driftsched_lib.requests import TIERS, Outcome, Output
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "submit", "submit", "next", "complete", "cancel", "expire", "fail"]),
+        st.sampled_from(
+            ["submit", "submit", "submit", "next", "next", "preempt", "complete", "cancel", "expire", "fail"]
+        ),
         st.sampled_from(TIERS),
         st.integers(0, 30),
         st.booleans(),
@@ -34,6 +36,10 @@ def test_conserves_requests(name, actions):
             submitted.append(str(i))
         elif action == "next" and (request := scheduler.next(now)) is not None:
             running.append(request)
+        elif action == "preempt" and running:
+            made = {request.request_id: request.made_tokens + (number * j) % 90 for j, request in enumerate(running)}
+            victim = scheduler.preempt(made, now)
+            running = [request for request in running if request is not victim]
         elif action == "complete" and running:
             request = running.pop(number % len(running))
             scheduler.complete(Output(request, 4, 5, 5, now, now, error="broken" if flag else None))
@@ -69,7 +75,7 @@ def test_submission_classifies_counts_and_estimates():
 
 def test_completion_is_learnt_from_and_recorded():
     scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1), 0.0)
+    scheduler.submit(make_request(1, max_tokens=64), 0.0)
     request = scheduler.next(2.0)
     scheduler.complete(Output(request, prompt_tokens=6, tokens=40, words=32, first_token_s=3.0, finish_s=9.0))
     [record] = records
@@ -162,13 +168,36 @@ def test_admission_turns_away_with_its_reason_and_sees_what_is_queued():
     assert scheduler.queued_tokens == dict.fromkeys(TIERS, 0)
 
 
-def test_a_policy_hears_what_its_requests_came_to():
-    class Listening(Fifo):
-        def completed(self, request, output_tokens):
-            self.heard = (request.request_id, output_tokens)
+class Takes(Fifo):
+    """Hears of every end, and takes any slot back."""
 
-    policy = Listening()
+    preemptive = True
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def victim(self, running, now):
+        return next(iter(running), None)
+
+    def ended(self, request, output_tokens):
+        self.heard.append((request.request_id, output_tokens))
+
+
+def test_a_policy_hears_how_each_request_that_it_dispatched_ended():
+    policy = Takes()
     scheduler, _ = make_scheduler(policy)
-    scheduler.submit(make_request(1), 0.0)
-    scheduler.complete(Output(scheduler.next(1.0), 4, 40, 32, 2.0, 3.0))
-    assert policy.heard == ("1", 32)  # in the run's accounting, whitespace here
+    for i in range(7):
+        scheduler.submit(make_request(i), 0.0)
+    estimated = scheduler.next(1.0).estimate.output_tokens
+    running = [scheduler.next(1.0) for _ in range(4)]
+    scheduler.complete(Output(running[0], 4, 40, 32, 2.0, 3.0))  # in the run's accounting, whitespace here
+    scheduler.complete(Output(running[1], 4, 7, None, 2.0, 3.0, error="broken"))
+    scheduler.cancel("3", 3.0, output_tokens=5)
+    scheduler.cancel("4", 3.0)
+    scheduler.cancel("5", 3.0)  # never dispatched
+    assert scheduler.preempt({"0": 9}, 4.0).request_id == "0"
+    scheduler.cancel("0", 5.0)  # in the queue, with 9 tokens made
+    scheduler.next(6.0)
+    scheduler.fail_all("the engine died", 7.0)
+    assert policy.heard == [("1", 32), ("2", 7), ("3", 5), ("4", estimated), ("0", 9), ("6", estimated)]

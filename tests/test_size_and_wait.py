@@ -8,7 +8,15 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import AgingShortestJobFirst, Boost, Fifo, Hrrn, ShortestJobFirst
+from driftsched_lib.policies import (
+    AgingShortestJobFirst,
+    Boost,
+    EarliestDeadline,
+    Fifo,
+    Hrrn,
+    ShortestJobFirst,
+    SigmoidShortestJobFirst,
+)
 
 SIZES_AND_ARRIVALS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=30)
 
@@ -98,6 +106,61 @@ def test_boost_makes_the_mean_of_the_exponential_of_response_times_least(request
     assert cost(queued) == pytest.approx(min(map(cost, permutations(queued))))
 
 
+def passed_by(policy, requests):
+    """For each request that was popped or is left, who was popped before it though it came later: a stream, two
+    arrivals to a pop."""
+    in_time, last = [], {}
+    for i, (size, arrival) in enumerate(sorted(requests, key=lambda pair: pair[1])):
+        request = make_request(i, arrival_s=arrival, total_tokens=size)
+        policy.add(request)
+        in_time.append(request)
+        if i % 2:
+            first = policy.pop(arrival)
+            in_time.remove(first)
+            for waiting in in_time:
+                if waiting.arrival_s < first.arrival_s:
+                    last.setdefault(waiting.request_id, []).append((waiting, first, arrival))
+    return [overtaking for all_of_one in last.values() for overtaking in all_of_one]
+
+
+@given(requests=SIZES_AND_ARRIVALS)
+def test_no_request_is_passed_by_those_that_came_too_late(requests):
+    """Each policy's own bound, of requests of at most 40 tokens."""
+    slos = {"premium": 4.0, "standard": 4.0, "batch": 9.0}
+    for waiting, first, _ in passed_by(AgingShortestJobFirst(rate=4.0), requests):
+        assert first.arrival_s - waiting.arrival_s <= 40 / 4.0
+    boost = Boost(decay=0.5, tokens_per_s=8.0)
+    for waiting, first, _ in passed_by(boost, requests):
+        boosts = [request.arrival_s - boost.key(request) for request in (first, waiting)]
+        assert first.arrival_s - waiting.arrival_s <= boosts[0] - boosts[1] + 1e-9
+    for waiting, first, _ in passed_by(EarliestDeadline(slos), requests):
+        assert first.arrival_s - waiting.arrival_s <= 9.0 - 4.0
+    for waiting, first, now in passed_by(Hrrn(), requests):
+        smaller = first.estimate.total_tokens / waiting.estimate.total_tokens
+        assert now - first.arrival_s >= (now - waiting.arrival_s) * smaller - 1e-9
+
+
+def test_the_sigmoid_form_starves_a_long_request_and_hrrn_does_not():
+    """A short request a second, one served a second, for ten minutes, and thirty that were there before."""
+    for policy, starves in ((SigmoidShortestJobFirst(size_median=64.0), True), (Hrrn(), False)):
+        policy.add(make_request("long", total_tokens=100))
+        for i in range(30):
+            policy.add(make_request(f"early {i}", total_tokens=10))
+        served = []
+        for now in range(1, 600):
+            policy.add(make_request(now, arrival_s=now, total_tokens=10))
+            served.append(policy.pop(float(now + 1)).request_id)
+        assert ("long" not in served) == starves
+
+
+@given(requests=SIZES_AND_ARRIVALS)
+def test_the_sigmoid_goes_from_sjf_to_fifo_with_the_weight_of_the_wait(requests):
+    fifo, sjf = (popped_at(queue_of(policy, requests), 60.0) for policy in (Fifo(), ShortestJobFirst()))
+    options = {"wait_median_s": 32.0, "size_median": 32.0}
+    assert popped_at(queue_of(SigmoidShortestJobFirst(**options, wait_weight=0), requests), 60.0) == sjf
+    assert popped_at(queue_of(SigmoidShortestJobFirst(**options, wait_weight=1), requests), 60.0) == fifo
+
+
 def test_a_long_service_overflows_nothing():
     assert Boost(decay=10.0, tokens_per_s=1.0).key(make_request(1, arrival_s=3.0, total_tokens=10**6)) == 3.0
 
@@ -109,6 +172,8 @@ def test_a_long_service_overflows_nothing():
         (Hrrn, {"exponent": 17.0}, "exponent is 17.0"),
         (AgingShortestJobFirst, {"rate": float("inf")}, "rate is inf"),
         (AgingShortestJobFirst, {"scale_tokens": 0.0}, "scale_tokens is 0.0"),
+        (SigmoidShortestJobFirst, {"wait_weight": 1.5}, "wait_weight is 1.5"),
+        (SigmoidShortestJobFirst, {"wait_median_s": 0.0}, "wait_median_s is 0.0"),
         (Boost, {"decay": 0.0}, "decay is 0.0"),
         (Boost, {"tokens_per_s": float("nan")}, "tokens_per_s is nan"),
     ],

@@ -23,7 +23,7 @@ def distributed(i, quantiles, input_tokens=0):
 @pytest.mark.parametrize("policy", [Gittins, TailInflatedExpectation, Express])
 @given(sizes=st.lists(st.integers(1, 9), max_size=30))
 def test_of_points_it_is_sjf(policy, sizes):
-    options = {"express_share": 1, "fifo_share": 0, "fairness": 0} if policy is Express else {}
+    options = {"express_share": 1, "fifo_share": 0, "lead_tokens": 1e9} if policy is Express else {}
     queues = [policy(**options), ShortestJobFirst()]
     for i, size in enumerate(sizes):
         for queue in queues:
@@ -52,7 +52,7 @@ def test_no_order_has_a_smaller_expected_cost_than_that_of_express(queued):
     """
     weights = {"premium": 4, "standard": 2, "batch": 1}
     tiers = {weight: tier for tier, weight in weights.items()}
-    policy = Express(weights, express_share=1, fifo_share=0, fairness=0)
+    policy = Express(weights, express_share=1, fifo_share=0, lead_tokens=1e9)
     for i, (quantiles, weight) in enumerate(queued):
         request = distributed(i, quantiles)
         request.tier = tiers[weight]

@@ -8,7 +8,7 @@ from driftsched_lib.figures.estimation import (
     estimation_error,
     job_class_mistakes,
 )
-from driftsched_lib.figures.frontier import longest_waits, pareto
+from driftsched_lib.figures.frontier import changes, longest_waits, pareto
 from driftsched_lib.figures.recommendation import confirmation, ranking
 from driftsched_lib.figures.scheduling import (
     change_against_fifo,
@@ -33,6 +33,7 @@ __all__ = [
     "bias_over_time",
     "catching_up",
     "change_against_fifo",
+    "changes",
     "confirmation",
     "confusion",
     "corpus_lengths",

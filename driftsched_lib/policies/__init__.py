@@ -9,14 +9,14 @@ from driftsched_lib.policies.deadlines import EarliestDeadline, LeastSlack
 from driftsched_lib.policies.express import Express
 from driftsched_lib.policies.grouped import Grouped
 from driftsched_lib.policies.paper import RANKS, TURNS, AgingPriority, Fifo, Priority, ShortestJobFirst, Weighted
-from driftsched_lib.policies.preemptive import ShortestRemaining
-from driftsched_lib.policies.size_and_wait import AgingShortestJobFirst, Boost, Hrrn
-from driftsched_lib.policies.tenants import (
-    DeficitRoundRobin,
-    MultilevelFeedback,
-    VirtualTokenCounter,
-    WeightedFairQueueing,
+from driftsched_lib.policies.preemptive import MultilevelFeedback, ShortestRemaining
+from driftsched_lib.policies.size_and_wait import (
+    AgingShortestJobFirst,
+    Boost,
+    Hrrn,
+    SigmoidShortestJobFirst,
 )
+from driftsched_lib.policies.tenants import DeficitRoundRobin, VirtualTokenCounter, WeightedFairQueueing
 from driftsched_lib.policies.uncertain_sizes import Gittins, TailInflatedExpectation
 
 POLICIES = {
@@ -27,6 +27,7 @@ POLICIES = {
     "aging": AgingPriority,
     "grouped": Grouped,
     "sjf_aging": AgingShortestJobFirst,
+    "sjf_sigmoid": SigmoidShortestJobFirst,
     "hrrn": Hrrn,
     "boost": Boost,
     "edf": EarliestDeadline,
@@ -62,6 +63,7 @@ __all__ = [
     "Priority",
     "ShortestJobFirst",
     "ShortestRemaining",
+    "SigmoidShortestJobFirst",
     "TailInflatedExpectation",
     "VirtualTokenCounter",
     "Weighted",

@@ -38,8 +38,12 @@ class Policy(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Request]: ...
 
-    def completed(self, request: Request, output_tokens: int) -> None:  # noqa: B027
-        """A request that was popped has ended with so many output tokens; most policies have nothing to learn."""
+    def ended(self, request: Request, output_tokens: int) -> None:  # noqa: B027
+        """A request that was popped has ended, completed or not, with so many output tokens.
+
+        It is told once for each request that was ever popped.  One that was popped, added again (its slot was taken
+        back) and popped again is one request, and what it has had is to be counted once.
+        """
 
     def victim(self, running: Iterable[Request], now: float) -> Request | None:
         """The running request that should give its place to the first queued one, `made_tokens` of each being known."""

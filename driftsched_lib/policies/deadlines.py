@@ -12,9 +12,11 @@ E2E_SLO_S = {"premium": 30.0, "standard": 60.0, "batch": 240.0}
 class EarliestDeadline(KeyedQueue):
     """Earliest deadline first: the request whose time to first token is due first (Liu and Layland, 1973).
 
-    While every deadline can be met, this order meets them.  Under overload it fails as a whole: what is late stays
-    first, makes the next late in turn, and soon each request is served just after its deadline.  No request starves,
-    as a deadline is overtaken only by those of requests that came at most the difference of two SLOs later.
+    Where all start in any order at a steady pace and are here already, it meets every deadline that any order meets.
+    As requests come later, and a slot once given is not taken back, it may miss one that waiting would have met.  Under
+    overload it fails as a whole: what is late stays first, makes the next late in turn, and soon each request is served
+    just after its deadline.  None starves: it is passed only by those that came at most the difference of two
+    objectives later.
 
     Cost: O(log n).
 
@@ -37,7 +39,7 @@ class LeastSlack(KeyedQueue):
     alike, so the key is the latest start.  Under overload it fails as `EarliestDeadline` does, and of a tier the long
     requests, which have less slack, go first: the reverse of SJF.
 
-    Cost: O(log n).
+    Source: least laxity first (Mok, 1983), asked only where a slot is free.  Cost: O(log n).
 
     Parameters:
         e2e_slo_s: seconds from the arrival to the last token by tier.

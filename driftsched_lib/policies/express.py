@@ -1,21 +1,24 @@
 """Express: this project's own policy, one index for tier, uncertain size, waiting and what the tenant has had.
 
-**Objective.**  A request that waits `T` seconds costs `max(w, S / c) * T`: its tier's weight `w` a second, but no less
-than its size `S` over a size `c`, as a long answer that waits for nothing is worth more than a short one.  Requests are
-not preempted and only the expectation of `S` is known.  Exchanging two neighbours in any order changes the cost by
-`E[S_i] * v_j - E[S_j] * v_i`, where `v = max(w, E[S] / c)`, so the expected cost of what is queued is least in the
-order of `E[S] / v` (Smith, 1956; with random sizes, Rothkopf, 1966), which is
+**Objective.**  Of a request that arrives, the scheduler knows the mean `m` of its size, given what was learnt, and its
+tier's weight `w`.  A second of its waiting costs `v = max(w, m / c)`: the tier's weight, but no less than its expected
+size over a size `c`, as a long answer that waits for nothing is worth more than a short one.  The prices are set at
+arrival; sizes are random and requests are not preempted.  Exchanging two neighbours `i`, `j` in any order changes the
+expected cost by `m_i * v_j - m_j * v_i`, whatever the distributions, so that of what is queued is least in the order
+of `m / v` (Smith, 1956; with random sizes, Rothkopf, 1966), which is
 
-    index = min(E[S] / w, c).
+    index = min(m / w, c).
 
 Below the cap this is the c-mu rule, or weighted SJF.  All above it are equal, and any order of them costs the same; of
 these orders FIFO has the smallest longest wait.  So a share of the requests, the express lane, is served
 shortest first and hardly waits while its load alone is below the engine's capacity; the rest is FIFO behind it.  `c`
-is set by that share: it is that quantile of the `E[S] / w` of recent requests, whatever their lengths and weights are.
+is set by that share: it is that quantile of the `m / w` of recent requests, whatever their lengths and weights are.
 
-**Tenants.**  A tenant that has had more than its share in the busy period pays for the lead with size: `E[S] / w` is
-raised by `fairness` times the lead, the tokens per weight that it has had beyond generalized processor sharing.  It so
-loses the express lane, not its turn in the other one.
+**Tenants.**  The express lane is shared by weight.  A tenant's requests in it have a start tag, as in start-time fair
+queueing: the end of the tenant's last one, or, if that is less, the virtual time, which is what generalized processor
+sharing gives a weight of one.  A request whose tag is more than `lead_tokens` ahead of the virtual time is not express.
+So from the first request of a tenant on, its express requests have at most `lead_tokens` and one request more, per
+weight, than an equal share of the engine would have given it; what it sends beyond waits in the FIFO lane.
 
 **Starvation.**  Express requests could fill the engine, and the rest starve.  So `fifo_share` of all tokens dispatched
 belongs to the oldest request: it has a credit that grows by that share of each, and when it covers the oldest request,
@@ -39,6 +42,7 @@ from driftsched_lib.policies.base import (
     total_tokens,
 )
 from driftsched_lib.policies.paper import TURNS
+from driftsched_lib.policies.tenants import FEW_TENANTS
 from driftsched_lib.requests import Request
 
 RECENT = 512
@@ -46,11 +50,11 @@ RECENT = 512
 
 
 class Express(KeyedQueue):
-    """Smallest `min(E[size] / weight + fairness * lead, cap)` first, ties in the order of arrival; see this module.
+    """Smallest `min(E[size] / weight, cap)` first, the cap for tenants too far ahead; ties in the order of arrival.
 
-    Each term is taken away by a value: equal weights know no tiers, an `express_share` of 1 has no cap (and then, with
-    all other terms away, it is SJF; with 0 it is FIFO), `fairness=0` knows no tenants, `uncertainty=0` takes the
-    estimate's point for its mean, `fifo_share=0` lets the rest starve.
+    See this module.  Each term is taken away by a value: equal weights know no tiers, an `express_share` of 1 has no
+    cap (and then, with all other terms away, it is SJF; with 0 it is FIFO), infinite `lead_tokens` know no tenants,
+    `uncertainty=0` takes the estimate's point for its mean, `fifo_share=0` lets the rest starve.
 
     Cost: O(log n), and the number of quantiles.
 
@@ -58,7 +62,7 @@ class Express(KeyedQueue):
         weights: cost of a second of waiting by tier, and the tenants' shares.
         express_share: share of the requests below the cap.
         fifo_share: share of the tokens that belongs to the oldest request.
-        fairness: tokens per weight that a token per weight of lead counts for.
+        lead_tokens: per weight, what a tenant may have in the express lane beyond its share of the engine.
         uncertainty: how far from the estimate's point (0) to the mean of its distribution (1) the size is taken.
     """
 
@@ -67,45 +71,58 @@ class Express(KeyedQueue):
         weights: Mapping[str, float] = TURNS,
         express_share: float = 0.65,
         fifo_share: float = 0.05,
-        fairness: float = 0.01,
+        lead_tokens: float = 4096.0,
         uncertainty: float = 1.0,
     ):
         for name, share in (("express_share", express_share), ("fifo_share", fifo_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}, it must be from 0 to 1")
+        if not lead_tokens >= 0:
+            raise ValueError(f"lead_tokens is {lead_tokens}, it must be a number that is not negative")
         super().__init__()
         self.weights = positive_for_each_tier("weights", weights)
         self.express_share = express_share
         self.fifo_share = fifo_share
-        self.fairness = not_negative("fairness", fairness)
+        self.lead_tokens = lead_tokens
         self.uncertainty = not_negative("uncertainty", uncertainty)
         self._waiting: OrderedDict[str, float] = OrderedDict()  # by request id, the oldest first: its size
+        self._dispatched: dict[str, tuple[float, float]] = {}  # by id of a request that was popped: rank and size
         self._credit = 0.0
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self._virtual_time = 0.0  # tokens per weight of processor sharing
         self._weight_queued = 0.0
-        self._queued: dict[str, int] = defaultdict(int)  # by tenant: requests
-        self._served: dict[str, float] = defaultdict(float)  # by tenant: tokens per weight
+        self._queued: dict[str, int] = defaultdict(int)  # by tenant that has any: requests
         self._tenant_weights: dict[str, float] = {}
+        self._tags: dict[str, float] = {}  # by tenant: the end of its last express request
+        self._forget_at = FEW_TENANTS
 
     def key(self, request: Request) -> float:
-        size, tenant = self._size(request), request.tenant
-        self._waiting[request.request_id] = size
-        self._join(tenant, self.weights[request.tier])
-        lead = max(0.0, self._served[tenant] - self._virtual_time)
-        rank = size / self.weights[request.tier] + self.fairness * lead
-        return rank if self._is_express(rank) else inf
+        self._join(request.tenant, self.weights[request.tier])
+        if request.request_id in self._dispatched:  # it comes back, and has been counted
+            rank, self._waiting[request.request_id] = self._dispatched[request.request_id]
+            return rank
+        size = self._waiting[request.request_id] = self._size(request)
+        per_weight = size / self.weights[request.tier]
+        start = max(self._tags.get(request.tenant, 0.0), self._virtual_time)
+        if not self._is_small(per_weight) or start > self._virtual_time + self.lead_tokens:
+            return inf
+        self._tags[request.tenant] = start + per_weight
+        if len(self._tags) > self._forget_at:
+            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > self._virtual_time}
+            self._forget_at = 2 * len(self._tags) + FEW_TENANTS
+        return per_weight
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
-        size = self._waiting[request.request_id]
-        self._credit += self.fifo_share * size
-        if request.request_id == next(iter(self._waiting)):
-            self._credit = max(0.0, self._credit - size)
-        self._virtual_time += size / self._weight_queued
-        self._served[request.tenant] += size / self.weights[request.tier]
-        return self.remove(request.request_id)
+        size, rank = self._waiting[request.request_id], self._alive[request.request_id][0]
+        if request.request_id not in self._dispatched:
+            self._dispatched[request.request_id] = rank, size
+            self._credit += self.fifo_share * size
+            if request.request_id == next(iter(self._waiting)):
+                self._credit = max(0.0, self._credit - size)
+            self._virtual_time += size / self._weight_queued
+        return self._leave(request.request_id)
 
     def peek(self, now: float) -> Request:
         if self._waiting:
@@ -115,16 +132,31 @@ class Express(KeyedQueue):
         return super().peek(now)
 
     def remove(self, request_id: str) -> Request:
-        request = super().remove(request_id)
-        del self._waiting[request_id]
-        self._queued[request.tenant] -= 1
-        if not self._queued[request.tenant]:
-            self._weight_queued -= self._tenant_weights[request.tenant]
+        rank = self._alive[request_id][0]
+        request = self._leave(request_id)
+        if request_id not in self._dispatched:
+            self._correct(request.tenant, rank, -rank)
         return request
 
-    def completed(self, request: Request, output_tokens: int) -> None:
-        wrong_by = output_tokens - request.estimate.output_tokens
-        self._served[request.tenant] += wrong_by / self.weights[request.tier]
+    def ended(self, request: Request, output_tokens: int) -> None:
+        rank, size = self._dispatched.pop(request.request_id)
+        wrong_by = request.input_tokens + output_tokens - size
+        self._correct(request.tenant, rank, wrong_by / self.weights[request.tier])
+
+    def _correct(self, tenant: str, rank: float, by: float) -> None:
+        """Set right what an express request counted for its tenant."""
+        if rank < inf and tenant in self._tags:
+            self._tags[tenant] += by
+
+    def _leave(self, request_id: str) -> Request:
+        request = super().remove(request_id)
+        del self._waiting[request_id]
+        tenant = request.tenant
+        self._queued[tenant] -= 1
+        if not self._queued[tenant]:
+            del self._queued[tenant]
+            self._weight_queued -= self._tenant_weights.pop(tenant)
+        return request
 
     def _size(self, request: Request) -> float:
         point = total_tokens(request)
@@ -135,16 +167,15 @@ class Express(KeyedQueue):
 
     def _join(self, tenant: str, weight: float) -> None:
         if not self._queued[tenant]:
-            self._served[tenant] = max(self._served[tenant], self._virtual_time)
             self._tenant_weights[tenant] = weight
             self._weight_queued += weight
         self._queued[tenant] += 1
 
-    def _is_express(self, rank: float) -> bool:
-        """Whether a rank is below the cap, as it stands with this request counted in."""
-        place = bisect_left(self._sorted, rank)
-        self._sorted.insert(place, rank)
-        self._recent.append(rank)
+    def _is_small(self, per_weight: float) -> bool:
+        """Whether a size per weight is below the cap, as it stands with this request counted in."""
+        place = bisect_left(self._sorted, per_weight)
+        self._sorted.insert(place, per_weight)
+        self._recent.append(per_weight)
         if len(self._recent) > RECENT:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         return place < self.express_share * len(self._sorted)

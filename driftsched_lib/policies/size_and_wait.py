@@ -1,10 +1,12 @@
 """Estimated size against time waited: between SJF, which starves, and FIFO, which makes short requests wait."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from math import exp, expm1, fsum, log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from driftsched_lib.policies.base import (
     KeyedQueue,
@@ -28,9 +30,7 @@ class AgingShortestJobFirst(KeyedQueue):
     `length_weight / (1 + size / scale) + time_weight * wait / time_median` orders as the key does with
     `rate = scale * time_weight / (length_weight * time_median)`: 6,554 tokens a second and 32,768 tokens by default.
 
-    The form proposed to vLLM (pull request 29366) passes the wait through a sigmoid as well, centred on 5 s.  It is
-    not among these: two requests that have both waited long score alike for their waits, are ordered by length
-    again, and so starve.
+    The form proposed to vLLM is `SigmoidShortestJobFirst`, whose order changes with time.
 
     Cost: O(log n).
 
@@ -51,27 +51,16 @@ class AgingShortestJobFirst(KeyedQueue):
         return size + self.rate * request.arrival_s
 
 
-class Hrrn(Policy):
-    """Highest response ratio next: largest `(wait + service) / service` first (Brinch Hansen, 1971).
+class OldestOfEachSize(Policy):
+    """Largest `score` of wait and size first, ties in the order of adding, where waiting longer never lowers a score.
 
-    The service is taken as in proportion to the estimated total of tokens.  The ratio is one more than the wait over
-    it, so how long a token takes does not change the order, and there is no parameter for it.  `exponent` raises the
-    size to a power: 0 is FIFO, 1 is HRRN, and towards infinity it becomes SJF; `wait / size ** exponent` is the
-    generalized c-mu index (van Mieghem, 1995) of the cost `wait ** (1 + 1 / exponent)`.  The ratio of a waiting
-    request grows without bound while that of a new one starts from nothing, so none starves.
+    Then of requests of a size the oldest is first, so only those are compared, in one vectorised pass; sizes are whole
+    tokens: there are no more than the context has, however many requests.  The order may change as time passes.
 
-    Cost: O(log n), and one vectorised pass over the distinct sizes queued.  Of requests of a size the oldest is first,
-    so only those are compared, and sizes are whole tokens: there are no more than the context has, however many
-    requests.
-
-    Parameters:
-        exponent: power of the size, at most 16.
+    Cost: O(log n), and the pass over the distinct sizes queued.
     """
 
-    def __init__(self, exponent: float = 1.0):
-        if not 0 <= exponent <= 16:
-            raise ValueError(f"exponent is {exponent}, it must be from 0 to 16")
-        self.exponent = exponent
+    def __init__(self) -> None:
         self._alive: dict[str, tuple[float, int, Request]] = {}  # by request id: arrival, place in the order of adding
         self._added = 0
         self._entries = 0
@@ -80,7 +69,15 @@ class Hrrn(Policy):
         self._slots: dict[int, int] = {}
         self._queues: list[list[tuple[float, int, Request]]] = []  # a heap of its requests,
         self._arrivals = np.empty(64)  # the oldest arrival among them,
-        self._powers = np.empty(64)  # and the size to the power
+        self._worths = np.empty(64)  # and what the size is worth
+
+    @abstractmethod
+    def worth(self, size: int) -> float:
+        """What of the score is known from the size alone."""
+
+    @abstractmethod
+    def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scores of requests that have waited for so long and whose sizes are worth that."""
 
     def add(self, request: Request) -> None:
         if request.request_id in self._alive:
@@ -126,9 +123,12 @@ class Hrrn(Policy):
         n = len(self._sizes)
         if not n:
             raise IndexError("pop from an empty queue")
-        ratios = (now - self._arrivals[:n]) / self._powers[:n]
-        equal = (ratios == ratios.max()).nonzero()[0]
-        return int(equal[0]) if len(equal) == 1 else min(equal.tolist(), key=lambda slot: self._queues[slot][0][1])
+        scores = self.scores(now - self._arrivals[:n], self._worths[:n])
+        best = int(scores.argmax())
+        if np.count_nonzero(scores == scores[best]) == 1:
+            return best
+        equal: list[int] = (scores == scores[best]).nonzero()[0].tolist()
+        return min(equal, key=lambda slot: self._queues[slot][0][1])
 
     def _settle(self, slot: int) -> None:
         """The first of a size has left: the next that is alive takes its place, or the last slot that of this one."""
@@ -144,15 +144,15 @@ class Hrrn(Policy):
         if slot < len(self._sizes):
             last = len(self._sizes)
             self._sizes[slot], self._queues[slot], self._slots[size] = size, queue, slot
-            self._arrivals[slot], self._powers[slot] = self._arrivals[last], self._powers[last]
+            self._arrivals[slot], self._worths[slot] = self._arrivals[last], self._worths[last]
 
     def _new_slot(self, size: int) -> int:
         slot = self._slots[size] = len(self._sizes)
         self._sizes.append(size)
         self._queues.append([])
         if slot == len(self._arrivals):
-            self._arrivals, self._powers = np.resize(self._arrivals, 2 * slot), np.resize(self._powers, 2 * slot)
-        self._powers[slot] = size**self.exponent
+            self._arrivals, self._worths = np.resize(self._arrivals, 2 * slot), np.resize(self._worths, 2 * slot)
+        self._worths[slot] = self.worth(size)
         return slot
 
     def _is_alive(self, entry: tuple[float, int, Request]) -> bool:
@@ -163,6 +163,65 @@ class Hrrn(Policy):
 
     def __iter__(self) -> Iterator[Request]:
         return in_pop_order(self, (request for _, _, request in self._alive.values()), self._latest_s)
+
+
+class Hrrn(OldestOfEachSize):
+    """Highest response ratio next: largest `(wait + service) / service` first (Brinch Hansen, 1971).
+
+    The service is taken as in proportion to the estimated total of tokens.  The ratio is one more than the wait over
+    it, so how long a token takes does not change the order, and there is no parameter for it.  `exponent` raises the
+    size to a power: 0 is FIFO, 1 is HRRN, and towards infinity it becomes SJF; `wait / size ** exponent` is the
+    generalized c-mu index (van Mieghem, 1995) of the cost `wait ** (1 + 1 / exponent)`.  The ratio of a waiting
+    request grows without bound while that of a new one starts from nothing, so none starves: one that has waited `t`
+    seconds is passed only by those that have waited `t * (smaller size / its own) ** exponent`.
+
+    Cost: O(log n), and one vectorised pass over the distinct sizes queued.
+
+    Parameters:
+        exponent: power of the size, at most 16.
+    """
+
+    def __init__(self, exponent: float = 1.0):
+        if not 0 <= exponent <= 16:
+            raise ValueError(f"exponent is {exponent}, it must be from 0 to 16")
+        super().__init__()
+        self.exponent = exponent
+
+    def worth(self, size: int) -> float:
+        return float(size**self.exponent)
+
+    def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
+        return waits_s / worths
+
+
+class SigmoidShortestJobFirst(OldestOfEachSize):
+    """SJF with aging as proposed to vLLM (pull request 29366): a weighted sum of two sigmoids first, the largest.
+
+    One rises with the wait, from 0 to 1 around `wait_median_s`, the other falls with the size, around `size_median`;
+    each is as wide as its median.  There it is the prompt that is the size.  Two requests that have both waited for
+    many medians score alike for it and are ordered by size again: in overload it is SJF, and starves as SJF does.
+
+    Cost: O(log n), and one vectorised pass over the distinct sizes queued.
+
+    Parameters:
+        wait_median_s: seconds at which waiting counts half of what it can.
+        size_median: tokens at which the size does.
+        wait_weight: of the wait; the size's is what is left of 1.
+    """
+
+    def __init__(self, wait_median_s: float = 5.0, size_median: float = 32768.0, wait_weight: float = 0.5):
+        if not 0 <= wait_weight <= 1:
+            raise ValueError(f"wait_weight is {wait_weight}, it must be from 0 to 1")
+        super().__init__()
+        self.wait_median_s = positive("wait_median_s", wait_median_s)
+        self.size_median = positive("size_median", size_median)
+        self.wait_weight = wait_weight
+
+    def worth(self, size: int) -> float:
+        return (1 - self.wait_weight) / (1 + exp(min(size / self.size_median - 1, 700)))
+
+    def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
+        return worths + self.wait_weight / (1 + np.exp(1 - waits_s / self.wait_median_s))
 
 
 class Boost(KeyedQueue):

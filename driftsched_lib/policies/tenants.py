@@ -1,12 +1,11 @@
 """Fair shares of the engine's tokens for tenants, however many of them are in a tier and whatever each sends."""
 
 from abc import abstractmethod
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
 from driftsched_lib.policies.base import (
-    KeyedQueue,
     Policy,
     in_pop_order,
     not_negative,
@@ -17,33 +16,42 @@ from driftsched_lib.policies.base import (
 from driftsched_lib.policies.paper import TURNS
 from driftsched_lib.requests import Request
 
+FEW_TENANTS = 64
+"""So many idle tenants may be remembered beyond twice those that matter: looking for them is then O(1), amortised."""
+
 
 class LeastServed(Policy):
-    """The tenant of the lowest `level` first, of equal levels the one whose oldest request came first; FIFO within.
+    """The tenant that has had the least first, of equal ones the one whose oldest request came first; FIFO within.
+
+    A tenant is charged for a request when it is dispatched, once even if the request comes back and is dispatched
+    again.  One that had nothing queued is lifted to the `floor`, so that idleness earns no credit; it is forgotten once
+    it has nothing here and has had no more than that.
 
     Cost: O(log tenants) for each operation, amortised.  A tenant that moves leaves a stale entry in the heap; when
     there are more stale entries than tenants queued, the heap is rebuilt.
+
+    Attributes:
+        had: what each tenant has had, by its name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = positive_for_each_tier("weights", weights)
+        self.had: dict[str, float] = {}
+        self._charged: dict[str, tuple[str, float]] = {}  # by id of a request that was popped: tenant and charge
         self._queues: dict[str, OrderedDict[str, tuple[int, Request]]] = {}  # by tenant: those who have one
         self._tenants: dict[str, str] = {}  # by request id
         self._places: dict[str, tuple[float, int, str]] = {}  # by tenant: its entry in the heap
         self._heap: list[tuple[float, int, str]] = []
         self._added = 0
+        self._forget_at = FEW_TENANTS
 
     @abstractmethod
-    def level(self, tenant: str) -> float:
-        """What a tenant that has requests queued has had so far."""
+    def charge(self, request: Request, output_tokens: int) -> float:
+        """What a request counts for its tenant."""
 
-    def joins(self, request: Request) -> None:  # noqa: B027
-        """The first request of a tenant that had none queued is about to be."""
-
-    def leaves(self, tenant: str) -> None:  # noqa: B027
-        """A tenant has no request queued any more."""
-
-    def dispatched(self, request: Request) -> None:  # noqa: B027
-        """A request has been popped."""
+    @abstractmethod
+    def floor(self) -> float:
+        """What a tenant that joins counts as having had, if it has had less."""
 
     def add(self, request: Request) -> None:
         if request.request_id in self._tenants:
@@ -54,15 +62,20 @@ class LeastServed(Policy):
         if tenant in self._queues:
             self._queues[tenant][request.request_id] = (self._added, request)
         else:
-            self.joins(request)
+            self.had[tenant] = max(self.had.get(tenant, 0.0), self.floor())
             self._queues[tenant] = OrderedDict({request.request_id: (self._added, request)})
-            self.move(tenant)
+            self._move(tenant)
+            if len(self.had) > self._forget_at:
+                self._forget()
 
     def pop(self, now: float) -> Request:
         tenant = self._first()
         request_id, (_, request) = self._queues[tenant].popitem(last=False)
         del self._tenants[request_id]
-        self.dispatched(request)
+        if request_id not in self._charged:
+            charge = self.charge(request, request.estimate.output_tokens)
+            self._charged[request_id] = tenant, charge
+            self.had[tenant] += charge
         self._settle(tenant)
         return request
 
@@ -75,9 +88,12 @@ class LeastServed(Policy):
         self._settle(tenant)
         return request
 
-    def move(self, tenant: str) -> None:
-        """Put a queued tenant where its level and its oldest request belong."""
-        place = (self.level(tenant), next(iter(self._queues[tenant].values()))[0], tenant)
+    def ended(self, request: Request, output_tokens: int) -> None:
+        del self._charged[request.request_id]
+
+    def _move(self, tenant: str) -> None:
+        """Put a queued tenant where what it has had and its oldest request belong."""
+        place = (self.had[tenant], next(iter(self._queues[tenant].values()))[0], tenant)
         self._places[tenant] = place
         heappush(self._heap, place)
         if len(self._heap) > 2 * len(self._places):
@@ -86,15 +102,21 @@ class LeastServed(Policy):
 
     def _settle(self, tenant: str) -> None:
         if self._queues[tenant]:
-            self.move(tenant)
+            self._move(tenant)
         else:
             del self._queues[tenant], self._places[tenant]
-            self.leaves(tenant)
 
     def _first(self) -> str:
         while self._places.get(self._heap[0][2]) is not self._heap[0]:
             heappop(self._heap)
         return self._heap[0][2]
+
+    def _forget(self) -> None:
+        """Keep those who have something here, and those whom `floor` would not lift."""
+        floor = self.floor()
+        here = self._queues.keys() | {tenant for tenant, _ in self._charged.values()}
+        self.had = {tenant: had for tenant, had in self.had.items() if tenant in here or had > floor}
+        self._forget_at = 2 * len(self.had) + FEW_TENANTS
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -107,9 +129,9 @@ class VirtualTokenCounter(LeastServed):
     """The tenant with the smallest virtual token counter first; FIFO within (VTC, Sheng et al., OSDI 2024).
 
     A tenant's counter grows by `(input_price * input + output_price * output) / weight of its tier`.  The estimated
-    output is charged when the request is dispatched, and on completion the counter is set right by what was observed.
-    A tenant that had nothing queued is lifted to the smallest counter of those that have, or to that of the last
-    tenant that had, so that idleness earns no credit.
+    output is charged when the request is dispatched, and when it ends the counter is set right by what was made.
+    A tenant that had nothing queued is lifted to the smallest counter of those that have, or, where none has, to that
+    of the tenant that was the last to have.
 
     While two tenants both have requests queued, their counters differ by at most what the largest request costs and
     what the estimates of running requests are wrong by; so do their shares of service per weight.
@@ -122,112 +144,66 @@ class VirtualTokenCounter(LeastServed):
     """
 
     def __init__(self, weights: Mapping[str, float] = TURNS, input_price: float = 1.0, output_price: float = 2.0):
-        super().__init__()
-        self.weights = positive_for_each_tier("weights", weights)
+        super().__init__(weights)
         self.input_price = not_negative("input_price", input_price)
         self.output_price = positive("output_price", output_price)
-        self.counters: dict[str, float] = defaultdict(float)
-        self._last_left = 0.0
+        self._last = ""  # the tenant that had a request queued when none other had
 
-    def level(self, tenant: str) -> float:
-        return self.counters[tenant]
+    def charge(self, request: Request, output_tokens: int) -> float:
+        cost = self.input_price * request.input_tokens + self.output_price * output_tokens
+        return cost / self.weights[request.tier]
 
-    def joins(self, request: Request) -> None:
-        lowest = self.counters[self._first()] if self._places else self._last_left
-        self.counters[request.tenant] = max(self.counters[request.tenant], lowest)
+    def floor(self) -> float:
+        return self.had[self._first()] if self._places else self.had.get(self._last, 0.0)
 
-    def leaves(self, tenant: str) -> None:
-        self._last_left = self.counters[tenant]
+    def ended(self, request: Request, output_tokens: int) -> None:
+        tenant, charged = self._charged.pop(request.request_id)
+        self.had[tenant] += self.charge(request, output_tokens) - charged
+        if tenant in self._places:
+            self._move(tenant)
 
-    def dispatched(self, request: Request) -> None:
-        cost = self.input_price * request.input_tokens + self.output_price * request.estimate.output_tokens
-        self.counters[request.tenant] += cost / self.weights[request.tier]
-
-    def completed(self, request: Request, output_tokens: int) -> None:
-        wrong_by = output_tokens - request.estimate.output_tokens
-        self.counters[request.tenant] += self.output_price * wrong_by / self.weights[request.tier]
-        if request.tenant in self._places:
-            self.move(request.tenant)
+    def _settle(self, tenant: str) -> None:
+        super()._settle(tenant)
+        if not self._places:
+            self._last = tenant
 
 
-class MultilevelFeedback(LeastServed):
-    """Tenants sink through levels as they are served, the highest level first, FIFO within; it needs no estimate.
+class WeightedFairQueueing(LeastServed):
+    """The tenant with the smallest start tag first: when its share of the engine, were that an engine of its own,
+    would begin its oldest request; FIFO within.
 
-    A multilevel feedback queue (Corbato et al., 1962) learns a job's size by running it for a while and taking it off
-    again.  A queue of requests that have not run, and are never taken off once they do, learns nothing of them by
-    waiting: each is in the top level, which is FIFO.  What can be learnt is how much a *tenant* has had, so here
-    the tenant is what sinks: after `quantum_tokens` observed input and output tokens to level 1, after twice as many
-    more to level 2, and so on.  After `reset_tokens` observed in all everyone is at the top again, so none starves
-    for longer than it takes to make as many.  A tenant is charged only when a request of it ends.
+    Start-time fair queueing (Goyal, Vin and Cheng, 1996), which stays fair on a server whose speed varies.  A tenant's
+    tag grows by the estimated total over the weight of the tier when a request of it is dispatched, and is at least
+    the virtual time when it joins: the tag of the tenant served last or, once nothing is queued, the end of all.
+    (There a request is tagged when it arrives; as a tenant's tags follow one another while it has requests queued, this
+    is the same order, and a request that is cancelled in the queue leaves no trace.)  While two tenants both have
+    requests queued, their tokens per weight differ by at most the largest request of the one and of the other, each
+    over its weight.  Tags are never corrected, so a tenant gains by requests that turn out longer than estimated.
 
-    Cost: O(log tenants), and at a reset O(tenants).
-
-    Parameters:
-        quantum_tokens: what a tenant may have at the top.
-        levels: how many there are.
-        reset_tokens: observed tokens of all tenants from one reset to the next.
-    """
-
-    def __init__(self, quantum_tokens: int = 2048, levels: int = 5, reset_tokens: int = 131072):
-        if quantum_tokens < 1 or levels < 1 or reset_tokens < 1:
-            raise ValueError(
-                f"quantum_tokens is {quantum_tokens}, levels is {levels} and reset_tokens is {reset_tokens}: "
-                "each must be at least one"
-            )
-        super().__init__()
-        self.quantum_tokens = quantum_tokens
-        self.levels = levels
-        self.reset_tokens = reset_tokens
-        self._observed: dict[str, int] = defaultdict(int)
-        self._observed_in_all = 0
-
-    def level(self, tenant: str) -> float:
-        quanta = self._observed[tenant] // self.quantum_tokens
-        return min((quanta + 1).bit_length(), self.levels) - 1
-
-    def completed(self, request: Request, output_tokens: int) -> None:
-        tokens = request.input_tokens + output_tokens
-        self._observed[request.tenant] += tokens
-        self._observed_in_all += tokens
-        moved = [request.tenant]
-        if self._observed_in_all >= self.reset_tokens:
-            self._observed.clear()
-            self._observed_in_all = 0
-            moved = list(self._places)
-        for tenant in moved:
-            if tenant in self._places:
-                self.move(tenant)
-
-
-class WeightedFairQueueing(KeyedQueue):
-    """Smallest start tag first: when a tenant's share of the engine, had it an engine of its own, would begin it.
-
-    Start-time fair queueing (Goyal, Vin and Cheng, 1996), which stays fair on a server whose speed varies.  A request's
-    start tag is the larger of the virtual time, the start tag of the request dispatched last, and its tenant's finish
-    tag, which then grows by the estimated total over the weight of the tier.  Tags are never corrected, so a
-    tenant gains by requests that turn out longer than estimated, and pays for those that it takes back.
-
-    Cost: O(log n).
+    Cost: O(log tenants).
 
     Parameters:
         weights: share by tier.
     """
 
     def __init__(self, weights: Mapping[str, float] = TURNS):
-        super().__init__()
-        self.weights = positive_for_each_tier("weights", weights)
+        super().__init__(weights)
         self._virtual_time = 0.0
-        self._finish_tags: dict[str, float] = {}
+        self._latest_end = 0.0
 
-    def key(self, request: Request) -> float:
-        start = max(self._virtual_time, self._finish_tags.get(request.tenant, 0.0))
-        self._finish_tags[request.tenant] = start + total_tokens(request) / self.weights[request.tier]
-        return start
+    def charge(self, request: Request, output_tokens: int) -> float:
+        return max(1, request.estimate.total_tokens) / self.weights[request.tier]
+
+    def floor(self) -> float:
+        return self._virtual_time
 
     def pop(self, now: float) -> Request:
-        self.peek(now)
-        self._virtual_time = self._heap[0][0]
-        return super().pop(now)
+        self._virtual_time = self.had[self._first()]
+        request = super().pop(now)
+        self._latest_end = max(self._latest_end, self.had[request.tenant])
+        if not self._places:
+            self._virtual_time = self._latest_end
+        return request
 
 
 class DeficitRoundRobin(Policy):
@@ -235,8 +211,9 @@ class DeficitRoundRobin(Policy):
 
     What is left over is kept for the next turn, unless the tenant has nothing queued any more (Shreedhar and Varghese,
     1995).  While two tenants both have requests queued, their tokens per weight differ by at most one quantum and the
-    largest request over the smaller weight.  The tenant whose turn it is stays first until a pop or a peek finds its
-    oldest request too large for what it has left.
+    largest request over the weight of the one and over that of the other.  The tenant whose turn it is stays first
+    until a pop or a peek finds its oldest request too large for what it has left.  A request that comes back has been
+    paid for.
 
     Cost: O(1), amortised, as long as a quantum is not much smaller than a request.
 
@@ -253,6 +230,7 @@ class DeficitRoundRobin(Policy):
         self._queues: OrderedDict[str, OrderedDict[str, Request]] = OrderedDict()  # by tenant, in the order of turns
         self._tenants: dict[str, str] = {}  # by request id
         self._left: dict[str, float] = {}  # by tenant: tokens that it may still spend
+        self._paid: set[str] = set()  # ids of requests that were popped
         self._turn_begun = False
 
     def add(self, request: Request) -> None:
@@ -266,7 +244,8 @@ class DeficitRoundRobin(Policy):
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
-        self._left[request.tenant] -= total_tokens(request)
+        self._left[request.tenant] -= self._price(request)
+        self._paid.add(request.request_id)
         return self.remove(request.request_id)
 
     def peek(self, now: float) -> Request:
@@ -278,7 +257,7 @@ class DeficitRoundRobin(Policy):
             if not self._turn_begun:
                 self._left[tenant] += self.quantum_tokens * self.weights[request.tier]
                 self._turn_begun = True
-            if total_tokens(request) <= self._left[tenant]:
+            if self._price(request) <= self._left[tenant]:
                 return request
             self._queues.move_to_end(tenant)
             self._turn_begun = False
@@ -291,6 +270,12 @@ class DeficitRoundRobin(Policy):
                 self._turn_begun = False
             del self._queues[tenant], self._left[tenant]
         return request
+
+    def ended(self, request: Request, output_tokens: int) -> None:
+        self._paid.remove(request.request_id)
+
+    def _price(self, request: Request) -> int:
+        return 0 if request.request_id in self._paid else total_tokens(request)
 
     def __len__(self) -> int:
         return len(self._tenants)

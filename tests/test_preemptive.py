@@ -1,0 +1,99 @@
+"""Policies that take slots back: whose, and who is never left out."""
+
+import pytest
+from helpers import make_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driftsched_lib.policies import POLICIES, MultilevelFeedback, ShortestRemaining
+from driftsched_lib.requests import Estimate
+
+RUNNING = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60), st.integers(0, 60)), max_size=6)
+
+
+@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.preemptive])
+@given(waiting=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40)), max_size=4), running=RUNNING)
+def test_the_victim_is_the_one_that_a_scan_finds(name, waiting, running):
+    policy = POLICIES[name](**{"srpt": {"recompute": 0.25}, "mlfq": {"quantum_tokens": 4, "levels": 3}}[name])
+    first = []
+    for i, (output, made) in enumerate(waiting):
+        policy.add(running_request(f"queued {i}", 1, output, made))
+    if waiting:
+        first = [policy.peek(0.0)]
+    requests = [running_request(i, *lengths) for i, lengths in enumerate(running)]
+    victim = policy.victim(requests, 0.0)
+    if name == "srpt":
+        gains = [to_come(r) - (r.input_tokens + r.made_tokens) / 4 - to_come(q) for r in requests for q in first]
+    else:
+        gains = [level(r.made_tokens) for r in requests for _ in first]  # the first peek boosts all that wait
+    if max(gains, default=0) > 0:
+        assert victim is requests[gains.index(max(gains))]
+    else:
+        assert victim is None
+
+
+def level(made_tokens):
+    """With a quantum of 4 tokens and three levels."""
+    return sum(made_tokens >= end for end in (4, 12))
+
+
+def running_request(request_id, input_tokens, output, made):
+    request = make_request(request_id)
+    request.input_tokens, request.made_tokens = input_tokens, made
+    request.estimate = Estimate(output, input_tokens + output, 1.0, output)
+    return request
+
+
+def test_srpt_takes_the_slot_of_one_that_is_cheap_to_compute_again():
+    """The longest has 1,000 tokens in the KV cache; the other gives 90 tokens for 1 and next to nothing to compute."""
+    policy = ShortestRemaining(recompute=0.5)
+    policy.add(running_request("queued", 1, 1, 0))
+    dear, cheap = running_request("dear", 1000, 200, 0), running_request("cheap", 2, 91, 0)
+    assert policy.victim([dear, cheap], 0.0) is cheap
+
+
+def to_come(request):
+    return max(1, request.estimate.output_tokens - request.made_tokens)
+
+
+def test_a_request_sinks_as_it_runs_and_one_at_the_top_takes_its_slot():
+    policy = MultilevelFeedback(quantum_tokens=4, levels=3)
+    policy.add(running_request("new", 1, 1, 0))
+    policy.peek(0.0)
+    running = [running_request(f"made {made}", 1, 99, made) for made in (3, 11, 12, 50)]
+    assert [policy.key(request) for request in running] == [0, 1, 2, 2]
+    assert policy.victim(running, 0.0).request_id == "made 12"  # of the lowest level the one that came first
+    assert policy.victim(running[:1], 0.0) is None
+
+
+@given(made=st.lists(st.integers(0, 99), min_size=1, max_size=20), later=st.floats(60.0, 1000.0))
+def test_after_a_boost_mlfq_serves_in_the_order_of_queueing(made, later):
+    """So none waits longer than `boost_s`, and then for those before it."""
+    policy = MultilevelFeedback(quantum_tokens=4, boost_s=60.0)
+    policy.victim([], 0.0)
+    for i, tokens in enumerate(made):
+        policy.add(running_request(i, 1, 99, tokens))
+    first = policy.peek(0.0)
+    policy.add(running_request("late", 1, 99, 0))
+    assert [policy.pop(later).request_id for _ in range(len(made) + 1)] == [*map(str, range(len(made))), "late"]
+    assert policy.key(first) == 0  # with a new quantum
+
+
+def test_what_a_boost_noted_is_forgotten_with_the_request():
+    policy = MultilevelFeedback(quantum_tokens=4)
+    policy.add(running_request(1, 1, 99, 50))
+    policy.ended(policy.pop(0.0), 99)
+    assert not policy._made_before
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        (ShortestRemaining, {"recompute": -1.0}, "recompute is -1.0"),
+        (MultilevelFeedback, {"levels": 0}, "levels is 0"),
+        (MultilevelFeedback, {"boost_s": 0.0}, "boost_s is 0.0"),
+    ],
+)
+def test_parameters_are_checked(policy, options, message):
+    with pytest.raises(ValueError, match=message):
+        policy(**options)
