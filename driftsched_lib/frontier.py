@@ -5,6 +5,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from driftsched_lib import results
@@ -42,36 +43,29 @@ def measures(
         ttft_slo_s, e2e_slo_s: seconds from the arrival to the first and to the last token, by tier.
     """
     requests = requests[[*NAMES, *NUMBERS]].astype(dict.fromkeys(NAMES, object) | dict.fromkeys(NUMBERS, float))
-    done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)
-    everyone = slo_attainment(requests, ttft_slo_s, e2e_slo_s, by=()).iloc[0]
-    return {
-        "completed": (requests.outcome == "completed").mean(),
-        **_of_tier(requests, done),
-        "slo": everyone.met,
-        **{
-            f"{tier}_{name}": value
-            for tier in TIERS
-            for name, value in _of_tier(requests[requests.tier == tier], done[done.tier == tier]).items()
-        },
-        **{
-            f"{tier}_slo": met
-            for tier, met in slo_attainment(requests, ttft_slo_s, e2e_slo_s).met.reindex(TIERS).items()
-        },
-        "goodput_per_s": everyone.goodput_per_s,
-        "output_tokens_per_s": done.output_tokens.sum() / busy_s(requests),
+    done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)[["tier", "e2e_s", "ttft_s", "slowdown"]]
+    slo = slo_attainment(requests, ttft_slo_s, e2e_slo_s)
+    waits = longest_waits(requests, by=("tier",))
+    row = {"completed": (requests.outcome == "completed").mean(), "slo": np.average(slo.met, weights=slo.requests)}
+    row |= _latencies(done) | {"longest_wait_s": waits.max()}
+    for tier in TIERS:
+        row |= {f"{tier}_{name}": value for name, value in _latencies(done[done.tier == tier]).items()}
+        row |= {f"{tier}_longest_wait_s": waits.get(tier, np.nan), f"{tier}_slo": slo.met.get(tier, np.nan)}
+    return row | {
+        "goodput_per_s": slo.goodput_per_s.sum(),
+        "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy_s(requests),
         "jain": tenant_fairness(requests, TURNS),
         "jain_equal": tenant_fairness(requests),
         "service_difference": service_difference(requests, INTERVAL_S, TURNS).difference.mean() / INTERVAL_S,
     }
 
 
-def _of_tier(requests: pd.DataFrame, done: pd.DataFrame) -> dict[str, float]:
+def _latencies(done: pd.DataFrame) -> dict[str, float]:
     return {
         "p50_e2e_s": done.e2e_s.median(),
         "p99_e2e_s": done.e2e_s.quantile(0.99),
         "p50_ttft_s": done.ttft_s.median(),
         "p50_slowdown": done.slowdown.median(),
-        "longest_wait_s": longest_waits(requests, by=("phase",)).max(),
     }
 
 

@@ -62,25 +62,27 @@ def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None 
     """
     indices, sizes = [], []
     for _, phase in requests.groupby("phase"):
-        first, finish = phase.first_token_s.astype(float), phase.finish_s.astype(float)
-        done = ((phase.arrival_s.max() - first) / (finish - first).clip(lower=1e-9)).clip(0, 1)
-        asked = phase.output_tokens.astype(float).fillna(phase.max_tokens.astype(float))
-        served = (asked * done).where(phase.outcome == "completed").groupby(phase.tenant).sum()
-        weight = phase.tier.map(lambda tier: 1.0 if weights is None else weights[tier]).groupby(phase.tenant).mean()
+        tenant, _ = pd.factorize(phase.tenant)
+        first, finish = phase.first_token_s.to_numpy(float), phase.finish_s.to_numpy(float)
+        done = np.clip((phase.arrival_s.max() - first) / np.maximum(finish - first, 1e-9), 0, 1)
+        asked = phase.output_tokens.astype(float).fillna(phase.max_tokens.astype(float)).to_numpy()
+        served = np.bincount(tenant, np.where(phase.outcome == "completed", asked * done, 0.0))
+        weight = np.ones(len(phase)) if weights is None else phase.tier.map(weights).to_numpy(float)
         if served.sum() > 0:
-            fair = max_min_shares(served.sum(), asked.groupby(phase.tenant).sum(), weight)
+            mean_weight = np.bincount(tenant, weight) / np.bincount(tenant)
+            fair = max_min_shares(served.sum(), np.bincount(tenant, asked), mean_weight)
             indices.append(jain_index(served / fair))
             sizes.append(served.sum())
     return float(np.average(indices, weights=sizes)) if indices else float("nan")
 
 
-def max_min_shares(total: float, demands: pd.Series, weights: pd.Series) -> pd.Series:
+def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What each is given of a total, equal per weight, but to none more than it asks for."""
-    shares, left = {}, weights.sum()
-    for name in (demands / weights).sort_values().index:
-        shares[name] = min(demands[name], total * weights[name] / left)
-        total, left = total - shares[name], left - weights[name]
-    return pd.Series(shares).reindex(demands.index)
+    shares, left = np.empty(len(demands)), weights.sum()
+    for i in np.argsort(demands / weights, kind="stable"):
+        shares[i] = min(demands[i], total * weights[i] / left)
+        total, left = total - shares[i], left - weights[i]
+    return shares
 
 
 def busy_s(requests: pd.DataFrame) -> float:
