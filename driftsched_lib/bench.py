@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from driftsched_lib import bench_explorer
 from driftsched_lib.bench_estimators import MOST_TEXT_US, estimator_costs
 from driftsched_lib.bench_estimators import MOST_US as MOST_ESTIMATE_US
 from driftsched_lib.bench_simulator import simulator_speed
@@ -55,6 +56,9 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     simulators = simulator_speed()
     print("\nsimulated on one core, seconds of CPU time, each in a process of its own")
     print(simulators.to_string(index=False, float_format="{:,.1f}".format))
+
+    seconds = bench_explorer.seconds_a_change()
+    print(f"\nthe explorer follows a change in {seconds:.2f} s, median (goal: {bench_explorer.MOST_S} s)")
 
     engine = load_engine(params)
     ratios = loop_throughput_ratios(params, engine)
