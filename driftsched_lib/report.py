@@ -1,6 +1,7 @@
-"""From a results folder to executed notebooks and one page: findings, each with its figure, details, provenance."""
+"""From a results folder to executed notebooks and one page: findings, each with its figure, scorecard, provenance."""
 
 from base64 import b64encode
+from html import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -10,23 +11,67 @@ import pandas as pd
 import papermill
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
-from nbformat.v4 import new_markdown_cell
 from tqdm.auto import tqdm
 
 from driftsched_lib import figures, results
+from driftsched_lib.comparison import select
 from driftsched_lib.params import Params
 from driftsched_lib.results import write_text
-from driftsched_lib.scorecard import completed_requests, scorecard
+from driftsched_lib.scorecard import DIRECTION_ONLY, REPRODUCED, completed_requests, scorecard
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-SHOWN_BY = {
-    "C2": (figures.estimation_error, Params.estimate_runs),
-    "C4": (figures.change_against_fifo, Params.policy_runs),
-    "C5": (figures.e2e_tails, Params.policy_runs),
-    "C6": (figures.bias_over_time, Params.estimate_runs),
-    "C7": (figures.job_class_mistakes, Params.estimate_runs),
+FINDINGS = {
+    "The error of the estimates": (("C1", "C2"), figures.estimation_error, Params.estimate_runs),
+    "Latency by scheduler": (("C3", "C4"), figures.change_against_fifo, Params.policy_runs),
+    "Scheduler or calibration": (("C5",), figures.e2e_tails, Params.policy_runs),
+    "The bias as it learns": (("C6",), figures.bias_over_time, Params.estimate_runs),
+    "The job class": (("C7",), figures.job_class_mistakes, Params.estimate_runs),
 }
-"""By claim, the figure that comes after it, and the part of the grid that it shows."""
+"""By title, the claims that one figure shows, the figure, and the part of the grid in it."""
+OUTCOMES = (
+    "reproduced in every setting",
+    "reproduced in some settings",
+    "right in direction only, in some or all settings",
+    "not reproduced in any setting",
+)
+CHANGES = {
+    "C1": "Calibration changes the MAE of the estimates by",
+    "C3": "SJF changes P50 E2E against FIFO by",
+    "C4": "SJF changes P99 E2E against FIFO by",
+}
+"""By claim, how the summary words its numbers."""
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>DriftSched</title>
+<style>
+body {{ max-width: 60rem; margin: auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222 }}
+h1, h2, h3 {{ line-height: 1.2 }}
+h2 {{ margin-top: 2.5rem; border-bottom: 1px solid #ccc }}
+.wide, .output_subarea, .text_cell_render {{ overflow-x: auto }}
+img {{ min-width: 640px; max-width: 100% }}
+figure {{ margin: 1rem 0 }}
+figcaption {{ font-size: 0.85rem; color: #555 }}
+table {{ border-collapse: collapse; font-size: 0.85rem }}
+th, td {{ padding: 0.25rem 0.6rem; border: 0; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }}
+.wide .dataframe th {{ text-align: left }}
+.wide table:not(.provenance) {{ min-width: 640px }}
+.provenance td {{ overflow-wrap: anywhere }}
+summary {{ padding: 0.4rem 0; cursor: pointer; font-weight: bold }}
+details h2 {{ font-size: 1.1rem; border: 0 }}
+pre {{ overflow-x: auto; font-size: 0.8rem }}
+</style>
+</head>
+<body>
+<h1>DriftSched: the paper's experiment</h1>
+{body}
+</body>
+</html>
+"""
+"""No script, and nothing from elsewhere: the policy in its head forbids both, whatever a notebook put out."""
 
 
 def execute_notebooks(out: str | Path) -> None:
@@ -42,47 +87,104 @@ def execute_notebooks(out: str | Path) -> None:
             cwd=str(NOTEBOOKS),
             progress_bar=False,
         )
-    write_report(findings(out), [out / f"{name}.ipynb" for name in notebooks], provenance(out), out / "report.html")
+    write_report(out, [out / f"{name}.ipynb" for name in notebooks], out / "report.html")
 
 
-def findings(out: Path) -> list[nbformat.NotebookNode]:
-    """What the runs say of the paper's claims, a cell a claim, with its figure."""
+def write_report(out: Path, notebooks: list[Path], path: Path) -> None:
+    """One HTML page that needs no network, of the runs in `out` and of notebooks executed on them."""
     params, done = Params.load(out / "params.yaml"), completed_requests(out)
     rulings = scorecard(done)
+    sections = {
+        "Summary": summary(params, done, rulings),
+        "Findings": findings(params, done, rulings),
+        "Scorecard": _table(rulings.drop(columns="why"), index=False),
+        "Notebooks": "\n".join(map(_details, notebooks)),
+        "Provenance": provenance(out),
+    }
+    body = "\n".join(f'<h2 id="{title.lower()}">{title}</h2>\n{section}' for title, section in sections.items())
+    write_text(path, PAGE.format(body=body))
+
+
+def summary(params: Params, done: pd.DataFrame, rulings: pd.DataFrame) -> str:
+    """What the scorecard comes to, in a paragraph of HTML."""
+    outcomes = rulings.groupby("claim").verdict.agg(_outcome)
+    ruled = [
+        f"{', '.join(outcomes.index[outcomes == outcome])} {outcome}"
+        for outcome in OUTCOMES
+        if outcome in set(outcomes)
+    ]
+    sentences = [
+        f"{done.run.nunique()} runs of {params.requests:,} requests each, on {params.engine}, {params.model}",
+        f"The paper's claims: {'; '.join(ruled) or 'none can be ruled on'}",
+    ]
+    for claim, wording in CHANGES.items():
+        changes = [f"{row.here.split()[0]} ({row.setting})" for row in select(rulings, claim=claim).itertuples()]
+        sentences += [f"{wording} {', '.join(changes)}"] if changes else []
+    return f"<p>{escape('. '.join(sentences))}.</p>"
+
+
+def _outcome(verdicts: pd.Series) -> str:
+    """A claim's verdicts under all settings as one of `OUTCOMES`."""
+    everywhere, somewhere, direction, nowhere = OUTCOMES
+    if (verdicts == REPRODUCED).all():
+        return everywhere
+    if (verdicts == REPRODUCED).any():
+        return somewhere
+    return direction if (verdicts == DIRECTION_ONLY).any() else nowhere
+
+
+def findings(params: Params, done: pd.DataFrame, rulings: pd.DataFrame) -> str:
+    """What the runs say of the paper's claims, as HTML: claims that one figure shows stand under one title."""
     figures.use_style()
-    cells = [new_markdown_cell("## What these runs say of the paper's claims")]
-    for (claim, statement), part in rulings.groupby(["claim", "statement"], sort=False):
-        lines = [f"### {claim}: {statement}", ""]
-        lines += [
-            f"- {row.setting}: **{row.verdict}**, {row.here} (the paper: {row.paper})" for row in part.itertuples()
+    ruled_on = select(done, estimator=done.estimator.iloc[0])
+    parts = []
+    for title, (claims, draw, part_of) in FINDINGS.items():
+        part = rulings[rulings.claim.isin(claims)]
+        if part.empty:
+            continue
+        parts.append(f"<h3>{title}</h3>")
+        for (claim, statement), settings in part.groupby(["claim", "statement"], sort=False):
+            said = [
+                f"<li>{escape(row.setting)}: <b>{row.verdict}</b>, {escape(row.here)} (the paper: {row.paper})</li>"
+                for row in settings.itertuples()
+            ]
+            parts.append(f"<p>{claim}: {escape(statement)}.</p>\n<ul>{''.join(said)}</ul>")
+        shown = ruled_on[ruled_on.run.isin([run.name for run in part_of(params)])]
+        policies, batchings = (", ".join(shown[column].unique()) for column in ("policy", "batching"))
+        parts.append(
+            f'<figure><div class="wide"><img alt="{title}" src="data:image/png;base64,{_png(draw(shown))}"></div>'
+            f"<figcaption>{shown.run.nunique()} runs: {escape(policies)}; {batchings}.</figcaption></figure>"
+        )
+        reasons = [
+            f"<li>{', '.join(same.claim.unique())} ({escape('; '.join(same.setting.unique()))}): {escape(why)}.</li>"
+            for why, same in part.groupby("why", sort=False)
         ]
-        lines += ["", "Why: " + ". ".join(why[0].upper() + why[1:] for why in part.why.drop_duplicates()) + ".", ""]
-        cell = new_markdown_cell("\n".join(lines))
-        if claim in SHOWN_BY:
-            draw, part_of = SHOWN_BY[claim]
-            figure = draw(done[done.run.isin([run.name for run in part_of(params)])])
-            cell.source += f"\n![{statement}](attachment:{claim}.png)"
-            cell.attachments = {f"{claim}.png": {"image/png": _png(figure)}}
-        cells.append(cell)
-    return cells
+        parts.append(f"<p>Why:</p>\n<ul>{''.join(reasons)}</ul>")
+    return "\n".join(parts)
 
 
-def provenance(out: Path) -> nbformat.NotebookNode:
-    """Where the results come from, as a cell: engine, load, seeds, versions, hardware, commit, time."""
+def provenance(out: Path) -> str:
+    """Where the results come from, as HTML: engine, load, seeds, versions, hardware, commit, time, parameters."""
     params, manifests = Params.load(out / "params.yaml"), [*map(results.load_manifest, results.run_folders(out))]
     hardware = {", ".join(f"{key} {value}" for key, value in m["hardware"].items()) for m in manifests}
     versions = {", ".join(f"{package} {version}" for package, version in m["versions"].items()) for m in manifests}
+    commits = {str(m["git_commit"]) + " and changes" * m.get("uncommitted_changes", False) for m in manifests}
     rows = {
         "engine": f"{params.engine}, {params.model}, {params.engine_args}",
         "runs": f"{len(manifests)} of {params.requests} requests, seeds {', '.join(map(str, params.seeds))}",
-        "parameters": "params.yaml beside this page",
         "hardware": "; ".join(sorted(hardware)),
         "versions": "; ".join(sorted(versions)),
-        "commit": ", ".join(sorted({str(m["git_commit"]) for m in manifests})),
+        "commit": ", ".join(sorted(commits)),
         "served": f"{min(m['started'] for m in manifests)} to {max(m['finished'] for m in manifests)}",
     }
-    table = pd.Series(rows).to_frame("").to_html(header=False, border=0)
-    return new_markdown_cell(f"## Provenance\n\n{table}")
+    table = _table(pd.Series(rows).to_frame(), header=False, classes="provenance")
+    yaml = escape((out / "params.yaml").read_text(encoding="utf-8"))
+    return f"{table}\n<details><summary>Parameters: params.yaml</summary><pre>{yaml}</pre></details>"
+
+
+def _table(frame: pd.DataFrame, **options) -> str:
+    with pd.option_context("display.max_colwidth", None):
+        return f'<div class="wide">{frame.to_html(border=0, **options)}</div>'
 
 
 def _png(figure: Figure) -> str:
@@ -92,17 +194,18 @@ def _png(figure: Figure) -> str:
     return b64encode(image.getvalue()).decode()
 
 
-def write_report(
-    findings: list[nbformat.NotebookNode], notebooks: list[Path], provenance: nbformat.NotebookNode, path: Path
-) -> None:
-    """One HTML page that needs no network: findings, the notebooks' prose and outputs, provenance."""
-    details = [cell for notebook in notebooks for cell in nbformat.read(notebook, as_version=4).cells]
-    leads = [cell.source.splitlines()[0] for cell in details if cell.cell_type == "markdown"]
-    titles = [lead.removeprefix("# ") for lead in leads if lead.startswith("# ")]
-    contents = ["- [What these runs say of the paper's claims](#What-these-runs-say-of-the-paper's-claims)"]
-    contents += [f"- [{title}](#{title.replace(' ', '-')})" for title in titles]
-    contents += ["- [Provenance](#Provenance)"]
-    lead = new_markdown_cell("\n".join(["# DriftSched: the paper's experiment", "", *contents]))
-    page = nbformat.v4.new_notebook(metadata={"title": "DriftSched"}, cells=[lead, *findings, *details, provenance])
-    exporter = HTMLExporter(exclude_input=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
-    write_text(path, exporter.from_notebook_node(page)[0])
+def _details(path: Path) -> str:
+    """A notebook's prose and outputs, folded under its title; each picture's alt text is the heading above it."""
+    notebook = nbformat.read(path, as_version=4)
+    title = heading = path.stem
+    for cell in notebook.cells:
+        cell.id = f"{path.stem}-{cell.id}"[:64]  # ids are unique in a notebook, and have to be on the page
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            heading, _, text = cell.source.partition("\n")
+            if heading.startswith("# "):
+                title, cell.source = heading.removeprefix("# "), text
+        cell.metadata["alt"] = heading.lstrip("# ")
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True
+    )
+    return f"<details><summary>{escape(title)}</summary>{exporter.from_notebook_node(notebook)[0]}</details>"

@@ -3,8 +3,10 @@
 import ast
 import json
 import pickle
+import re
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from simulation import PAPER_L4, SMALL
@@ -15,7 +17,7 @@ from driftsched_lib.estimator_state import load_estimator
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import Profile
-from driftsched_lib.report import provenance, write_report
+from driftsched_lib.report import write_report
 from driftsched_lib.traces import read_trace
 from driftsched_lib.validation import PROJECT, ParamsError
 
@@ -119,29 +121,21 @@ def test_nothing_in_the_package_can_run_what_it_reads():
                 assert not unsafe & {keyword.arg for keyword in node.keywords}, (path, called)
 
 
-def page_of(output, folder):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
-    nbformat.write(notebook, folder / "a.ipynb")
-    write_report([], [folder / "a.ipynb"], nbformat.v4.new_markdown_cell(""), folder / "report.html")
-    return (folder / "report.html").read_text()
-
-
-def test_parameters_are_no_html_in_the_report(tmp_path):
-    run_grid(Params.load(PAPER_L4, SMALL | {"model": SCRIPT, "policies": ["fifo"]}), tmp_path, jobs=1)
-    said = provenance(tmp_path).source
-    assert SCRIPT not in said and "&lt;script&gt;" in said
-
-
-def test_names_are_no_html_in_the_report(tmp_path):
-    """As a notebook shows them: printed, and in a table, whose HTML pandas makes."""
-    import pandas as pd
-
+def test_names_and_parameters_are_no_html_in_the_report(tmp_path):
+    """Neither from the runs, nor as a notebook shows them: a title, printed, and in a table whose HTML pandas makes."""
+    tenants = {"<script>alert(1)</script>": "premium"} | dict.fromkeys(NAMES, "standard")
+    run_grid(Params.load(PAPER_L4, SMALL | {"workload.tenants": tenants, "model": SCRIPT}), tmp_path, jobs=1)
     table = pd.DataFrame({"tenant": NAMES, "requests": 1})
     shown = nbformat.v4.new_output("execute_result", {"text/html": table._repr_html_(), "text/plain": repr(table)})
     printed = nbformat.v4.new_output("stream", text=f"tenant {SCRIPT}")
-    for output in (shown, printed):
-        page = page_of(output, tmp_path)
-        assert SCRIPT not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+    cells = [nbformat.v4.new_markdown_cell(f"# {SCRIPT}"), nbformat.v4.new_code_cell("", outputs=[shown, printed])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    write_report(tmp_path, [tmp_path / "a.ipynb"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"<script|<img src=x", page)
+    for said in ("&lt;script&gt;alert(1)&lt;/script&gt;: premium", "<pre>tenant &lt;script&gt;", "<td>&lt;script&gt;"):
+        assert said in page
+    assert len(re.findall(r"<summary>&lt;script&gt;", page)) == 1
 
 
 def test_what_is_written_is_safe_to_read_back(tmp_path):
