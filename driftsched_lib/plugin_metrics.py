@@ -23,7 +23,10 @@ ESTIMATE_ERROR = Histogram(
 ESTIMATED = Counter("driftsched_estimated_tokens", "Output tokens estimated, of completed requests", ["category"])
 GENERATED = Counter("driftsched_generated_tokens", "Output tokens generated, of completed requests", ["category"])
 BIAS = Gauge(
-    "driftsched_bias", "Factor on the category's base that was learnt", ["category"], multiprocess_mode="mostrecent"
+    "driftsched_bias",
+    "Factor on the category's base, of the last estimate or as just learnt",
+    ["category"],
+    multiprocess_mode="mostrecent",
 )
 DECISION = Histogram("driftsched_decision_seconds", "Time that a decision takes", ["step"], buckets=_DECISION)
 
@@ -43,4 +46,4 @@ def ended(record: Record) -> None:
         ESTIMATE_ERROR.labels(record.category).observe(abs(record.estimated_tokens - record.actual_tokens))
         ESTIMATED.labels(record.category).inc(record.estimated_tokens)
         GENERATED.labels(record.category).inc(record.actual_tokens)
-        BIAS.labels(record.category).set(record.bias)
+        BIAS.labels(record.category).set(record.bias if record.bias_after is None else record.bias_after)

@@ -23,7 +23,10 @@ class PluginSettings(Validated):
         tenants: tiers of known tenants, which no request can change.
         priorities: tiers for clients that can send nothing but vLLM's `priority`.
         default_tier: for all others.
-        state_file: where what the estimator has learnt is kept from one start to the next; null to begin anew.
+        trust_sent_tier: whether a request may name its own tier; who it is from is its word in any case, unless a
+            gateway in front sets it.
+        state_file: where what the estimator has learnt is kept from one start to the next (of several data-parallel
+            engines, each in a file with its rank in the name); null to begin anew.
     """
 
     policy: PolicyName = Component("express")
@@ -33,6 +36,7 @@ class PluginSettings(Validated):
     tenants: dict[str, Tier] = {}
     priorities: dict[int, Tier] = {}
     default_tier: Tier = "standard"
+    trust_sent_tier: bool = True
     state_file: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("base_tokens")
@@ -53,7 +57,7 @@ class PluginSettings(Validated):
             priority: vLLM's.
         """
         tenant = str(sent.get("tenant") or UNKNOWN_TENANT)
-        tier = self.tenants.get(tenant) or sent.get("tier")
+        tier = self.tenants.get(tenant) or (sent.get("tier") if self.trust_sent_tier else None)
         if tier not in TIERS:
             tier = self.priorities.get(priority, self.default_tier)
         category = sent.get("category")

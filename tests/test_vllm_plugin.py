@@ -108,7 +108,7 @@ def is_empty(engine):
 
 def a_slot_that_takes_no_time():
     profile = Profile.load(PROJECT / "data" / "profiles" / "driftsched-tiny-cpu.json")
-    free = dict.fromkeys(type(profile.step).model_fields, 0.0)
+    free = dict.fromkeys(type(profile.step).model_fields, 0.0) | {"decode_s": {1: 0.0}}
     limits = profile.limits.model_copy(update={"max_num_seqs": 1})
     return SimulatedEngine(profile.model_copy(update={"step": profile.step.model_copy(update=free), "limits": limits}))
 

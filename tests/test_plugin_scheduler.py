@@ -1,0 +1,260 @@
+"""The scheduler inside vLLM, asynchronous as on a GPU, driven by a model runner that answers one step late."""
+
+from collections import defaultdict, deque
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+
+from driftsched_lib.estimator_state import EstimatorStateError
+from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.requests import Outcome
+from driftsched_lib.validation import PROJECT
+
+MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
+BLOCKS = 40
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    import torch
+    from vllm import EngineArgs
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
+    from driftsched_lib.vllm_plugin import DriftSchedScheduler
+
+    limits = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+    config = EngineArgs(MODEL, enforce_eager=True, enable_prefix_caching=False, **limits).create_engine_config()
+    config.scheduler_config.async_scheduling = True  # which vLLM switches off on a CPU
+    config.cache_config.num_gpu_blocks = BLOCKS
+    layer = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    cache = KVCacheConfig(BLOCKS, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)])
+    return DriftSchedScheduler(config, cache, StructuredOutputManager(config), block_size=16, log_stats=True)
+
+
+def use(scheduler, **settings):
+    """Begin anew with these settings; the records of what ends from here on."""
+    records = []
+    assert not scheduler.requests
+    scheduler.use(PluginSettings.parse({"estimator": "paper", "classifier": "keywords"} | settings, "test"))
+    scheduler.core.on_record = records.append
+    return records
+
+
+def request(name, tokens, tier="standard", prompt=20, **sent):
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True, extra_args={"tier": tier, "category": "report"} | sent)
+    return Request(name, [5] * prompt, params, None)
+
+
+class Runner:
+    """Answers `depth` - 1 steps late; a token is the place in its request that it was sampled at."""
+
+    def __init__(self, scheduler, depth=2):
+        self.scheduler, self.depth, self.late = scheduler, depth, deque()
+        self.made, self.begun = defaultdict(list), []
+
+    def step(self):
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        scheduler, ended = self.scheduler, set()
+        output = scheduler.schedule()
+        self.begun += [new.req_id for new in output.scheduled_new_reqs]
+        assert len(scheduler.running) <= scheduler.max_num_running_reqs
+        tokens = {}
+        for name in output.num_scheduled_tokens:
+            running = scheduler.requests[name]
+            tokens[name] = [] if running.is_prefill_chunk else [running.num_computed_tokens]
+        if tokens or not self.late:
+            self.late.append((output, tokens))
+        if len(self.late) >= self.depth or not tokens:
+            output, tokens = self.late.popleft()
+            answer = ModelRunnerOutput(list(tokens), {name: i for i, name in enumerate(tokens)}, list(tokens.values()))
+            for client in scheduler.update_from_output(output, answer).values():
+                for part in client.outputs:
+                    self.made[part.request_id] += part.new_token_ids
+                    if part.finish_reason is not None:
+                        ended.add(part.request_id)
+        return ended
+
+    def drain(self):
+        while self.scheduler.requests or self.late:
+            self.step()
+
+
+@pytest.mark.parametrize(
+    ("policy", "n"), [("express", 1000), ("fifo", 200), ("srpt", 200), ("mlfq", 200), ("vtc", 200)]
+)
+def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, scheduler):
+    """Few KV blocks, so vLLM preempts; each ends once, and what ends whole has every token once, in order."""
+    from vllm.v1.request import RequestStatus
+
+    records, random, runner = use(scheduler, policy=policy), Random(1), Runner(scheduler)
+    todo, want, alive, ended, aborted = list(map(str, range(n))), {}, set(), set(), set()
+    while todo or scheduler.requests or runner.late:
+        for name in todo[: random.randint(0, 3)]:
+            want[name] = random.choice([2, 5, 40, 90])
+            sent = {"tenant": random.choice("abc"), "category": random.choice(["short_qa", "report"])}
+            scheduler.add_request(request(name, want[name], prompt=random.randint(3, 60), **sent))
+            alive.add(name)
+            todo.remove(name)
+        if random.random() < 0.03:
+            victims = set(random.sample(sorted(alive), min(len(alive), random.choice([1, 1, 10]))))
+            scheduler.finish_requests(victims, RequestStatus.FINISHED_ABORTED)
+            aborted |= victims
+        done = runner.step()
+        assert not done & ended
+        ended |= done
+        alive -= ended | aborted
+    outcomes = {record.request_id: record.outcome for record in records}
+    assert len(records) == len(outcomes) == n and ended | aborted == set(want)
+    assert all(outcomes[name] is Outcome.COMPLETED for name in ended - aborted)
+    assert all(outcomes[name] is Outcome.CANCELLED for name in aborted - ended) and aborted - ended
+    for name in ended - aborted:
+        assert runner.made[name] == list(range(runner.made[name][0], runner.made[name][0] + want[name]))
+    assert scheduler.core.is_idle and not scheduler.waiting.served and not len(scheduler.waiting)
+
+
+def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
+    """A batch request whose grammar compiles comes after premium ones that came later, and counts as queued."""
+    from vllm.v1.request import RequestStatus
+
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 2)
+    records, runner = use(scheduler, policy="priority"), Runner(scheduler, depth=1)
+    blocked = request("json", 30, "batch")
+    blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    blocked.structured_output_request = SimpleNamespace(grammar=None)
+    scheduler.add_request(blocked)
+    runner.step()
+    assert scheduler.core.depth["batch"] == len(scheduler.waiting) == 1 and not scheduler.waiting.served
+    for i in range(2):
+        scheduler.add_request(request(f"first{i}", 10))
+    runner.step()
+    for i in range(3):
+        scheduler.add_request(request(f"premium{i}", 5, "premium"))
+    blocked.status, blocked.structured_output_request = RequestStatus.WAITING, None
+    runner.drain()
+    assert runner.begun == ["first0", "first1", "premium0", "premium1", "premium2", "json"]
+    assert len(records) == 6 and scheduler.core.is_idle
+
+
+def test_what_went_back_and_is_aborted_is_forgotten(scheduler):
+    from vllm.v1.request import RequestStatus
+
+    for policy in ("vtc", "wfq", "drr", "express"):
+        records = use(scheduler, policy=policy)
+        blocked = request("json", 30)
+        blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        blocked.structured_output_request = SimpleNamespace(grammar=None)
+        scheduler.add_request(blocked)
+        runner = Runner(scheduler, depth=1)
+        runner.step()
+        runner.step()
+        scheduler.finish_requests(["json"], RequestStatus.FINISHED_ABORTED)
+        assert [record.outcome for record in records] == [Outcome.CANCELLED] and scheduler.core.is_idle
+        for name in ("_charged", "_paid", "_dispatched"):
+            assert not getattr(scheduler.core.policy, name, ())
+
+
+def full(scheduler, monkeypatch, slots=4):
+    """Slots full of long requests under SRPT."""
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", slots)
+    use(scheduler, policy="srpt")
+    runner = Runner(scheduler, depth=1)
+    for i in range(slots):
+        scheduler.add_request(request(f"long{i}", 200))
+    for _ in range(6):
+        runner.step()
+    assert len(scheduler.running) == slots
+    return runner
+
+
+def test_nothing_is_preempted_while_paused(scheduler, monkeypatch):
+    from vllm.v1.core.sched.interface import PauseState
+
+    runner = full(scheduler, monkeypatch)
+    scheduler.add_request(request("short", 5, category="short_qa"))
+    for state in (PauseState.PAUSED_NEW, PauseState.PAUSED_ALL):
+        scheduler.set_pause_state(state)
+        runner.step()
+        assert len(scheduler.running) == 4
+    scheduler.set_pause_state(PauseState.UNPAUSED)
+    runner.step()
+    assert "short" in [running.request_id for running in scheduler.running]
+    runner.drain()
+
+
+def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, monkeypatch):
+    """While a request that vLLM preempted waits in front, a free slot is its."""
+    runner = full(scheduler, monkeypatch)
+    victim = scheduler.running.pop()
+    scheduler._preempt_request(victim, 0.0)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 3)
+    scheduler.add_request(request("short", 5, category="short_qa"))
+    runner.step()
+    assert {running.request_id for running in scheduler.running} == {"long0", "long1", "long2"}
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 8)
+    runner.drain()
+
+
+def test_a_failure_of_the_engine_is_no_clients_abort(scheduler):
+    from vllm.v1.request import RequestStatus
+
+    records, runner = use(scheduler), Runner(scheduler, depth=1)
+    scheduler.add_request(request("1", 50))
+    runner.step()
+    scheduler.finish_requests(["1"], RequestStatus.FINISHED_ERROR)
+    assert [record.outcome for record in records] == [Outcome.FAILED]
+
+
+def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_written(scheduler, tmp_path, monkeypatch):
+    path = tmp_path / "state.json"
+    use(scheduler, estimator="paper", state_file=str(path))
+    assert path.exists()  # from the start, so that a wrong path is no surprise at the end
+    for other in ({"estimator": "kalman"}, {"base_tokens": {"short_qa": 1, "summary": 2, "technical": 3, "report": 4}}):
+        with pytest.raises(EstimatorStateError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
+            use(scheduler, state_file=str(path), **other)
+    with pytest.raises(EstimatorStateError, match=r"state.json: cannot be written"):
+        use(scheduler, state_file=str(tmp_path / "none" / "state.json"))
+    monkeypatch.setattr("driftsched_lib.vllm_plugin.SAVE_EVERY_S", 0.0)
+    use(scheduler, state_file=str(path))
+    before = path.read_bytes()
+    scheduler.add_request(request("1", 5))
+    Runner(scheduler, depth=1).drain()
+    assert path.read_bytes() != before
+    use(scheduler)
+
+
+def test_engines_side_by_side_keep_states_of_their_own(tmp_path):
+    from driftsched_lib.vllm_plugin import state_path
+
+    assert state_path("a/state.json", None).name == "state.json" and state_path(None, 1) is None
+    assert state_path("a/state.json", 1).name == "state-rank1.json"
+
+
+def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
+    monkeypatch.setattr(scheduler, "_now", lambda: 0.0)
+    use(scheduler, classifier="text")
+    system = "You are a helpful assistant for ACME. Always answer politely, and cite the sources that you use. " * 15
+    asked = {"What is DNS?": "short_qa", "Summarize TLS in one paragraph.": "summary"}
+    for text in asked:
+        sent = request("1", 5)
+        sent.prompt_token_ids = scheduler._tokenizer.encode(system + text)
+        read = scheduler._read(sent).prompt
+        assert read.endswith(text) and len(read) < len(system) / 2
+
+
+def test_arrivals_are_by_the_clock_on_the_wall(scheduler):
+    import time
+
+    assert abs(scheduler._now() - time.time()) < 60
+
+
+def test_a_sent_tier_may_be_ignored():
+    settings = PluginSettings(tenants={"acme": "premium"}, trust_sent_tier=False)
+    assert settings.identify({"tenant": "x", "tier": "premium"}, 0)[1] == "standard"
+    assert settings.identify({"tenant": "acme", "tier": "batch"}, 0)[1] == "premium"
