@@ -191,9 +191,8 @@ def load_engine(params: Params, log_steps: bool = False):
         key = None if server.api_key_env is None else os.environ.get(server.api_key_env)
         if server.api_key_env is not None and key is None:
             raise ParamsError(f"server.api_key_env: the environment holds no {server.api_key_env}")
-        return VllmServer(
-            server.url, params.model, server.max_in_flight, server.timeout_s, params.temperature, api_key=key
-        )
+        options = server.model_dump(exclude={"api_key_env"})
+        return VllmServer(model=params.model, temperature=params.temperature, api_key=key, **options)
     from driftsched_lib.engines.vllm_local import VllmEngine
 
     try:

@@ -1,6 +1,7 @@
 """The one serving loop: requests arrive, the scheduler chooses, the engine works, the scheduler learns."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf, isnan
@@ -187,7 +188,9 @@ def serve(
             for output in batching.collect(engine.step(until)):
                 scheduler.complete(output)
     except BaseException as error:
-        scheduler.fail_all(f"{type(error).__name__}: {error}", engine.now())
+        for request_id in scheduler.fail_all(f"{type(error).__name__}: {error}", engine.now()):
+            with suppress(Exception):  # it may be the engine that failed; one that did not would go on with them
+                engine.abort(request_id)
         raise
 
 

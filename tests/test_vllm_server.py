@@ -9,16 +9,19 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pandas as pd
 import pytest
+from helpers import make_scheduler
 
 from driftsched_lib import results
 from driftsched_lib.engines import vllm_server
 from driftsched_lib.engines.vllm_server import ServerError, VllmServer
-from driftsched_lib.experiment import run_grid
+from driftsched_lib.experiment import load_engine, run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.requests import Request
 from driftsched_lib.results import RunError
+from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.validation import PROJECT, ParamsError
 
 SMOKE = PROJECT / "params" / "smoke-server.yaml"
@@ -192,6 +195,24 @@ def test_what_a_server_does_ends_in_one_output(answer, error, sent):
         assert server.seen[0]["vllm_xargs"] == {"tenant": "acme", "tier": "premium"}
 
 
+KNOWN_TO_OPENAI = {"model", "prompt", "temperature", "max_tokens", "stream", "stream_options"}
+
+
+@pytest.mark.parametrize("extensions", [True, False])
+def test_a_strict_server_is_served_without_vllms_additions(extensions, tmp_path):
+    def strict(handler, number):
+        unknown = set(handler.server.seen[number]) - KNOWN_TO_OPENAI
+        return bool(unknown) and handler.send(400, {"error": f"unknown {sorted(unknown)}"})
+
+    with small_server(strict) as (_, url):
+        changes = {"policies": ["fifo"], "batching": ["continuous"], "server.extensions": extensions}
+        params = params_at(url, vary_estimates_for=[], token_counter=["whitespace"], calibration=[True], **changes)
+        engine = load_engine(params)
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
+        (output,) = engine.step(until=engine.now() + 10)
+        assert output.error is None if not extensions else "unknown ['min_tokens', 'vllm_xargs']" in output.error
+
+
 def test_an_aborted_request_gives_no_output():
     with small_server(hang) as (_, url):
         engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0)
@@ -199,6 +220,58 @@ def test_an_aborted_request_gives_no_output():
         assert not engine.has_room() and engine.step(until=engine.now() + 0.1) == []
         engine.abort("1")
         assert engine.has_room() and engine.step(until=engine.now() + 0.1) == []
+
+
+def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
+    with small_server() as (_, url):
+        engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=5.0, temperature=0.0)
+        engine.add(request := Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
+        engine._in_flight["1"].result()
+        engine._done.put(ServerError("gone"))
+        assert [output.request for output in engine.step(until=engine.now() + 5)] == [request]
+        with pytest.raises(ServerError, match="gone"):
+            engine.step(until=engine.now() + 5)
+        engine.restart_clock()
+
+
+def test_an_error_of_the_loop_leaves_nothing_with_the_server():
+    with small_server(hang) as (_, url):
+        engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=5.0, temperature=0.0)
+        twins = [Request("1", t, "What is DNS?", "acme", "premium", max_tokens=3) for t in (0.0, 0.1)]
+        with pytest.raises(ValueError, match="already here"):
+            serve(twins, make_scheduler()[0], engine, ContinuousBatching())
+        engine.restart_clock()
+
+
+def test_counting_tokens_survives_a_lost_connection(monkeypatch):
+    with small_server() as (_, url):
+        engine, tries = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0), []
+        request = engine._asking.request
+
+        def fails_once(*arguments, **content):
+            tries.append(arguments)
+            if len(tries) == 1:
+                raise httpx.ReadError("reset")
+            return request(*arguments, **content)
+
+        monkeypatch.setattr(engine._asking, "request", fails_once)
+        assert engine.count_tokens("What is DNS?") == 3 and len(tries) == 2
+
+
+def test_a_connection_that_times_out_is_tried_again(monkeypatch):
+    with small_server() as (_, url):
+        engine, tries = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0), []
+        stream = engine._stream
+
+        async def fails_once(request):
+            tries.append(request)
+            if len(tries) == 1:
+                raise httpx.ConnectTimeout("slow")
+            return await stream(request)
+
+        monkeypatch.setattr(engine, "_stream", fails_once)
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
+        assert [output.error for output in engine.step(until=engine.now() + 5)] == [None] and len(tries) == 2
 
 
 def test_an_interrupt_leaves_nothing_with_the_server():

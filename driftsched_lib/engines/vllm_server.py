@@ -51,6 +51,8 @@ class VllmServer:
         timeout_s: the longest that a request may take.
         temperature: sampling temperature.
         api_key: sent as a bearer token; None for none.
+        extensions: whether vLLM's additions to OpenAI's completions are sent, which a strict server refuses: tenant and
+            tier, and `min_tokens`.
 
     Raises:
         ServerError: nothing answers at the URL, or it does not serve the model.
@@ -66,12 +68,14 @@ class VllmServer:
         timeout_s: float,
         temperature: float,
         api_key: str | None = None,
+        extensions: bool = True,
     ):
         self.url = url.rstrip("/")
         self.model = model
         self.max_num_seqs = max_in_flight
         self.timeout_s = timeout_s
         self.temperature = temperature
+        self.extensions = extensions
         self.steps: list[tuple] = []  # what a server does in an iteration is not seen from here
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._asking = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(keepalive_expiry=IDLE_S))
@@ -79,6 +83,7 @@ class VllmServer:
         self.count_tokens = lru_cache(maxsize=10_000)(self._count_tokens)
         self._in_flight: dict[str, Future[None]] = {}
         self._done: queue.SimpleQueue[Output | ServerError] = queue.SimpleQueue()
+        self._gone: ServerError | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
@@ -109,6 +114,8 @@ class VllmServer:
     def step(self, until: float) -> list[Output]:
         if not self._in_flight and isinf(until):
             raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+        if self._gone is not None:
+            raise self._why()
         outputs = []
         try:
             outputs.append(self._done.get(timeout=None if isinf(until) else max(0.0, until - self.now())))
@@ -119,12 +126,23 @@ class VllmServer:
         except KeyboardInterrupt:
             self._abort_all()  # or the server would still be at work on them when the next run begins
             raise
-        gone = [output for output in outputs if isinstance(output, ServerError)]
-        if gone:
-            self._abort_all()
-            raise gone[0]
+        self._gone = next((output for output in outputs if isinstance(output, ServerError)), None)
         # One that was aborted while its output was on its way here has ended already.
-        return [output for output in outputs if self._in_flight.pop(output.request.request_id, None) is not None]
+        ended = [
+            output
+            for output in outputs
+            if isinstance(output, Output) and self._in_flight.pop(output.request.request_id, None) is not None
+        ]
+        if self._gone is not None and not ended:
+            raise self._why()
+        return ended
+
+    def _why(self) -> ServerError:
+        """Why the server is gone; what is with it is dropped, and a new run may try again."""
+        why, self._gone = self._gone, None
+        self._abort_all()
+        assert why is not None
+        return why
 
     def _abort_all(self) -> None:
         for request_id in list(self._in_flight):
@@ -140,11 +158,22 @@ class VllmServer:
         content = {"model": self.model, "prompt": text, "add_special_tokens": False}
         return self._ask("POST", "/tokenize", lambda answer: int(answer["count"]), content)
 
+    def _send(self, *arguments, **content) -> httpx.Response:
+        """An answer; what is asked changes nothing at the server, so it is asked again where the network fails."""
+        pause_s = FIRST_PAUSE_S
+        for _ in range(RETRIES - 1):
+            try:
+                return self._asking.request(*arguments, **content)
+            except httpx.TransportError:
+                time.sleep(pause_s)
+                pause_s *= 2
+        return self._asking.request(*arguments, **content)
+
     def _ask(self, method: str, path: str, read: Callable[[Any], T], content: dict | None = None) -> T:
         """What `read` makes of the JSON that the server answers with."""
         where = f"{self.url}{path}"
         try:
-            answer = self._asking.request(method, where, json=content)
+            answer = self._send(method, where, json=content)
             answer.raise_for_status()
             return read(answer.json())
         except (httpx.HTTPError, httpx.InvalidURL, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -181,7 +210,7 @@ class VllmServer:
         for left in reversed(range(RETRIES)):
             try:
                 return await self._stream(request)
-            except (httpx.ConnectError, _Refused):
+            except (httpx.ConnectError, httpx.ConnectTimeout, _Refused):
                 if not left:
                     raise
             await asyncio.sleep(pause_s)
@@ -223,13 +252,16 @@ class VllmServer:
         content = {
             "model": self.model,
             "prompt": request.prompt,
-            "temperature": self.temperature,
+            "temperature": self.temperature if request.temperature is None else request.temperature,
             "max_tokens": request.pinned_tokens or request.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "vllm_xargs": {"tenant": request.tenant, "tier": request.tier},
         }
-        return content if request.pinned_tokens is None else content | {"min_tokens": request.pinned_tokens}
+        if self.extensions:
+            content["vllm_xargs"] = {"tenant": request.tenant, "tier": request.tier}
+            if request.pinned_tokens is not None:
+                content["min_tokens"] = request.pinned_tokens
+        return content
 
     def _failed(self, request: Request, reason: str) -> Output:
         return Output(request, 0, 0, None, None, self.now(), error=reason)
