@@ -17,7 +17,7 @@ from driftsched_lib.experiment import run_grid
 from driftsched_lib.frontier import LARGER_IS_BETTER, frontier
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
-from driftsched_lib.validation import choice
+from driftsched_lib.validation import choice, in_project
 from driftsched_lib.workloads import paper_load
 
 OBJECTIVES = {
@@ -216,11 +216,13 @@ def _same_load(load_of: str | Path | None, out: str | Path) -> None:
 
 
 def serve_command(params: Params, settings_file: str | Path) -> str:
-    """The shell's command that serves a model as `params` has it, scheduled by a settings file.
+    """The shell's command that serves a model as `params` has it, scheduled by a settings file, from any folder.
 
     Parameters:
         params: of the `vllm` engine, whose arguments become the server's flags.
     """
+    settings = shlex.quote(str(Path(settings_file).resolve()))
+    env = f"DRIFTSCHED_CONFIG={settings} PROMETHEUS_MULTIPROC_DIR=$(mktemp -d)"
     flags = ["--scheduler-cls", "driftsched_lib.vllm_plugin.DriftSchedScheduler"]
     for name, value in params.engine_args.items():
         flag = name.replace("_", "-")
@@ -228,4 +230,4 @@ def serve_command(params: Params, settings_file: str | Path) -> str:
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
             flags += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
-    return f"DRIFTSCHED_CONFIG={shlex.quote(str(settings_file))} vllm serve {shlex.join([params.model, *flags])}"
+    return f"{env} vllm serve {shlex.join([in_project(params.model), *flags])}"

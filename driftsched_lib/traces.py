@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -107,8 +108,9 @@ def read_trace(
 ) -> Iterator[TraceRow]:
     """The rows of a trace, in its order.
 
-    A row is bad if its lengths are no whole numbers from 1 to `LONGEST`, if its time is no number or before the row
-    above it, or if its tier or category is unknown.
+    A row is bad if its lengths are no whole numbers from 1 to `LONGEST`, if its time is no number or out of order, or
+    if its tier or category is unknown.  Of two rows out of order it is the second, unless the next row, too, is before
+    the first.
 
     Parameters:
         columns: what the columns of a `csv` or `parquet` are called, by `FIELDS`, where they are not called so; the
@@ -129,23 +131,16 @@ def read_trace(
         names = {field: field for field in FIELDS} | dict(columns or {})
     elif columns:
         raise TraceError(f"{path}: columns: the format {format} has its own")
-    begin, previous = None, -math.inf
+    begin = None
     try:
-        for where, raw in reader(path, names):
-            try:
-                if isinstance(raw, _Fault):
-                    raise raw
-                row = _row(raw)
-                begin = row.arrival_s if begin is None else begin
-                row.arrival_s -= begin
-                if row.arrival_s < previous:
-                    raise _Fault(f"arrival is {previous - row.arrival_s:g} s before the row above it")
-                previous = row.arrival_s
-            except _Fault as fault:
+        for where, row in _in_order(_rows(reader(path, names))):
+            if isinstance(row, _Fault):
                 if on_bad_row == "refuse":
-                    raise TraceError(f"{path}: {where}: {fault} (on_bad_row: skip leaves such rows out)") from None
-                faults.note(f"{where}: {fault}")
+                    raise TraceError(f"{path}: {where}: {row} (on_bad_row: skip leaves such rows out)")
+                faults.note(f"{where}: {row}")
                 continue
+            begin = row.arrival_s if begin is None else begin
+            row.arrival_s -= begin
             yield row
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise TraceError(f"{path}: cannot be read as {format}: {error}") from None
@@ -153,6 +148,59 @@ def read_trace(
 
 class _Fault(ValueError):
     """What is wrong with a row."""
+
+
+Read = tuple[str, "TraceRow | _Fault"]
+
+
+def _rows(raws: Iterable["Raw"]) -> Iterator[Read]:
+    for where, raw in raws:
+        try:
+            if isinstance(raw, _Fault):
+                raise raw
+            yield where, _row(raw)
+        except _Fault as fault:
+            yield where, fault
+
+
+def _in_order(rows: Iterable[Read]) -> Iterator[Read]:
+    """The rows, a fault in the place of each that is out of order.
+
+    One absurdly late time must not make all behind it faults.  So a row is held back until the next is not before it;
+    where two are, it is the row that is wrong, else they are.
+    """
+    last_s, held, behind = -math.inf, None, None
+    for where, row in rows:
+        if isinstance(row, _Fault):
+            yield where, row
+        elif row.arrival_s < last_s:
+            yield where, _Fault(f"arrival is {last_s - row.arrival_s:g} s before a row above it")
+        elif held is None:
+            held = where, row
+        elif row.arrival_s < held[1].arrival_s and behind is None:
+            behind = where, row
+        elif behind is None:
+            yield held
+            last_s, held = held[1].arrival_s, (where, row)
+        elif row.arrival_s >= held[1].arrival_s:
+            yield held
+            yield _early(behind, held)
+            last_s, held, behind = held[1].arrival_s, (where, row), None
+        else:
+            yield held[0], _Fault(f"arrival is {held[1].arrival_s - row.arrival_s:g} s after the rows below it")
+            first, second = behind, (where, row)
+            held, behind = (first, None) if first[1].arrival_s <= row.arrival_s else (first, second)
+            if behind is None:
+                yield held
+                last_s, held = held[1].arrival_s, second
+    if held is not None:
+        yield held
+        if behind is not None:
+            yield _early(behind, held)
+
+
+def _early(row: tuple[str, TraceRow], before: tuple[str, TraceRow]) -> Read:
+    return row[0], _Fault(f"arrival is {before[1].arrival_s - row[1].arrival_s:g} s before the row above it")
 
 
 def _row(raw: Mapping[str, Any]) -> TraceRow:
@@ -212,13 +260,23 @@ def _read_parquet(path: Path, names: Mapping[str, str]) -> Iterator[Raw]:
         there = _those_there(path, names, file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches(batch_size=10_000, columns=list(there.values())):
-            for raw in batch.to_pylist():
+            for raw in _with_seconds(batch).to_pylist():
                 number += 1
                 yield f"row {number}", {name: raw[column] for name, column in there.items()}
 
 
+def _with_seconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Timestamps as seconds, for Python's cannot hold all of Arrow's."""
+    a_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
+    for i, kind in enumerate(batch.schema.types):
+        if pa.types.is_timestamp(kind):
+            seconds = pc.divide(batch.column(i).cast(pa.int64()).cast(pa.float64(), safe=False), a_second[kind.unit])
+            batch = batch.set_column(i, batch.schema.names[i], seconds)
+    return batch
+
+
 def _read_json_lines(path: Path, names: Mapping[str, str]) -> Iterator[Raw]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue

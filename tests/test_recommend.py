@@ -153,10 +153,13 @@ def test_the_command_to_serve_is_one_that_vllm_understands(tmp_path):
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     params = Params.load(PROJECT / "params" / "quick.yaml", {"engine_args.hf_overrides": {"a b": 1}})
-    settings, *command = shlex.split(serve_command(params, tmp_path / "my settings.yaml"))
+    command = serve_command(params, tmp_path / "my settings.yaml")
+    metrics = " PROMETHEUS_MULTIPROC_DIR=$(mktemp -d) "  # else the plug-in's are not at /metrics
+    assert command.count(metrics) == 1
+    settings, *command = shlex.split(command.replace(metrics, " "))
     assert settings == f"DRIFTSCHED_CONFIG={tmp_path}/my settings.yaml" and command[:2] == ["vllm", "serve"]
     parsed = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", *command[2:]])
-    assert parsed.model == params.model and parsed.scheduler_cls.endswith("DriftSchedScheduler")
+    assert parsed.model == str(PROJECT / params.model) and parsed.scheduler_cls.endswith("DriftSchedScheduler")
     for name, value in params.engine_args.items():
         assert getattr(parsed, name) == value
 

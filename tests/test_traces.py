@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from simulation import PAPER_L4
 
@@ -157,6 +159,27 @@ def test_json_lines_may_be_empty_and_numbers_absurd(tmp_path):
     rows = list(read_trace(path, "mooncake", on_bad_row="skip", faults=faults))
     assert [row.arrival_s for row in rows] == [0.0, 2.0] and faults.count == 2
     assert [fault.split(":")[0] for fault in faults.first] == ["line 3", "line 5"]
+
+
+def test_one_absurdly_late_time_spoils_no_other_row(tmp_path):
+    path = tmp_path / "late.csv"
+    for times, kept in (([0, 1e11, 1, 2, 3], [0, 1, 2, 3]), ([5, 1, 2], [0, 1]), ([0, 9, 8, 10], [0, 9, 10])):
+        faults = Faults()
+        path.write_text("\n".join(["arrival,prompt_tokens,output_tokens", *(f"{time},1,1" for time in times)]))
+        rows = list(read_trace(path, "csv", on_bad_row="skip", faults=faults))
+        assert [row.arrival_s for row in rows] == kept and faults.count == 1
+
+
+def test_times_beyond_pythons_are_bad_rows_and_a_byte_order_mark_is_none(tmp_path):
+    path, faults = tmp_path / "far.parquet", Faults()
+    lengths = {"prompt_tokens": [1, 1], "output_tokens": [1, 1]}
+    pq.write_table(pa.table({"arrival": pa.array([0, 10**14], pa.timestamp("s"))} | lengths), path)
+    assert len(list(read_trace(path, "parquet", on_bad_row="skip", faults=faults))) == faults.count == 1
+    pq.write_table(pa.table({"arrival": pa.array([1, 1_500_000_001], pa.timestamp("ns"))} | lengths), path)
+    assert [row.arrival_s for row in read_trace(path, "parquet")] == pytest.approx([0.0, 1.5])
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text('\ufeff{"timestamp": 0, "input_length": 5, "output_length": 5}\n')
+    assert len(list(read_trace(marked, "mooncake"))) == 1
 
 
 def test_failed_requests_of_a_benchmark_are_named_by_their_place_in_it(tmp_path):
