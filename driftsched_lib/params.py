@@ -193,8 +193,8 @@ class AdmissionParams(Validated):
 
 class ServerParams(Validated):
     """A live server: its address up to `/v1`, how many requests may be with it at once, the longest that one may take,
-    and the environment variable that holds its API key.  A strict one takes no `extensions`, vLLM's additions to OpenAI's
-    completions: tenant and tier, and `min_tokens`, without which an output may end before its pinned length and fails.
+    and the environment variable that holds its API key.  A strict one takes no `extensions`, vLLM's additions to
+    OpenAI's: tenant and tier, and `min_tokens`, without which an output may end before its pinned length and fails.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
