@@ -17,7 +17,15 @@ from driftsched_lib import figures, results
 from driftsched_lib.comparison import select
 from driftsched_lib.params import Params
 from driftsched_lib.results import write_text
-from driftsched_lib.scorecard import DIRECTION_ONLY, REPRODUCED, completed_requests, scorecard
+from driftsched_lib.scorecard import (
+    CLOSE_TO_ONE,
+    CLOSE_TO_THE_PAPER,
+    DIRECTION_ONLY,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    completed_requests,
+    scorecard,
+)
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 FINDINGS = {
@@ -97,7 +105,7 @@ def write_report(out: Path, notebooks: list[Path], path: Path) -> None:
     sections = {
         "Summary": summary(params, done, rulings),
         "Findings": findings(params, done, rulings),
-        "Scorecard": _table(rulings.drop(columns="why"), index=False),
+        "Scorecard": _table(rulings[["claim", "setting", "verdict", "here", "paper", "statement"]], index=False),
         "Notebooks": "\n".join(map(_details, notebooks)),
         "Provenance": provenance(out),
     }
@@ -137,7 +145,13 @@ def findings(params: Params, done: pd.DataFrame, rulings: pd.DataFrame) -> str:
     """What the runs say of the paper's claims, as HTML: claims that one figure shows stand under one title."""
     figures.use_style()
     ruled_on = select(done, estimator=done.estimator.iloc[0])
-    parts = []
+    parts = [
+        f"<p>C1 to C4 are <b>{REPRODUCED}</b> if the change surely has the paper's sign, and is within "
+        f"{CLOSE_TO_THE_PAPER:.0%} of the paper's number or has an interval that holds it; <b>{DIRECTION_ONLY}</b> if "
+        f"it surely has that sign. C5 and C7 are <b>{REPRODUCED}</b> if the difference surely has the paper's sign; "
+        f"<b>{DIRECTION_ONLY}</b> if the estimate has it. C6 is <b>{REPRODUCED}</b> if the distance is surely below "
+        f"{CLOSE_TO_ONE}. Else they are <b>{NOT_REPRODUCED}</b>. Intervals, in brackets, are 95%.</p>"
+    ]
     for title, (claims, draw, part_of) in FINDINGS.items():
         part = rulings[rulings.claim.isin(claims)]
         if part.empty:
