@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import count, cycle, islice
 from math import inf, log2
 from pathlib import Path
@@ -19,11 +20,11 @@ from driftsched_lib.bench_estimators import MOST_TEXT_US, estimator_costs
 from driftsched_lib.bench_estimators import MOST_US as MOST_ESTIMATE_US
 from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.estimators import Estimator, PaperEstimator, RunningQuantiles
+from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.experiment import load_engine
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES, Fifo, Policy
-from driftsched_lib.requests import Output, Record, Request
+from driftsched_lib.requests import Estimate, Output, Record, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import WhitespaceCounter
@@ -149,9 +150,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int = 200, size: int = 50) -> pd.DataFrame:
     """Microseconds of submit, next and complete together, a row a policy, a column a queue length held constant.
 
-    Classifier and whitespace counter are the experiment's, prompts and tiers the last phase's.  Sizes are wide (outputs
-    spread), and estimates are distributions of ten quantiles.  Where a policy preempts, it is asked for each request
-    which of `RUNNING` running ones it would, and what it takes back is dispatched anew.
+    Classifier and whitespace counter are the experiment's, prompts and tiers the last phase's.  Sizes are wide, outputs
+    being spread, and each estimate is a distribution of ten quantiles, which costs nothing: estimators have costs of
+    their own.  Where a policy preempts, it is asked for each request which of `RUNNING` running ones it would, and what
+    it takes back is dispatched anew.
 
     The median over `blocks` of the mean over a block's `size` requests: a block takes about a millisecond, so that most
     see no other process.  The queue lengths take turns, block by block.  Requests and outputs are made before, and the
@@ -168,12 +170,28 @@ def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int =
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(queued))
 
 
+class _Wide:
+    """Knows the length, and says that it may be from a tenth to twice as much."""
+
+    @staticmethod
+    @cache
+    def _quantiles(tokens: int) -> tuple[float, ...]:
+        return tuple(tokens * (i + 0.5) / 5 for i in range(10))
+
+    def estimate(self, request: Request) -> Estimate:
+        tokens = request.pinned_tokens
+        return Estimate(tokens, request.input_tokens + tokens, 1.0, tokens, quantiles=self._quantiles(tokens))
+
+    def observe(self, request: Request, output_tokens: int) -> None:
+        return None
+
+
 class _ConstantQueue:
     """A scheduler with `n` requests queued and `RUNNING` running: for each that comes, one is dispatched and the one
     that has run for longest completed."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Request], n: int):
-        self._scheduler, _ = _scheduler(policy, RunningQuantiles())
+        self._scheduler, _ = _scheduler(policy, _Wide())
         self._upcoming = _endless(prompts)
         self._outputs: dict[str, Output] = {}
         self._running: dict[str, int] = {}
@@ -289,7 +307,7 @@ def _ratios(ours: tuple, theirs: tuple, pairs: int) -> list[float]:
     return ratios
 
 
-def _scheduler(policy: Policy, estimator: Estimator) -> tuple[Scheduler, list[Record]]:
+def _scheduler(policy: Policy, estimator) -> tuple[Scheduler, list[Record]]:
     records: list[Record] = []
     return Scheduler(policy, estimator, WhitespaceCounter(), KeywordClassifier(), records.append), records
 

@@ -31,6 +31,7 @@ def frame(rows, **shared):
         "first_token_s": 1.0,
         "finish_s": 2.0,
         "input_tokens": 10,
+        "prompt_tokens": 10,
         "output_tokens": 10,
         "max_tokens": 10,
         "actual_tokens": 10,

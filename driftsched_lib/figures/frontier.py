@@ -44,7 +44,7 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         _label_beside(axis, means, x, y, on_front)
         axis.set_title(panel, loc="left")
         axis.set_xlabel(labels[0])
-        figure.colorbar(dots, ax=axis, label=name, shrink=0.8, pad=0.01)
+        figure.colorbar(dots, ax=axis, label=name, shrink=0.8, pad=0.04)
     axes[0][0].set_ylabel(labels[1])
     return figure
 
@@ -54,7 +54,8 @@ def _label_beside(axis: plt.Axes, means: pd.DataFrame, x: str, y: str, on_front:
     axis.margins(x=0.06, y=0.08)
     left, right = axis.get_xlim()
     low, high = axis.get_ylim()
-    axis.set_xlim(left, right + 0.45 * (right - left))
+    axis.set_xlim(left, right + 0.5 * (right - left))
+    axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= right])
     order = means.sort_values(y)
     for place, (policy, row) in zip(np.linspace(low, high, len(order) + 2)[1:-1], order.iterrows(), strict=True):
         axis.annotate(
@@ -123,7 +124,7 @@ def changes(table: pd.DataFrame, columns: Sequence[str] = tuple(RELATIVE)) -> Fi
                 axis.plot(100 * change.change, place, style["marker"], color=style["color"], markersize=5)
             axis.axvline(0, color="black", linewidth=0.8)
             axis.grid(axis="y", visible=False)
-            axis.set_title(f"{panel}: {RELATIVE[column]}", loc="left", fontsize=10)
+            axis.set_title(f"{RELATIVE[column]}\n{panel}", loc="left", fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("change against FIFO (%)")
     axes[0][0].set_yticks(range(len(policies)), [POLICY_NAMES[policy] for policy in policies])
