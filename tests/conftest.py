@@ -6,7 +6,9 @@ settings.register_profile("thorough", deadline=None, max_examples=10_000)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="fuzz 100 times and soak 50 times as long, break real vLLM in every way")
+    parser.addoption(
+        "--thorough", action="store_true", help="fuzz and soak 50 to 100 times as long, break real vLLM too"
+    )
 
 
 def pytest_configure(config):
