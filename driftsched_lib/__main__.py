@@ -147,10 +147,12 @@ def _fidelity(options: argparse.Namespace) -> None:
 
 
 def _soak(options: argparse.Namespace) -> None:
-    from driftsched_lib.soak import soak
+    from driftsched_lib.soak import check, soak
 
     for policy in options.policies:
-        print(soak(policy, options.requests), flush=True)
+        done = soak(policy, options.requests)
+        print(done, flush=True)
+        check(done)
 
 
 def _bench(options: argparse.Namespace) -> None:
