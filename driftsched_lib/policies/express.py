@@ -71,7 +71,7 @@ class Express(KeyedQueue):
         weights: Mapping[str, float] = TURNS,
         express_share: float = 0.65,
         fifo_share: float = 0.05,
-        lead_tokens: float = 4096.0,
+        lead_tokens: float = 2048.0,
         uncertainty: float = 1.0,
     ):
         for name, share in (("express_share", express_share), ("fifo_share", fifo_share)):
