@@ -70,7 +70,7 @@ def test_a_writer_that_dies_leaves_no_run(tmp_path):
 
 def test_records_are_kept_with_their_types(tmp_path):
     scheduler, records = make_scheduler(capacity=1)
-    scheduler.submit(make_request(1, arrival_s=0.1234567), 0.1234567)
+    scheduler.submit(make_request(1, arrival_s=0.1234567, max_tokens=64), 0.1234567)
     scheduler.submit(make_request(2), 0.5)
     scheduler.complete(Output(scheduler.next(1.0), 4, 40, 32, 2.0, 3.0))
     tables = {"requests": results.requests_table(records)}
