@@ -31,7 +31,7 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
     column, name = color
     for axis, panel in zip(axes[0], panels, strict=True):
         groups = select(runs, panel=panel).groupby("policy")
-        means = groups[[x, y, column]].mean().sort_values([x, y])
+        means = groups[[x, y, column]].mean().dropna().sort_values([x, y])
         half = groups[[x, y]].agg(lambda values: mean_interval(values).high - values.mean()).reindex(means.index)
         on_front = means[y] < means[y].cummin().shift(fill_value=np.inf)
         front = means[on_front]
