@@ -32,6 +32,9 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
     for axis, panel in zip(axes[0], panels, strict=True):
         groups = select(runs, panel=panel).groupby("policy")
         means = groups[[x, y, column]].mean().dropna().sort_values([x, y])
+        axis.set_title(panel, loc="left")
+        if means.empty:
+            continue
         half = groups[[x, y]].agg(lambda values: mean_interval(values).high - values.mean()).reindex(means.index)
         on_front = means[y] < means[y].cummin().shift(fill_value=np.inf)
         front = means[on_front]
@@ -42,7 +45,6 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
             means[x], means[y], c=means[column], cmap="viridis", s=55, edgecolor="black", alpha=alphas, zorder=3
         )
         _label_beside(axis, means, x, y, on_front)
-        axis.set_title(panel, loc="left")
         axis.set_xlabel(labels[0])
         figure.colorbar(dots, ax=axis, label=name, shrink=0.8, pad=0.04)
     axes[0][0].set_ylabel(labels[1])
