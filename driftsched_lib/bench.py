@@ -151,15 +151,15 @@ def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int =
     """Microseconds of submit, next and complete together, a row a policy, a column a queue length held constant.
 
     Classifier and whitespace counter are the experiment's, prompts and tiers the last phase's.  Sizes are wide, outputs
-    being spread, and each estimate is a distribution of ten quantiles, which costs nothing: estimators have costs of
-    their own.  Where a policy preempts, it is asked for each request which of `RUNNING` running ones it would, and what
-    it takes back is dispatched anew.
+    being spread and as long as the paper's.  Each estimate is a distribution of ten quantiles and costs nothing here:
+    estimators have costs of their own.  Where a policy preempts, it is asked for each request which of `RUNNING`
+    running ones it would, and what it takes back is dispatched anew.
 
     The median over `blocks` of the mean over a block's `size` requests: a block takes about a millisecond, so that most
     see no other process.  The queue lengths take turns, block by block.  Requests and outputs are made before, and the
     garbage collector is off, as in `timeit`.
     """
-    load = params.model_copy(update={"requests": 3000, "output_length": "spread"})
+    load = params.model_copy(update={"requests": 3000, "output_length": "spread", "length_scale": 1.0})
     prompts = paper_load(load, seed=1, capacity_tokens_per_s=1.0)[-1].requests
     rows = {}
     for name, policy in POLICIES.items():

@@ -31,14 +31,13 @@ queued before it at its arrival, which is its wait under FIFO, and `L` the large
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
-from math import fsum, inf
+from math import inf
 
 from driftsched_lib.policies.base import (
     KeyedQueue,
     in_pop_order,
     not_negative,
     positive_for_each_tier,
-    possible_tokens,
     total_tokens,
 )
 from driftsched_lib.policies.paper import TURNS
@@ -159,11 +158,11 @@ class Express(KeyedQueue):
         return request
 
     def _size(self, request: Request) -> float:
-        point = total_tokens(request)
-        if request.estimate.quantiles is None or not self.uncertainty:
+        point, outputs = total_tokens(request), request.estimate.quantiles
+        if outputs is None or not self.uncertainty:
             return point
-        totals = possible_tokens(request)
-        return max(1.0, point + self.uncertainty * (fsum(totals) / len(totals) - point))
+        mean = request.input_tokens + sum(outputs) / len(outputs)
+        return max(1.0, point + self.uncertainty * (mean - point))
 
     def _join(self, tenant: str, weight: float) -> None:
         if not self._queued[tenant]:

@@ -35,15 +35,16 @@ class ShortestRemaining(KeyedQueue):
         return tokens_to_come(request)
 
     def victim(self, running: Iterable[Request], now: float) -> Request | None:
-        longest = max(running, key=self._gives, default=None)
-        if longest is None or not len(self) or self._gives(longest) <= tokens_to_come(self.peek(now)):
+        if not len(self):
             return None
+        most: float = tokens_to_come(self.peek(now))
+        longest = None
+        for request in running:
+            made = request.made_tokens
+            gives = request.estimate.output_tokens - made - self.recompute * (request.input_tokens + made)
+            if gives > most:
+                most, longest = gives, request
         return longest
-
-    def _gives(self, request: Request) -> float:
-        """The tokens that its slot is free for, were it to give it up."""
-        made, estimate = request.made_tokens, request.estimate
-        return max(1, estimate.output_tokens - made) - self.recompute * (request.input_tokens + made)
 
 
 def tokens_to_come(request: Request) -> int:
@@ -92,9 +93,12 @@ class MultilevelFeedback(KeyedQueue):
         return super().peek(now)
 
     def victim(self, running: Iterable[Request], now: float) -> Request | None:
-        lowest = max(running, key=self.key, default=None)
-        if lowest is None or not len(self) or self.key(lowest) <= self.key(self.peek(now)):
+        if not len(self):
             return None
+        level, lowest = self.key(self.peek(now)), None
+        for request in running:
+            if request.made_tokens >= self.quantum_tokens and (mine := self.key(request)) > level:
+                level, lowest = mine, request
         return lowest
 
     def ended(self, request: Request, output_tokens: int) -> None:

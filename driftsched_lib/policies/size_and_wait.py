@@ -125,9 +125,10 @@ class OldestOfEachSize(Policy):
             raise IndexError("pop from an empty queue")
         scores = self.scores(now - self._arrivals[:n], self._worths[:n])
         best = int(scores.argmax())
-        if np.count_nonzero(scores == scores[best]) == 1:
+        most, scores[best] = scores[best], -np.inf
+        if scores[scores.argmax()] < most:
             return best
-        equal: list[int] = (scores == scores[best]).nonzero()[0].tolist()
+        equal: list[int] = [best, *(scores == most).nonzero()[0].tolist()]
         return min(equal, key=lambda slot: self._queues[slot][0][1])
 
     def _settle(self, slot: int) -> None:
@@ -221,7 +222,8 @@ class SigmoidShortestJobFirst(OldestOfEachSize):
         return (1 - self.wait_weight) / (1 + exp(min(size / self.size_median - 1, 700)))
 
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        return worths + self.wait_weight / (1 + np.exp(1 - waits_s / self.wait_median_s))
+        half = 0.5 / self.wait_median_s  # a sigmoid is a hyperbolic tangent, which is one pass
+        return worths + 0.5 * self.wait_weight * np.tanh(waits_s * half - 0.5)
 
 
 class Boost(KeyedQueue):
