@@ -26,7 +26,6 @@ from driftsched_lib.workloads import paper_load
 
 DAYS = 4
 WINDOW = 200
-MEASURES = ("mae_tokens", "rmse_tokens", "mape", "bias_tokens", "kendall_tau", "coverage", "width_tokens")
 
 
 def lab_load(

@@ -161,14 +161,12 @@ def served_by_prompt_means(params: Params, speed: EngineSpeed) -> pd.DataFrame:
     """
     lengths = pd.read_parquet(in_project(str(params.recorded_lengths)))
     lengths = lengths.assign(expected=mean_of_the_others(lengths))
-    rows = []
+    classifier, rows = TextClassifier(), []
     for seed in params.seeds:
         own = lengths[lengths.seed == seed]
         expected = dict(zip(own.request_id.astype(str), own.expected, strict=True))
         records: list[Record] = []
-        scheduler = Scheduler(
-            ShortestJobFirst(), PromptMean(expected), WhitespaceCounter(), TextClassifier(), records.append
-        )
+        scheduler = Scheduler(ShortestJobFirst(), PromptMean(expected), WhitespaceCounter(), classifier, records.append)
         [load] = paper_load(params, seed, speed.capacity_tokens_per_s)
         serve(load.requests, scheduler, load_engine(params), ContinuousBatching())
         rows.append({"seed": seed, "estimator": "prompt mean"} | measures(results.requests_table(records), speed))

@@ -42,7 +42,7 @@ class Scheduler:
         self.queued_tokens = dict.fromkeys(TIERS, 0)
         self._queued: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
-        self._given_back: set[str] = set()
+        self._came_back: set[str] = set()  # ids of requests that the policy has popped before
         self._deadlines: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -98,14 +98,13 @@ class Scheduler:
         victim = self.policy.victim(running, now)
         if victim is not None:
             victim.preemptions += 1
-            del self._running[victim.request_id]
-            self._enter_queue(victim)
+            self.give_back(victim.request_id)
         return victim
 
     def give_back(self, request_id: str) -> None:
-        """The engine could not begin with a request: it is queued again, and nothing of it has run."""
+        """A request is queued again, for the engine could not begin with it, or lost its place."""
         self._enter_queue(self._running.pop(request_id))
-        self._given_back.add(request_id)
+        self._came_back.add(request_id)
 
     def complete(self, output: Output) -> None:
         """Learn from a finished request and record it; an output with an error is recorded as failed."""
@@ -180,7 +179,7 @@ class Scheduler:
     def _drop(self, request_id: str, outcome: Outcome, now: float, reason: str) -> None:
         request = self.policy.remove(request_id)
         self._leave_queue(request)
-        if request.preemptions or request_id in self._given_back:  # the policy has popped it
+        if request_id in self._came_back:
             self.policy.ended(request, request.made_tokens)
         self._end(request, outcome, now, reason)
 
@@ -194,7 +193,7 @@ class Scheduler:
         actual: int | None = None,
         feedback: Feedback | None = None,
     ) -> None:
-        self._given_back.discard(request.request_id)
+        self._came_back.discard(request.request_id)
         estimate: Estimate | None = request.estimate
         self.on_record(
             Record(

@@ -156,9 +156,7 @@ Read = tuple[str, "TraceRow | _Fault"]
 def _rows(raws: Iterable["Raw"]) -> Iterator[Read]:
     for where, raw in raws:
         try:
-            if isinstance(raw, _Fault):
-                raise raw
-            yield where, _row(raw)
+            yield where, raw if isinstance(raw, _Fault) else _row(raw)
         except _Fault as fault:
             yield where, fault
 
@@ -188,11 +186,11 @@ def _in_order(rows: Iterable[Read]) -> Iterator[Read]:
             last_s, held, behind = held[1].arrival_s, (where, row), None
         else:
             yield held[0], _Fault(f"arrival is {held[1].arrival_s - row.arrival_s:g} s after the rows below it")
-            first, second = behind, (where, row)
-            held, behind = (first, None) if first[1].arrival_s <= row.arrival_s else (first, second)
-            if behind is None:
-                yield held
-                last_s, held = held[1].arrival_s, second
+            if behind[1].arrival_s <= row.arrival_s:
+                yield behind
+                last_s, held, behind = behind[1].arrival_s, (where, row), None
+            else:
+                held, behind = behind, (where, row)
     if held is not None:
         yield held
         if behind is not None:

@@ -6,8 +6,9 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import lru_cache
 from math import isinf
 from typing import Any, TypeVar
@@ -34,6 +35,11 @@ class ServerError(DriftSchedError, RuntimeError):
 
 class _Refused(Exception):
     """The server has not begun with a request, which may be sent again."""
+
+
+def _pauses_s() -> Iterator[float]:
+    """What to wait between one try and the next."""
+    return (FIRST_PAUSE_S * 2**i for i in range(RETRIES - 1))
 
 
 class VllmServer:
@@ -160,13 +166,10 @@ class VllmServer:
 
     def _send(self, *arguments, **content) -> httpx.Response:
         """An answer; what is asked changes nothing at the server, so it is asked again where the network fails."""
-        pause_s = FIRST_PAUSE_S
-        for _ in range(RETRIES - 1):
-            try:
+        for pause_s in _pauses_s():
+            with suppress(httpx.TransportError):
                 return self._asking.request(*arguments, **content)
-            except httpx.TransportError:
-                time.sleep(pause_s)
-                pause_s *= 2
+            time.sleep(pause_s)
         return self._asking.request(*arguments, **content)
 
     def _ask(self, method: str, path: str, read: Callable[[Any], T], content: dict | None = None) -> T:
@@ -206,16 +209,11 @@ class VllmServer:
         return "its engine is dead, HTTP 503" if answer.status_code == 503 else ""
 
     async def _with_retries(self, request: Request) -> Output:
-        pause_s = FIRST_PAUSE_S
-        for left in reversed(range(RETRIES)):
-            try:
+        for pause_s in _pauses_s():
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout, _Refused):
                 return await self._stream(request)
-            except (httpx.ConnectError, httpx.ConnectTimeout, _Refused):
-                if not left:
-                    raise
             await asyncio.sleep(pause_s)
-            pause_s *= 2
-        raise AssertionError("the last try returns or raises")
+        return await self._stream(request)
 
     async def _stream(self, request: Request) -> Output:
         text, usage, times = [], None, []

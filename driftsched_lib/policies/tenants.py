@@ -192,7 +192,7 @@ class WeightedFairQueueing(LeastServed):
         self._latest_end = 0.0
 
     def charge(self, request: Request, output_tokens: int) -> float:
-        return max(1, request.estimate.total_tokens) / self.weights[request.tier]
+        return total_tokens(request) / self.weights[request.tier]
 
     def floor(self) -> float:
         return self._virtual_time
