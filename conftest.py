@@ -17,7 +17,7 @@ SMOKE = {
     "real_seeds": 1,
     "real_requests": 60,
     "requests_a_tenant": 30,
-    "sides": {"Express": "../params/plugin.yaml"},
+    "sides": {"plug-in, Express": {}},
 }
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",

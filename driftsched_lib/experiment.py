@@ -213,7 +213,9 @@ def _simulated_engine(params: Params, log_steps: bool) -> SimulatedEngine | Repl
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ParamsError(f"engine_args: they replace the profile's limits: {faults}") from None
     replicas = [SimulatedEngine(profile, log_steps=log_steps) for _ in range(params.replicas)]
-    return ReplicatedEngine(replicas, ROUTERS[params.router]) if params.replicas > 1 else replicas[0]
+    if params.replicas == 1:
+        return replicas[0]
+    return ReplicatedEngine(replicas, ROUTERS[params.router], params.max_outstanding)
 
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:

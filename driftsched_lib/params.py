@@ -195,6 +195,7 @@ class ServerParams(Validated):
     """A live server: its address up to `/v1`, how many requests may be with it at once, the longest that one may take,
     and the environment variable that holds its API key.  A strict one takes no `extensions`, vLLM's additions to
     OpenAI's: tenant and tier, and `min_tokens`, without which an output may end before its pinned length and fails.
+    `max_num_batched_tokens` is what it was started with, vLLM's default unless told: only a profile of it asks.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
@@ -202,6 +203,7 @@ class ServerParams(Validated):
     timeout_s: Positive
     api_key_env: Annotated[str, Field(min_length=1)] | None = None
     extensions: bool = True
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] = 2048
 
 
 class Params(Validated):
@@ -213,7 +215,8 @@ class Params(Validated):
     length drawn from the `spread`.  `recorded_lengths` is a file of what natural outputs came to: each is pinned there.
 
     The `vllm` engine loads `model` with `engine_args`; `server` is where a live one has it.  The `simulated` one is
-    `replicas` engines of a `profile`, in which `engine_args` replaces limits.
+    `replicas` engines of a `profile`, in which `engine_args` replaces limits; a `router` gives each at most
+    `max_outstanding` requests, null for as many as run at once, so that all others wait in the one queue.
     """
 
     engine: Literal["vllm", "simulated", "server"] = "vllm"
@@ -221,6 +224,7 @@ class Params(Validated):
     profile: Annotated[str, Field(min_length=1)] | None = None
     replicas: Annotated[int, Field(ge=1)] = 1
     router: Literal["round_robin", "least_requests", "least_estimated_tokens"] = "least_requests"
+    max_outstanding: Annotated[int, Field(ge=1)] | None = None
     server: ServerParams | None = None
     engine_args: dict[str, Any] = {
         "dtype": "float16",

@@ -66,6 +66,54 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
+    """What a server's iterations held on average while it decoded a request, and how long one took, a row a request.
+
+    Its iterations are not seen from outside, but every one of them gives each decoding sequence a token.  So a request
+    of n tokens lasts n - 1 iterations from its first token to its last, in which the other requests' times say what
+    else was decoded and whose prompts were computed.
+
+    Parameters:
+        requests: of a run whose requests did not wait inside the server.
+
+    Returns:
+        As `iterations`; `seconds` and all else are means over a request's iterations.
+    """
+    done = requests[(requests.outcome == "completed") & (requests.output_tokens > 1)]
+    done = done[done.finish_s > done.first_token_s]
+    first, last = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
+    prompts, made = done.prompt_tokens.to_numpy(float), done.output_tokens.to_numpy(float) - 1
+    n, paces = len(done), made / (last - first)
+    # Sequences, and the tokens they attend to, are straight lines from one beginning or end to the next.
+    changes = pd.DataFrame(
+        {
+            "at": np.concatenate([first, last]),
+            "seqs": np.repeat([1.0, -1.0], n),
+            "context": np.concatenate([prompts + 1, -(prompts + 1 + made)]),
+            "pace": np.concatenate([paces, -paces]),
+        }
+    ).sort_values("at", kind="stable")
+    at, seqs, pace = changes["at"].to_numpy(), changes.seqs.cumsum().to_numpy(), changes.pace.cumsum().to_numpy()
+    gaps = np.diff(at, append=at[-1:])
+    context = changes.context.cumsum().to_numpy() + np.concatenate([[0.0], (pace * gaps)[:-1].cumsum()])
+    areas = {"decode_seqs": seqs * gaps, "context_tokens": context * gaps + pace * gaps**2 / 2}
+    begun = requests[requests.first_token_s.notna()].sort_values("first_token_s")
+    computed = np.concatenate([[0.0], begun.prompt_tokens.to_numpy(float).cumsum()])
+    since, until = (np.searchsorted(begun.first_token_s.to_numpy(float), ends, "right") for ends in (first, last))
+    begins, ends = (np.searchsorted(at, times) for times in (first, last))
+    return pd.DataFrame(
+        {
+            "seconds": (last - first) / made,
+            "prefill_steps": ((until - since) / made).clip(max=1.0),
+            "prefill_tokens": (computed[until] - computed[since]) / made,
+        }
+        | {
+            name: np.diff(np.concatenate([[0.0], area.cumsum()])[[begins, ends]], axis=0)[0] / (last - first)
+            for name, area in areas.items()
+        }
+    )
+
+
 def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     """Non-negative least squares of an iteration's seconds on what it held, reweighted by Huber's weights so that
     neither a garbage collection nor another process decides which cost is how large.
@@ -74,7 +122,7 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     predicted seconds add up to the measured.
 
     Parameters:
-        held: as `iterations` returns.
+        held: as `iterations` or `seen_by_clients` returns.
 
     Raises:
         ValueError: the iterations are too few.
@@ -151,9 +199,12 @@ def profile_of_run(folder: str | Path) -> Profile:
     manifest = results.load_manifest(folder)
     try:
         steps, requests = (pd.read_parquet(folder / f"{table}.parquet") for table in ("steps", "requests"))
-        if steps.empty:
+        served = manifest["run"]["engine"] == "server"
+        if steps.empty and not served:
             raise ValueError("the run kept no steps")
-        step, error = fit_costs(iterations(steps, requests))
+        if manifest["engine_limits"] is None:
+            raise ValueError("its server does not tell its limits, as vLLM's does")
+        step, error = fit_costs(seen_by_clients(requests) if served else iterations(steps, requests))
         limits = EngineLimits(**manifest["engine_limits"])
     except (OSError, ValueError, KeyError) as error:
         raise ProfileError(f"{folder}: no profile can be fitted: {error}") from error

@@ -17,6 +17,7 @@ from driftsched_lib.experiment import run_grid
 from driftsched_lib.frontier import LARGER_IS_BETTER, frontier
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.policies import POLICIES
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.workloads import paper_load
 
@@ -52,6 +53,46 @@ def objective_name(objective: str) -> str:
     if objective not in OBJECTIVES:
         raise ObjectiveError(f"objective: {choice(objective, OBJECTIVES)}")
     return OBJECTIVES[objective]
+
+
+def with_promises(
+    params: Params, ttft_slo_s: Mapping[str, float], e2e_slo_s: Mapping[str, float], s_per_token: float
+) -> Params:
+    """The same grid, whose deadline queues, where they were given no others, know these promises.
+
+    Parameters:
+        ttft_slo_s, e2e_slo_s: seconds from the arrival to the first and to the last token, by tier.
+        s_per_token: seconds that a running request takes for an output token.
+    """
+    promises = {
+        "edf": {"ttft_slo_s": ttft_slo_s},
+        "least_slack": {"e2e_slo_s": e2e_slo_s, "s_per_token": s_per_token},
+    }
+    policies = [
+        {policy.name: promises[policy.name]} if policy.name in promises and not policy.options else policy.as_yaml()
+        for policy in params.policies
+    ]
+    return Params.parse(params.model_dump() | {"policies": policies}, "promises")
+
+
+def on_the_simulator(params: Params, profile: str | Path) -> Params:
+    """The same grid on an engine of this profile, which can take slots back, as vLLM with the plug-in can: so the
+    policies that do are in it, too."""
+    engine = {"engine": "simulated", "engine_args": {}, "server": None, "profile": str(Path(profile).resolve())}
+    given = {policy.name for policy in params.policies}
+    more = [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
+    policies = [policy.as_yaml() for policy in params.policies]
+    return Params.parse(params.model_dump() | engine | {"policies": policies + more}, "simulated")
+
+
+def later_windows(params: Params, n: int) -> Params:
+    """The same grid on `n` seeds that it does not have, and of a trace the windows that come after its own."""
+    seeds, changes = range(max(params.seeds) + 1, max(params.seeds) + 1 + n), {}
+    if params.workload.trace is not None:
+        skip = params.workload.trace.skip + len(params.seeds) * params.requests
+        trace = params.workload.trace.model_copy(update={"skip": skip})
+        changes["workload"] = params.workload.model_copy(update={"trace": trace})
+    return params.model_copy(update={"seeds": list(seeds)} | changes)
 
 
 def recommend(
@@ -136,19 +177,19 @@ def confirm(
     most: int = 2,
     **slos: Mapping[str, float],
 ) -> pd.DataFrame:
-    """Serve the best policies of a ranking, each with its best estimator, and FIFO, on the engine of `params`.
+    """Serve the best policies of a ranking that `params` has, each with its best estimator, and FIFO, on its engine.
 
     All are served in one folder, by one engine, under the same load.
 
     Parameters:
-        params: as those that were ranked, but for the engine and the seeds.
+        params: as those that were ranked, but for the engine, the seeds and the policies that the engine cannot have.
         load_of, slos: as of `recommend`.
         most: policies.
 
     Returns:
         As `ranked`, on the engine of `params`.
     """
-    best = ranking.drop_duplicates("policy")
+    best = ranking[ranking.policy.isin(map(str, params.policies))].drop_duplicates("policy")
     chosen = pd.concat([best.head(most), best[best.policy == "fifo"]])[["policy", "estimator"]].drop_duplicates()
     pairs = set(chosen.itertuples(index=False, name=None))
     policies, estimators = chosen.policy.tolist(), set(chosen.estimator)

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +136,25 @@ def _result(load: TenantLoad, client: subprocess.Popen, timeout_s: float, folder
     names = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "output_tokens": "output_lens"}
     columns = {name: content[key] for name, key in names.items()} | {"error": content["errors"]}
     return pd.DataFrame({"tenant": load.tenant, "tier": load.tier} | columns)
+
+
+@contextmanager
+def sampled(url: str, prefix: str, interval_s: float = 0.5) -> Iterator[list[pd.DataFrame]]:
+    """While it lasts, `scrape` at intervals into a list that grows, each with `time_s`, seconds since the first."""
+    tables: list[pd.DataFrame] = []
+    over, started = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(interval_s):
+            tables.append(scrape(url, prefix).assign(time_s=time.monotonic() - started))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield tables
+    finally:
+        over.set()
+        watcher.join()
 
 
 def scrape(url: str, prefix: str = "driftsched_") -> pd.DataFrame:

@@ -78,34 +78,43 @@ ray.init(address=cluster.address, log_to_driver=False)
 cluster.wait_for_nodes()
 assert ray.cluster_resources()["CPU"] == 2
 starts, simulate = Path(sys.argv[3]), experiment._simulate
+head = ray.get_runtime_context().get_node_id()
+
+def the_other_node_works():
+    return any(start.read_text() not in ("", head) for start in starts.iterdir())
 
 def slow(params, run, speed):
     start = starts / f"{run.name}--{time.time_ns()}"
     start.write_text(ray.get_runtime_context().get_node_id())
-    time.sleep(1.0)
+    while not the_other_node_works():  # or the head might do all there is to do
+        time.sleep(0.1)
+    time.sleep(0.5)
     return simulate(params, run, speed)
 
 def kill_the_node_that_works():
-    head = ray.get_runtime_context().get_node_id()
-    while not any(start.read_text() not in ("", head) for start in starts.iterdir()):
+    while not the_other_node_works():
         time.sleep(0.02)
     cluster.remove_node(second, allow_graceful=False)
 
 experiment._simulate = slow
-killer = threading.Thread(target=kill_the_node_that_works)
+killer = threading.Thread(target=kill_the_node_that_works, daemon=True)
 killer.start()
 params = Params.load(sys.argv[1])
 run_grid(params, Path(sys.argv[2]), backend="ray")
 killer.join()
-while sum(node["Alive"] for node in ray.nodes()) > 1:  # the head hears of it by and by
-    time.sleep(0.1)
 """
 
 
 def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(tmp_path):
     pytest.importorskip("ray")
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, SMALL).model_dump()))
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
+    few = SMALL | {"calibration": [True], "token_counter": ["tokenizer"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, few).model_dump()))
+    environment = os.environ | {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": "/tmp",  # sockets need a short path
+        "RAY_health_check_initial_delay_ms": "1000",  # or it takes half a minute to see that a node is gone
+        "RAY_health_check_period_ms": "1000",
+    }
     (tmp_path / "starts").mkdir()
     script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray", tmp_path / "starts"]
     outcome = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)

@@ -5,10 +5,18 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
+from simulation import COSTS, make_profile
 
+from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimator_state import EstimatorStateError
+from driftsched_lib.estimators import BASE_TOKENS, PaperEstimator
 from driftsched_lib.plugin_settings import PluginSettings
-from driftsched_lib.requests import Outcome
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import TIERS, Outcome, Request
+from driftsched_lib.scheduler import Scheduler
+from driftsched_lib.serving import ContinuousBatching, serve
+from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.validation import PROJECT
 
 MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
@@ -117,6 +125,50 @@ def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, schedule
     for name in ended - aborted:
         assert runner.made[name] == list(range(runner.made[name][0], runner.made[name][0] + want[name]))
     assert scheduler.core.is_idle and not scheduler.waiting.served and not len(scheduler.waiting)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, scheduler, monkeypatch):
+    """Four slots, iterations of a second, requests that come as others run, and estimates that learn on the way."""
+    random, clock, base = Random(4), SimpleNamespace(now=0.0), dict.fromkeys(BASE_TOKENS, 9)
+    load = [
+        Request(
+            str(i),
+            float(random.randrange(80)),
+            "",
+            random.choice("abc"),
+            random.choice(TIERS),
+            random.randint(2, 18),
+            category=random.choice(list(base)),
+            input_tokens=random.randint(2, 15),
+        )
+        for i in range(60)
+    ]
+    load.sort(key=lambda one: one.arrival_s)
+    monkeypatch.setattr(scheduler, "_now", lambda: clock.now)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
+    records, runner = use(scheduler, policy=policy, base_tokens=base), Runner(scheduler, depth=1)
+    coming = deque(load)
+    while coming or scheduler.requests:
+        while coming and coming[0].arrival_s <= clock.now:
+            sent, like = {"tenant": coming[0].tenant, "category": coming[0].category}, coming.popleft()
+            scheduler.add_request(request(like.request_id, like.max_tokens, like.tier, like.input_tokens, **sent))
+        runner.step()
+        clock.now += 1.0
+
+    simulated, begun = [], []
+    estimator, counter = PaperEstimator(base_tokens=base), TokenizerCounter(len)
+    core = Scheduler(POLICIES[policy](), estimator, counter, KeywordClassifier(), simulated.append)
+    costs = dict.fromkeys(COSTS, 0.0) | {"base_s": 1.0, "decode_s": {1: 0.0}}
+    profile = make_profile(costs, max_num_seqs=4, max_model_len=512, kv_blocks=BLOCKS - 1)
+    engine = SimulatedEngine(profile, lambda one: (one.input_tokens, one.max_tokens))
+    add = engine.add
+    monkeypatch.setattr(engine, "add", lambda one: (begun.append(one.request_id), add(one)))
+    serve(load, core, engine, ContinuousBatching())
+    assert runner.begun == list(dict.fromkeys(begun)) and len(runner.begun) == len(load)
+    columns = ("request_id", "arrival_s", "output_tokens", "estimated_tokens", "bias_before")
+    rows = [sorted([getattr(one, name) for name in columns] for one in run) for run in (records, simulated)]
+    assert rows[0] == rows[1]
 
 
 def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):

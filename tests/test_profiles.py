@@ -9,7 +9,7 @@ from simulation import COSTS, make_profile, request, simulated
 
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.profiles import Profile, ProfileError
-from driftsched_lib.profiling import fit_costs, iterations
+from driftsched_lib.profiling import fit_costs, iterations, predicted_s, seen_by_clients
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
 from driftsched_lib.validation import PROJECT
 
@@ -120,6 +120,30 @@ def test_a_fit_finds_costs_that_are_no_line():
     decode_s = {1: 1e-4, 2: 9e-4, 3: 2e-4, 4: 5e-4}
     steps, requests = run(ContinuousBatching(), costs=COSTS | {"decode_s": decode_s})
     assert fit_costs(iterations(steps, requests))[0].decode_s == pytest.approx(decode_s, rel=1e-6)
+
+
+def test_the_costs_of_a_server_are_found_in_what_its_clients_see():
+    steps, requests = run(ContinuousBatching(), n=600)
+    held = iterations(steps, requests)
+    costs, _ = fit_costs(seen_by_clients(requests))
+    assert costs.base_s == pytest.approx(COSTS["base_s"], rel=0.15)
+    assert predicted_s(held, costs).sum() == pytest.approx(held.seconds.sum(), rel=0.05)
+    wrong_by = np.abs(predicted_s(held, costs) / held.seconds - 1)
+    assert np.median(wrong_by) < 0.05 and np.quantile(wrong_by, 0.9) < 0.15
+
+
+def test_what_clients_see_is_the_mean_over_a_requests_iterations():
+    _, requests = run(ContinuousBatching(), n=60)
+    seen = seen_by_clients(requests)
+    done = requests[requests.output_tokens > 1].astype({"first_token_s": float, "finish_s": float})
+    for row, mine in zip(seen.itertuples(), done.itertuples(), strict=True):
+        at = np.linspace(mine.first_token_s, mine.finish_s, 20_001)[1:-1]
+        first, last = (done[name].to_numpy()[:, None] for name in ("first_token_s", "finish_s"))
+        inside = (first < at) & (at < last)
+        made = (at - first) / (last - first) * (done.output_tokens.to_numpy(float)[:, None] - 1)
+        context = np.where(inside, done.prompt_tokens.to_numpy(float)[:, None] + 1 + made, 0.0).sum(axis=0)
+        assert row.decode_seqs == pytest.approx(inside.sum(axis=0).mean(), rel=1e-3)
+        assert row.context_tokens == pytest.approx(context.mean(), rel=1e-3)
 
 
 def test_decoding_costs_a_straight_line_between_numbers_and_in_proportion_beyond():

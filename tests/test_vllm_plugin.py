@@ -165,8 +165,8 @@ def test_abort_storms_lose_nothing(engine):
     assert is_empty(engine)
     outcomes = {sent_id(record.request_id): record.outcome for record in records}
     assert len(records) == len(outcomes) == 1000 and 200 < len(aborted) < 800
-    assert finished == ids - aborted
-    assert all(outcomes[i] is (Outcome.COMPLETED if i in finished else Outcome.CANCELLED) for i in finished)
+    assert finished == ids - aborted and all(outcomes[i] is Outcome.COMPLETED for i in finished)
+    assert {outcomes[i] for i in aborted} <= {Outcome.COMPLETED, Outcome.CANCELLED}
     # An aborted request may have been finished by the engine before it heard of it: asynchronous scheduling runs ahead.
     assert sum(outcomes[i] is Outcome.COMPLETED for i in aborted) < 100
 

@@ -14,8 +14,10 @@ from math import isinf
 from typing import Any, TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.profiles import EngineLimits
 from driftsched_lib.requests import Output, Request
 
 RETRIES = 5
@@ -59,12 +61,14 @@ class VllmServer:
         api_key: sent as a bearer token; None for none.
         extensions: whether vLLM's additions to OpenAI's completions are sent, which a strict server refuses: tenant and
             tier, and `min_tokens`.
+        max_num_batched_tokens: what the server was started with, which it tells no client.
+
+    Attributes:
+        limits: of vLLM's server, as its models and its metrics tell them; None for another.
 
     Raises:
         ServerError: nothing answers at the URL, or it does not serve the model.
     """
-
-    limits = None
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class VllmServer:
         temperature: float,
         api_key: str | None = None,
         extensions: bool = True,
+        max_num_batched_tokens: int = 2048,
     ):
         self.url = url.rstrip("/")
         self.model = model
@@ -85,7 +90,8 @@ class VllmServer:
         self.steps: list[tuple] = []  # what a server does in an iteration is not seen from here
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._asking = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(keepalive_expiry=IDLE_S))
-        self._check()
+        longest = self._check()
+        self.limits = None if longest is None else self._limits(longest, max_num_batched_tokens)
         self.count_tokens = lru_cache(maxsize=10_000)(self._count_tokens)
         self._in_flight: dict[str, Future[None]] = {}
         self._done: queue.SimpleQueue[Output | ServerError] = queue.SimpleQueue()
@@ -154,10 +160,30 @@ class VllmServer:
         for request_id in list(self._in_flight):
             self.abort(request_id)
 
-    def _check(self) -> None:
-        served = self._ask("GET", "/v1/models", lambda answer: [model["id"] for model in answer["data"]])
+    def _check(self) -> int | None:
+        """That the model is served, and its longest context, which vLLM adds to what OpenAI says."""
+
+        def longest(answer: Any) -> dict[str, int | None]:
+            return {model["id"]: model.get("max_model_len") for model in answer["data"]}
+
+        served = self._ask("GET", "/v1/models", longest)
         if self.model not in served:
             raise ServerError(f"{self.url} serves {', '.join(map(str, served)) or 'nothing'} and no {self.model}")
+        return served[self.model]
+
+    def _limits(self, max_model_len: int, max_num_batched_tokens: int) -> EngineLimits | None:
+        answer = self._send("GET", f"{self.url}/metrics")
+        for family in text_string_to_metric_families(answer.text if answer.is_success else ""):
+            if family.name == "vllm:cache_config_info":
+                cache = family.samples[0].labels
+                return EngineLimits(
+                    max_num_seqs=self.max_num_seqs,
+                    max_num_batched_tokens=max_num_batched_tokens,
+                    max_model_len=max_model_len,
+                    block_size=int(cache["block_size"]),
+                    kv_blocks=int(cache["num_gpu_blocks"]) - 1,  # vLLM keeps one to itself
+                )
+        return None
 
     def _count_tokens(self, text: str) -> int:
         """A prompt's length in tokens, special ones left out, as vLLM's own `/tokenize` counts it."""

@@ -12,6 +12,7 @@ from driftsched_lib.figures.frontier import changes, longest_waits, pareto
 from driftsched_lib.figures.recommendation import confirmation, ranking
 from driftsched_lib.figures.scheduling import (
     change_against_fifo,
+    depth_by_tier,
     e2e_tails,
     latency_by_tier,
     queue_depth,
@@ -38,6 +39,7 @@ __all__ = [
     "confusion",
     "corpus_lengths",
     "coverage_over_time",
+    "depth_by_tier",
     "e2e_tails",
     "estimate_against_actual",
     "estimation_error",

@@ -30,32 +30,39 @@ def ranking(table: pd.DataFrame, name: str) -> Figure:
 
 
 def confirmation(simulated: pd.DataFrame, real: pd.DataFrame, name: str) -> Figure:
-    """The settings that met the real engine, beside what the simulator said of them for the same windows.
+    """The settings that met the real engine, beside what the simulator says of them for the same windows: the
+    objective, and its difference from FIFO.
 
     Parameters:
-        simulated, real: of `recommend.ranked`.
+        simulated, real: of `recommend.ranked`, with the same settings.
         name: the objective's, with its unit.
     """
-    shown = real[["policy", "estimator"]].merge(simulated, how="left")
-    figure, axis = plt.subplots(figsize=(7.5, 0.5 * len(shown) + 1.4))
-    _intervals(axis, shown, "mean", "low", "high", at=-0.14, filled=False)
-    _intervals(axis, real, "mean", "low", "high", at=0.14)
-    axis.plot([], [], "o", color="#555555", markerfacecolor="white", label="simulated")
-    axis.plot([], [], "o", color="#555555", label="real engine")
-    _name(axis, shown, simulated)
-    axis.set_xlim(left=0)
-    axis.set_xlabel(name)
+    simulated = real[["policy", "estimator"]].merge(simulated, how="left")
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.5 * len(real) + 1.6), sharey=True)
+    for axis, columns, label in (
+        (axes[0], ("mean", "low", "high"), name),
+        (axes[1], ("against_fifo", "against_fifo_low", "against_fifo_high"), f"difference from FIFO: {name}"),
+    ):
+        _intervals(axis, simulated, *columns, at=-0.14, filled=False)
+        _intervals(axis, real, *columns, at=0.14)
+        axis.set_xlabel(label)
+    axes[0].set_xlim(left=0)
+    axes[1].axvline(0, color="#666666", linewidth=1)
+    axes[0].plot([], [], "o", color="#555555", markerfacecolor="white", label="simulated")
+    axes[0].plot([], [], "o", color="#555555", label="real engine")
+    _name(axes[0], real, real)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
 def _name(axis: plt.Axes, shown: pd.DataFrame, table: pd.DataFrame) -> None:
-    """A row's policy, its arguments, and, where the policy was run with several, its estimator; the first on top."""
-    names, several = [], table.policy.value_counts() > 1
+    """A row's policy and, where it was run with several, its arguments and its estimator; the first on top."""
+    names, estimators = [], table.policy.value_counts()
+    variants = pd.Series(table.policy.unique()).str.partition("-")[0].value_counts()
     for row in shown.itertuples():
         policy, dash, arguments = row.policy.partition("-")
-        estimator = f" · {row.estimator}" if several[row.policy] else ""
-        names.append(POLICY_NAMES[policy] + (f" ({arguments})" if dash else "") + estimator)
+        estimator = f" · {row.estimator}" if estimators[row.policy] > 1 else ""
+        names.append(POLICY_NAMES[policy] + (f" ({arguments})" if dash and variants[policy] > 1 else "") + estimator)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
 

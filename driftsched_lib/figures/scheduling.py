@@ -1,17 +1,17 @@
 """Who waits how long under which policy; frames are those of `scorecard.completed_requests` or `results.load`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.stats import ecdf
 
 from driftsched_lib.comparison import quantile, relative_change, select
 from driftsched_lib.figures.style import (
     DARK,
-    LIGHT,
     POLICY_COLORS,
     POLICY_NAMES,
     batchings_of,
@@ -176,18 +176,51 @@ def telemetry(samples: pd.DataFrame) -> Figure:
     return figure
 
 
-def ttft_by_tier(served: pd.DataFrame) -> Figure:
-    """Time to first token of all requests, a panel a tier, a curve a side: the share that waited longer.
+def _sides(policies: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The style of each side: its policy's colour, dashed where a side before it has the same policy."""
+    styles, shown = {}, set()
+    for side, policy in policies.items():
+        styles[side] = {"color": POLICY_COLORS[policy], "linestyle": "--" if policy in shown else "-", "label": side}
+        shown.add(policy)
+    return styles
+
+
+def depth_by_tier(samples: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
+    """Queued requests over time, a panel a tier, a line a side.
+
+    Parameters:
+        samples: columns `side`, `tier`, `time_s`, `value`.
+        policies: of each side, in the order of the legend.
+    """
+    styles = {side: style for side, style in _sides(policies).items() if side in set(samples.side)}
+
+    def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
+        for side, style in styles.items():
+            line = part[part.side == side]
+            axis.plot(line.time_s, line.value, **style)
+
+    figure = panels(samples, "tier", draw, "time (s)", "queued requests")
+    legend_below(figure, figure.axes[0])
+    return figure
+
+
+def ttft_by_tier(served: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
+    """Time to first token of all requests, a panel a tier, a curve a side with its 95% band: the share that waited
+    longer.
 
     Parameters:
         served: columns `side`, `tier`, `ttft_s`.
+        policies: of each side, in the order of the legend.
     """
-    sides = list(served.side.unique())
+    styles = _sides(policies)
 
     def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
-        for side, color in zip(sides, (LIGHT, DARK), strict=False):
-            values = np.sort(part.ttft_s[part.side == side])
-            axis.step(values, 1 - np.arange(len(values)) / len(values), where="post", color=color, label=side)
+        for side, style in styles.items():
+            above = ecdf(part.ttft_s[part.side == side]).sf
+            low, high = above.confidence_interval()
+            axis.step(above.quantiles, above.probabilities, where="post", **style)
+            ends = low.probabilities, high.probabilities
+            axis.fill_between(above.quantiles, *ends, step="post", color=style["color"], alpha=0.12, linewidth=0)
 
     figure = panels(served, "tier", draw, "time to first token (s)", "requests that waited longer", log_tail)
     legend_below(figure, figure.axes[0])
