@@ -1,11 +1,11 @@
 """Requests simulated a second, beside the customers of two general queueing simulators, and the memory they take."""
 
 import gc
-import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -106,7 +106,8 @@ def _measured(function: Callable[[int], None], size: int) -> tuple[float, float]
     gc.freeze()
     started = time.process_time()
     function(size)
-    return time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, status = time.process_time() - started, Path("/proc/self/status").read_text()
+    return seconds, int(status.partition("VmHWM:")[2].split()[0]) / 1024  # `ru_maxrss` counts the parent's, too
 
 
 def _stress(n: int) -> Iterator[Request]:

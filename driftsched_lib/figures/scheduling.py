@@ -1,5 +1,6 @@
 """Who waits how long under which policy; frames are those of `scorecard.completed_requests` or `results.load`."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -186,7 +187,7 @@ def _sides(policies: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def depth_by_tier(samples: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
-    """Queued requests over time, a panel a tier, a line a side.
+    """Queued requests since the first of them, a panel a tier, a line a side.
 
     Parameters:
         samples: columns `side`, `tier`, `time_s`, `value`.
@@ -197,9 +198,12 @@ def depth_by_tier(samples: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
     def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
         for side, style in styles.items():
             line = part[part.side == side]
-            axis.plot(line.time_s, line.value, **style)
+            axis.plot(line.time_s - first[side], line.value, **style)
+            axis.set_xlim(left=0)
 
-    figure = panels(samples, "tier", draw, "time (s)", "queued requests")
+    first = samples[samples.value > 0].groupby("side").time_s.min()
+    in_order = samples.sort_values("tier", key=lambda tiers: tiers.map(TIERS.index), kind="stable")
+    figure = panels(in_order, "tier", draw, "time (s)", "queued requests")
     legend_below(figure, figure.axes[0])
     return figure
 
@@ -217,7 +221,8 @@ def ttft_by_tier(served: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
     def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
         for side, style in styles.items():
             above = ecdf(part.ttft_s[part.side == side]).sf
-            low, high = above.confidence_interval()
+            with warnings.catch_warnings(action="ignore"):  # where none or all waited longer there is no interval
+                low, high = above.confidence_interval()
             axis.step(above.quantiles, above.probabilities, where="post", **style)
             ends = low.probabilities, high.probabilities
             axis.fill_between(above.quantiles, *ends, step="post", color=style["color"], alpha=0.12, linewidth=0)
