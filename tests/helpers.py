@@ -4,10 +4,14 @@ from math import isinf
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
+from driftsched_lib.params import Params
 from driftsched_lib.policies import Fifo
 from driftsched_lib.requests import Estimate, Output, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.tokens import WhitespaceCounter
+from driftsched_lib.validation import PROJECT
+
+SMOKE_SERVER = PROJECT / "params" / "smoke-server.yaml"
 
 
 def make_request(request_id, arrival_s=0.0, tier="standard", total_tokens=10, max_tokens=4, **fields):
@@ -23,6 +27,11 @@ def make_scheduler(policy=None, capacity=None):
     policy = Fifo() if policy is None else policy  # an empty queue is false
     scheduler = Scheduler(policy, PaperEstimator(), WhitespaceCounter(), KeywordClassifier(), records.append, capacity)
     return scheduler, records
+
+
+def params_at(url, **changes):
+    """The parameters for tests of a live server at this address."""
+    return Params.load(SMOKE_SERVER, {"server.url": url} | changes)
 
 
 class OneTokenASecond:

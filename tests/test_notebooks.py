@@ -12,4 +12,5 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 def test_one_cell_holds_the_parameters(path):
     cells = nbformat.read(path, as_version=4).cells
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+    assert path.stat().st_size < 1.5e6
     assert all(tag.isidentifier() or "-" in tag for cell in cells for tag in cell.metadata.get("tags", []))

@@ -1,4 +1,4 @@
-"""A live server over HTTP: real vLLM, and small servers that misbehave in each way that servers do."""
+"""A server over HTTP that misbehaves, in each way that servers do."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pandas as pd
 import pytest
-from helpers import make_scheduler
+from helpers import SMOKE_SERVER, make_scheduler, params_at
 
 from driftsched_lib import results
 from driftsched_lib.engines import vllm_server
@@ -22,38 +22,9 @@ from driftsched_lib.params import Params
 from driftsched_lib.requests import Request
 from driftsched_lib.results import RunError
 from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.validation import PROJECT, ParamsError
+from driftsched_lib.validation import ParamsError
 
-SMOKE = PROJECT / "params" / "smoke-server.yaml"
 MODEL = "data/models/driftsched-tiny"
-
-
-def params_at(url, **changes):
-    return Params.load(SMOKE, {"server.url": url} | changes)
-
-
-def test_a_grid_on_a_real_server(server, tmp_path):
-    """Two policies, both batchings: pinned lengths, times in order, tokens as vLLM counts them."""
-    params = params_at(server, vary_estimates_for=[], token_counter=["tokenizer"])
-    summary = run_grid(params, tmp_path)
-    assert (summary.completed == params.requests).all() and len(summary) == len(params.runs())
-    requests = results.load(tmp_path)
-    assert (requests.output_tokens == requests.max_tokens).all() and (requests.prompt_tokens > 0).all()
-    assert (requests.arrival_s <= requests.dispatch_s).all() and (requests.dispatch_s < requests.first_token_s).all()
-    assert (requests.first_token_s <= requests.finish_s).all() and (requests.output_words > 0).all()
-    several = requests[requests.output_tokens > 2]
-    mean_itl_s = (several.finish_s - several.first_token_s) / (several.output_tokens - 1)
-    streamed = several.batching == "continuous"
-    longest_itl_s = several.longest_itl_s.fillna(0)  # all came in one part, as they may on a busy machine
-    assert (longest_itl_s >= mean_itl_s - 1e-5)[streamed].all() and (longest_itl_s > 0).any()
-    again = run_grid(params, tmp_path)
-    pd.testing.assert_frame_equal(again, summary)
-
-
-def test_a_server_without_the_model_is_refused_before_any_work(server, tmp_path):
-    with pytest.raises(ServerError, match=f"serves {MODEL} and no other"):
-        run_grid(params_at(server, model="other"), tmp_path)
-    assert not list(tmp_path.glob("*/manifest.json"))
 
 
 class Server(ThreadingHTTPServer):
@@ -364,10 +335,10 @@ def test_what_is_no_openai_server_is_named(models):
 )
 def test_parameters_of_a_server_that_are_wrong_are_named(changes, message):
     with pytest.raises(ParamsError, match=message):
-        Params.load(SMOKE, changes)
+        Params.load(SMOKE_SERVER, changes)
 
 
 def test_a_key_that_is_not_in_the_environment_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(ParamsError, match=r"server.api_key_env: the environment holds no NO_KEY"):
-        run_grid(Params.load(SMOKE, {"server.api_key_env": "NO_KEY"}), tmp_path)
+        run_grid(Params.load(SMOKE_SERVER, {"server.api_key_env": "NO_KEY"}), tmp_path)

@@ -22,6 +22,7 @@ from driftsched_lib.figures.scheduling import (
 from driftsched_lib.figures.simulation import (
     fidelity_errors,
     gain_by_load,
+    latency_by_load,
     simulated_against_real,
     step_residuals,
     tail_by_category,
@@ -46,6 +47,7 @@ __all__ = [
     "fidelity_errors",
     "gain_by_load",
     "job_class_mistakes",
+    "latency_by_load",
     "latency_by_tier",
     "longest_waits",
     "pareto",

@@ -21,6 +21,7 @@ from driftsched_lib.figures.style import (
     log_tail,
     panels,
     policy_style,
+    side_styles,
 )
 from driftsched_lib.requests import TIERS
 
@@ -177,15 +178,6 @@ def telemetry(samples: pd.DataFrame) -> Figure:
     return figure
 
 
-def _sides(policies: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The style of each side: its policy's colour, dashed where a side before it has the same policy."""
-    styles, shown = {}, set()
-    for side, policy in policies.items():
-        styles[side] = {"color": POLICY_COLORS[policy], "linestyle": "--" if policy in shown else "-", "label": side}
-        shown.add(policy)
-    return styles
-
-
 def depth_by_tier(samples: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
     """Queued requests since the first of them, a panel a tier, a line a side.
 
@@ -193,7 +185,7 @@ def depth_by_tier(samples: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
         samples: columns `side`, `tier`, `time_s`, `value`.
         policies: of each side, in the order of the legend.
     """
-    styles = {side: style for side, style in _sides(policies).items() if side in set(samples.side)}
+    styles = {side: style for side, style in side_styles(policies).items() if side in set(samples.side)}
 
     def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
         for side, style in styles.items():
@@ -216,7 +208,7 @@ def ttft_by_tier(served: pd.DataFrame, policies: Mapping[str, str]) -> Figure:
         served: columns `side`, `tier`, `ttft_s`.
         policies: of each side, in the order of the legend.
     """
-    styles = _sides(policies)
+    styles = side_styles(policies)
 
     def draw(part: pd.DataFrame, axis: plt.Axes) -> None:
         for side, style in styles.items():

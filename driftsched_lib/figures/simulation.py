@@ -1,6 +1,6 @@
 """The simulator beside reality, and what it says of the paper's gains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,8 +8,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-from driftsched_lib.comparison import select
-from driftsched_lib.figures.style import COLORS, POLICY_COLORS, POLICY_NAMES, legend_below
+from driftsched_lib.comparison import mean_interval, select
+from driftsched_lib.figures.style import (
+    COLORS,
+    DARK,
+    LIGHT,
+    POLICY_COLORS,
+    POLICY_NAMES,
+    legend_below,
+    policy_style,
+    side_styles,
+)
 
 SOURCES = {"simulated": (COLORS[0], "o"), "at its speed": (COLORS[2], "D"), "reality again": ("#999999", "s")}
 
@@ -26,8 +35,15 @@ def simulated_against_real(requests: pd.DataFrame) -> Figure:
         part = select(requests, panel=name)
         for policy in part.policy.unique():
             run = select(part, policy=policy)
+            style = policy_style(policy)
             axis.scatter(
-                run.real_s, run.simulated_s, s=5, alpha=0.35, color=POLICY_COLORS[policy], label=POLICY_NAMES[policy]
+                run.real_s,
+                run.simulated_s,
+                s=6,
+                alpha=0.35,
+                color=style["color"],
+                marker=style["marker"],
+                label=POLICY_NAMES[policy],
             )
         ends = [part[["real_s", "simulated_s"]].min().min(), part[["real_s", "simulated_s"]].max().max()]
         axis.plot(ends, ends, color="black", linewidth=1)
@@ -119,9 +135,7 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
     )
     settings = list(steps.setting.unique())
     for axis, panel in zip(axes[0], panels, strict=True):
-        for shift, (column, color) in zip(
-            (-0.19, 0.19), zip(columns, (COLORS[0], COLORS[1]), strict=True), strict=True
-        ):
+        for shift, (column, color) in zip((-0.19, 0.19), zip(columns, (DARK, LIGHT), strict=True), strict=True):
             rows = select(steps, panel=panel, column=column).set_index("setting").reindex(settings)
             y = np.arange(len(settings)) + shift
             axis.barh(y, rows.change, 0.36, color=color, label=columns[column])
@@ -151,36 +165,64 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
     return figure
 
 
-def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
+def latency_by_load(runs: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
+    """Latency over load factor, a line a setting with its 95% band over seeds; a row a column, a panel a `panel`.
+
+    Parameters:
+        runs: a row a run: `panel`, `rate`, `setting`, and the columns.
+        columns: summary columns in seconds, and what they are called.
+        policies: of each setting.
+    """
+
+    def draw(axis: plt.Axes, panel: str, column: str) -> None:
+        for setting, style in side_styles(policies).items():
+            by_rate = select(runs, panel=panel, setting=setting).groupby("rate")[column].agg(mean_interval)
+            means, lows, highs = (by_rate.map(lambda i, of=of: getattr(i, of)) for of in ("estimate", "low", "high"))
+            axis.plot(by_rate.index, means, **style, marker="o", ms=4)
+            axis.fill_between(
+                by_rate.index, lows.clip(lower=1e-3), highs, color=style["color"], alpha=0.15, linewidth=0
+            )
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+    return _over_load(list(runs.panel.unique()), {column: f"{name} (s)" for column, name in columns.items()}, draw)
+
+
+def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
     """Latency over load factor, in multiples of the baseline's, a line a setting with its 95% band; a row a column.
 
     Parameters:
         changes: columns `panel`, `load_factor`, `setting`, `column`, `change`, `low`, `high`.
         columns: summary columns, and what they are called.
+        policies: of each setting.
     """
-    panels, settings = list(changes.panel.unique()), list(changes.setting.unique())
-    figure, axes = plt.subplots(
-        len(columns),
-        len(panels),
-        figsize=(3.3 * len(panels), 2.9 * len(columns)),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-    )
+
+    def draw(axis: plt.Axes, panel: str, column: str) -> None:
+        for setting, style in side_styles(policies).items():
+            line = select(changes, panel=panel, column=column, setting=setting).sort_values("load_factor")
+            axis.plot(line.load_factor, 1 + line.change, **style, marker="o", ms=4)
+            ends = (1 + line.low).clip(lower=0.01), 1 + line.high
+            axis.fill_between(line.load_factor, *ends, color=style["color"], alpha=0.2, linewidth=0)
+        axis.axhline(1, color="black", linewidth=1)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter(lambda times, _: f"{times:.0f}" if times >= 1 else f"1/{1 / times:.0f}")
+
+    names = {column: f"{name}, times FIFO's" for column, name in columns.items()}
+    return _over_load(list(changes.panel.unique()), names, draw)
+
+
+def _over_load(panels: Sequence[str], columns: Mapping[str, str], draw: Callable[[plt.Axes, str, str], None]) -> Figure:
+    """A panel for each of `panels`, a row for each of `columns`, by name; the load factor doubles from tick to tick."""
+    size = 3.3 * len(panels), 2.9 * len(columns)
+    figure, axes = plt.subplots(len(columns), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False)
     for row, (column, name) in zip(axes, columns.items(), strict=True):
         for axis, panel in zip(row, panels, strict=True):
-            for setting, color, marker, dashes in zip(settings, COLORS, "oD^", ("-", "--", ":"), strict=False):
-                line = select(changes, panel=panel, column=column, setting=setting).sort_values("load_factor")
-                axis.plot(line.load_factor, 1 + line.change, dashes, color=color, label=setting, marker=marker, ms=4)
-                ends = (1 + line.low).clip(lower=0.01), 1 + line.high
-                axis.fill_between(line.load_factor, *ends, color=color, alpha=0.2, linewidth=0)
-            axis.axhline(1, color="black", linewidth=1)
+            draw(axis, panel, column)
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda factor, _: f"{factor:g}")
-            axis.yaxis.set_major_formatter(lambda times, _: f"{times:.0f}" if times >= 1 else f"1/{1 / times:.0f}")
             axis.set_title(panel, loc="left", fontsize=11)
-        row[0].set_ylabel(f"{name}, times FIFO's")
+        row[0].set_ylabel(name)
     for axis in axes[-1]:
         axis.set_xlabel("load factor")
     legend_below(figure, axes[0][0])

@@ -1,6 +1,6 @@
 """The project's one style: colours, names, and what figures share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -65,6 +65,20 @@ def policy_style(policy: str) -> dict[str, str]:
         policy: its name, arguments behind a dash ignored (`aging-rate0.1`).
     """
     return dict(_POLICY_STYLES[policy.partition("-")[0]])
+
+
+def side_styles(policies: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The style of each side of a comparison, for `plot`: its policy's colour, another line where one before it has the
+    same policy.
+
+    Parameters:
+        policies: of each side, in the order of the legend.
+    """
+    lines: dict[str, list[str]] = {policy: ["-", "--", ":", "-."] for policy in policies.values()}
+    return {
+        side: {"color": POLICY_COLORS[policy], "linestyle": lines[policy].pop(0), "label": side}
+        for side, policy in policies.items()
+    }
 
 
 def use_style() -> None:
