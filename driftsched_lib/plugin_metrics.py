@@ -4,6 +4,10 @@ The engine is another process than the server that answers `/metrics`.  They sha
 PROMETHEUS_MULTIPROC_DIR names, an empty one, when it is set for both.
 """
 
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from driftsched_lib.requests import Outcome, Record, Request
@@ -31,19 +35,35 @@ BIAS = Gauge(
 DECISION = Histogram("driftsched_decision_seconds", "Time that a decision takes", ["step"], buckets=_DECISION)
 
 
+@cache
+def _child(metric: Counter | Gauge | Histogram, *labels: str) -> Any:
+    """`metric.labels`, which takes longer than what is then noted."""
+    return metric.labels(*labels)
+
+
+def decision(step: str) -> AbstractContextManager:
+    """Notes how long a decision takes."""
+    return _child(DECISION, step).time()
+
+
+def queued(tier: str, requests: int) -> None:
+    """So many requests of a tier are queued."""
+    _child(QUEUE_DEPTH, tier).set(requests)
+
+
 def dispatched(request: Request, now: float) -> None:
     """A request left the queue."""
     if request.preemptions:
-        PREEMPTIONS.labels(request.tier).inc()
+        _child(PREEMPTIONS, request.tier).inc()
     else:
-        WAIT.labels(request.tier).observe(now - request.arrival_s)
+        _child(WAIT, request.tier).observe(now - request.arrival_s)
 
 
 def ended(record: Record) -> None:
     """A request ended."""
-    REQUESTS.labels(record.tier, record.outcome.value).inc()
+    _child(REQUESTS, record.tier, record.outcome.value).inc()
     if record.outcome is Outcome.COMPLETED:
-        ESTIMATE_ERROR.labels(record.category).observe(abs(record.estimated_tokens - record.actual_tokens))
-        ESTIMATED.labels(record.category).inc(record.estimated_tokens)
-        GENERATED.labels(record.category).inc(record.actual_tokens)
-        BIAS.labels(record.category).set(record.bias if record.bias_after is None else record.bias_after)
+        _child(ESTIMATE_ERROR, record.category).observe(abs(record.estimated_tokens - record.actual_tokens))
+        _child(ESTIMATED, record.category).inc(record.estimated_tokens)
+        _child(GENERATED, record.category).inc(record.actual_tokens)
+        _child(BIAS, record.category).set(record.bias if record.bias_after is None else record.bias_after)

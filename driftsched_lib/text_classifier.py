@@ -37,10 +37,9 @@ class TextClassifier:
         self._weights = {word: model.coef_[:, i].tolist() for word, i in vectorizer.vocabulary_.items()}
 
     def classify(self, prompt: str) -> str:
-        scores = list(self._intercepts)
-        for word in set(_tokens(ends(prompt))):
-            for i, weight in enumerate(self._weights.get(word, ())):
-                scores[i] += weight
+        weights = self._weights
+        known = [weights[word] for word in set(_tokens(ends(prompt))) if word in weights]
+        scores = list(map(sum, zip(self._intercepts, *known, strict=True)))
         return self.categories[scores.index(max(scores))]
 
 

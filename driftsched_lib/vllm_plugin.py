@@ -66,7 +66,12 @@ class DriftSchedScheduler(AsyncScheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         warn_if_untested(__version__)
-        self._tokenizer = cached_tokenizer_from_config(self.vllm_config.model_config)
+        tokenizer = cached_tokenizer_from_config(self.vllm_config.model_config)
+        # The one in Rust, where there is one: the wrapper around it takes longer than it.
+        self._decode = None if tokenizer is None else getattr(tokenizer, "backend_tokenizer", tokenizer).decode
+        if not self.scheduler_config.async_scheduling:  # what `AsyncScheduler` does for each token would be in vain
+            self._update_after_schedule = super(AsyncScheduler, self)._update_after_schedule
+            self._update_request_with_output = super(AsyncScheduler, self)._update_request_with_output
         self._epoch_s = time.time() - time.monotonic()
         self.use(load_settings(self.vllm_config))
         if plugin_metrics.MULTIPROCESS not in os.environ:
@@ -98,7 +103,7 @@ class DriftSchedScheduler(AsyncScheduler):
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
         self.waiting.now = self._now()
         if self.core.policy.preemptive and self._policy_may_preempt():
-            with plugin_metrics.DECISION.labels("preempt").time():
+            with plugin_metrics.decision("preempt"):
                 self._preempt_for_policy()
         output = super().schedule(*args, **kwargs)
         self.waiting.settle()
@@ -143,7 +148,7 @@ class DriftSchedScheduler(AsyncScheduler):
             self.core.cancel(request.request_id, self._now(), tokens)
             return
         error = None if request.status in COMPLETED else f"vLLM: {request.status}"
-        with plugin_metrics.DECISION.labels("learn").time():
+        with plugin_metrics.decision("learn"):
             output = Output(served, request.num_prompt_tokens, tokens, None, None, self._now(), error)
             self.core.complete(output)
         if self._now() >= self._save_at_s:
@@ -163,8 +168,8 @@ class DriftSchedScheduler(AsyncScheduler):
         sent = request.sampling_params.extra_args if request.sampling_params is not None else None
         tenant, tier, category = self._settings.identify(sent or {}, request.priority)
         prompt = ""
-        if request.prompt_token_ids is not None and self._tokenizer is not None:
-            prompt = self._tokenizer.decode(both_ends(request.prompt_token_ids), skip_special_tokens=True)
+        if request.prompt_token_ids is not None and self._decode is not None:
+            prompt = self._decode(both_ends(request.prompt_token_ids), skip_special_tokens=True)
         return Request(
             request_id=request.request_id,
             arrival_s=self._now(),
@@ -208,7 +213,7 @@ class PolicyQueue(RequestQueue):
         if request.request_id in self.served:  # the next turn of a session
             self._front.append(request)
             return
-        with plugin_metrics.DECISION.labels("submit").time():
+        with plugin_metrics.decision("submit"):
             ours = self._read(request)
             self._core.submit(ours, ours.arrival_s)
             self._queued[request.request_id] = request
@@ -217,8 +222,7 @@ class PolicyQueue(RequestQueue):
     def peek_request(self) -> VllmRequest:
         if self._front:
             return self._front[0]
-        with plugin_metrics.DECISION.labels("peek").time():
-            return self._queued[self._core.policy.peek(self.now).request_id]
+        return self._queued[self._core.policy.peek(self.now).request_id]
 
     def first_is_the_policys(self) -> bool:
         """Whether what `peek_request` shows is the policy's choice."""
@@ -227,7 +231,7 @@ class PolicyQueue(RequestQueue):
     def pop_request(self) -> VllmRequest:
         if self._front:
             return self._front.popleft()
-        with plugin_metrics.DECISION.labels("dispatch").time():
+        with plugin_metrics.decision("dispatch"):
             ours = self._core.next(self.now)
             if ours is None:
                 raise IndexError("pop from an empty queue")
@@ -278,7 +282,7 @@ class PolicyQueue(RequestQueue):
             self._show_depth(tier)
 
     def _show_depth(self, tier: str) -> None:
-        plugin_metrics.QUEUE_DEPTH.labels(tier).set(self._core.depth[tier])
+        plugin_metrics.queued(tier, self._core.depth[tier])
 
     def __bool__(self) -> bool:
         return bool(self._front) or bool(self._queued)

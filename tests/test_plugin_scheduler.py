@@ -289,13 +289,16 @@ def test_engines_side_by_side_keep_states_of_their_own(tmp_path):
 
 
 def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
+    from transformers import AutoTokenizer
+
+    encode = AutoTokenizer.from_pretrained(MODEL).encode
     monkeypatch.setattr(scheduler, "_now", lambda: 0.0)
     use(scheduler, classifier="text")
     system = "You are a helpful assistant for ACME. Always answer politely, and cite the sources that you use. " * 15
     asked = {"What is DNS?": "short_qa", "Summarize TLS in one paragraph.": "summary"}
     for text in asked:
         sent = request("1", 5)
-        sent.prompt_token_ids = scheduler._tokenizer.encode(system + text)
+        sent.prompt_token_ids = encode(system + text)
         read = scheduler._read(sent).prompt
         assert read.endswith(text) and len(read) < len(system) / 2
 
