@@ -11,13 +11,13 @@ import pandas as pd
 JOB_CLASSES = ("short", "medium", "long")
 NAMES = ("phase", "tenant", "tier", "category", "outcome")
 NUMBERS = ("arrival_s", "dispatch_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens", "max_tokens")
-NUMBERS += ("input_tokens", "actual_tokens", "estimated_tokens", "estimated_total_tokens")
+NUMBERS += ("longest_itl_s", "input_tokens", "actual_tokens", "estimated_tokens", "estimated_total_tokens")
 
 
 def plain(requests: pd.DataFrame) -> pd.DataFrame:
     """The columns that measures are of, as plain floats and objects, in which pandas is several times as fast."""
     columns = dict.fromkeys(NAMES, object) | dict.fromkeys(NUMBERS, float)
-    return requests[list(columns)].astype(columns)
+    return requests.reindex(columns=list(columns)).astype(columns)  # of older results, some lack one
 
 
 def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) -> pd.DataFrame:
@@ -135,7 +135,11 @@ def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
 def summarize(
     requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float, job_class_bounds: Sequence[int]
 ) -> dict[str, float]:
-    """The row of `summary.csv` that a run gives; what cannot be computed is NaN."""
+    """The row of `summary.csv` that a run gives; what cannot be computed is NaN.
+
+    Among it the mean time between two tokens and, where each token's time is known, the 99th percentile over requests
+    of the longest.
+    """
     requests = plain(requests)
     outcomes = requests.outcome.value_counts()
     done = latencies(requests, idle_ttft_s, idle_tpot_s)
@@ -147,6 +151,8 @@ def summarize(
         row[f"p{q}_e2e_s"] = done.e2e_s.quantile(q / 100)
     row["mean_e2e_s"] = done.e2e_s.mean()
     row["p50_ttft_s"], row["p99_ttft_s"] = done.ttft_s.quantile([0.50, 0.99])
+    row["mean_itl_s"] = done.tpot_s[done.output_tokens > 1].mean()
+    row["p99_longest_itl_s"] = done.longest_itl_s.quantile(0.99)
     row["mean_queue_wait_s"] = done.queue_wait_s.mean()
     row["max_queue_wait_s"] = done.queue_wait_s.max()
     row["p50_slowdown"], row["p99_slowdown"] = done.slowdown.quantile([0.50, 0.99])

@@ -138,11 +138,15 @@ def test_flips_compare_neighbours_of_one_category_and_tier():
 
 
 def test_summary_by_hand():
-    rows = [{"finish_s": 2.0 + i, "estimated_tokens": 10 + error} for i, error in enumerate((-2, 0, 4))]
+    rows = [
+        {"finish_s": 2.0 + i, "estimated_tokens": 10 + error, "longest_itl_s": 0.5 + i}
+        for i, error in enumerate((-2, 0, 4))
+    ]
     row = summarize(frame([*rows, {"outcome": "expired"}]), 1.0, 0.1, [128, 512])
     assert (row["requests"], row["completed"], row["expired"], row["rejected"]) == (4, 3, 1, 0)
     assert (row["p50_e2e_s"], row["mean_e2e_s"]) == (3.0, 3.0)
     assert row["output_tokens_per_s"] == pytest.approx(30 / 4)
+    assert (row["mean_itl_s"], row["p99_longest_itl_s"]) == pytest.approx((2 / 9, 2.48))
     assert (row["mae_tokens"], row["rmse_tokens"]) == pytest.approx((2.0, np.sqrt(20 / 3)))
 
 
