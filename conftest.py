@@ -15,10 +15,11 @@ SMOKE = {
     "seeds": [1, 2],
     "requests": 250,
     "real_seeds": 1,
-    "real_requests": 60,
+    "real_requests": 40,
     "requests_a_tenant": 30,
     "sides": {"plug-in, Express": {}},
 }
+SMOKE_OF = {"07_policy_frontier": {"requests": 60}}
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",
     "paper-l4.yaml": "smoke-l4.yaml",
@@ -37,6 +38,6 @@ def pytest_collection_modifyitems(items):
             )  # notebooks share what they share outside
             for whole, smoke in SMOKE_FILES.items():
                 item.cell.source = item.cell.source.replace(f"../params/{whole}", f"../params/{smoke}")
-            for name, value in SMOKE.items():
+            for name, value in (SMOKE | SMOKE_OF.get(item.path.stem, {})).items():
                 if f"{name} = " in item.cell.source:
                     item.cell.source += f"\n{name} = {value!r}"

@@ -11,8 +11,10 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import Phase, given, settings
@@ -27,12 +29,15 @@ from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.length_mix import LengthMix
 from driftsched_lib.params import Params
+from driftsched_lib.plugin_settings import PluginSettings
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import TIERS
 from driftsched_lib.traces import FORMATS, read_trace
 from driftsched_lib.validation import PROJECT
 
 LONGEST_S = 60
 unshrunk = settings(phases=[Phase.generate])  # each try is a run: shrinking would take minutes
+PROFILE = PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"
 MIX = PROJECT / "data" / "traces" / "azure-conv-2023.json"
 TRACES = {
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,9,10\n",
@@ -146,10 +151,10 @@ def taken_or_refused(*names):
         signal.signal(signal.SIGALRM, before)
 
 
-def runs(path, overrides=None):
+def runs(path, overrides=None, most_requests=12):
     """Read parameters and serve their grid; one that would take long is cut short after it has been accepted."""
     params = Params.load(path, overrides)
-    params = params.model_copy(update={"requests": min(params.requests, 12), "seeds": params.seeds[:1]})
+    params = params.model_copy(update={"requests": min(params.requests, most_requests), "seeds": params.seeds[:1]})
     grid = [run for run in params.runs() if run.seed == params.seeds[0]][:1]
     if params.engine == "simulated":
         with tempfile.TemporaryDirectory() as out:
@@ -239,5 +244,67 @@ def test_estimator_states(data, name):
         save_estimator(estimator, path)
 
 
-def test_every_format_of_text_is_fuzzed():
+@unshrunk
+@given(document=changed(PluginSettings().model_dump()))
+def test_settings_inside_vllm(document):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("plugin.yaml"):
+        path = Path(folder) / "plugin.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        settings = PluginSettings.load(path)
+        POLICIES[settings.policy.name](**settings.policy.options)
+        ESTIMATORS[settings.estimator.name](base_tokens=settings.base_tokens, **settings.estimator.options)
+        assert settings.identify({"tenant": "a", "tier": "premium"}, 0)[1] in TIERS
+
+
+@unshrunk
+@given(document=changed(json.loads(PROFILE.read_text())))
+def test_profiles(document):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("profile.json", "no progress"):
+        path = Path(folder) / "profile.json"
+        path.write_text(json.dumps(document))
+        runs(PAPER_L4, SMALL | {"profile": str(path)})
+
+
+@st.composite
+def damaged_bytes(draw, content):
+    """The bytes with a piece of them replaced."""
+    begin = draw(st.integers(0, len(content)))
+    end = draw(st.integers(begin, min(len(content), begin + 12)))
+    return content[:begin] + draw(st.binary(max_size=12)) + content[end:]
+
+
+def as_parquet(**columns):
+    file = BytesIO()
+    pd.DataFrame(columns).to_parquet(file)
+    return file.getvalue()
+
+
+PARQUET = as_parquet(arrival=[0.0, 1.0], prompt_tokens=[5, 7], output_tokens=[6, 8], tenant=["acme", "b"])
+
+
+@unshrunk
+@given(content=damaged_bytes(PARQUET))
+def test_traces_of_bytes(content):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("trace"):
+        path = Path(folder) / "trace"
+        path.write_bytes(content)
+        runs(PAPER_L4, SMALL | {"workload.trace": {"file": str(path), "format": "parquet"}, "requests": 2})
+
+
+NATURAL = PROJECT / "params" / "smoke-natural.yaml"
+LENGTHS = (PROJECT / "data" / "natural_lengths" / "smoke" / "stationary.parquet").read_bytes()
+SIMULATED = {"engine": "simulated", "engine_args": {}, "profile": "data/profiles/driftsched-tiny-cpu.json"}
+SIMULATED |= {"workload.drift": "stationary"}
+
+
+@unshrunk
+@given(content=damaged_bytes(LENGTHS))
+def test_recorded_lengths(content):
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused("lengths.parquet"):
+        path = Path(folder) / "lengths.parquet"
+        path.write_bytes(content)
+        runs(NATURAL, SIMULATED | {"recorded_lengths": str(path)}, most_requests=1000)
+
+
+def test_every_format_is_fuzzed():
     assert set(FORMATS) - set(TRACES) == {"parquet"}
