@@ -212,6 +212,10 @@ def _simulated_engine(params: Params, log_steps: bool) -> SimulatedEngine | Repl
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ParamsError(f"engine_args: they replace the profile's limits: {faults}") from None
+    if profile.words_per_output_token is None and "whitespace" in params.token_counter:
+        raise ParamsError(
+            f"token_counter: {params.profile} has no words_per_output_token, so it may be tokenizer alone"
+        )
     replicas = [SimulatedEngine(profile, log_steps=log_steps) for _ in range(params.replicas)]
     if params.replicas == 1:
         return replicas[0]

@@ -21,6 +21,7 @@ from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.traces import FIELDS, FORMATS
 from driftsched_lib.validation import (
+    BaseTokens,
     Category,
     Component,
     EstimatorName,
@@ -239,7 +240,7 @@ class Params(Validated):
     recorded_lengths: Annotated[str, Field(min_length=1)] | None = None
     spread: Spread = Spread(mean_share=0.6, cv=0.5)
     length_scale: Positive = 1.0
-    base_tokens: dict[Category, Annotated[int, Field(ge=1)]] = BASE_TOKENS  # type: ignore[assignment]
+    base_tokens: BaseTokens = BASE_TOKENS  # type: ignore[assignment]
     job_class_tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = [128, 512]
     classifier: Literal["keywords", "text"] = "keywords"
 
@@ -296,13 +297,6 @@ class Params(Validated):
         if ends_by_itself and any(estimator.name == "oracle" for estimator in self.estimators):
             raise ValueError("estimators: the oracle knows pinned lengths alone, and natural ones are not")
         return self
-
-    @field_validator("base_tokens")
-    @classmethod
-    def _all_categories(cls, base_tokens: dict) -> dict:
-        if missing := sorted(set(BASE_TOKENS) - set(base_tokens)):
-            raise ValueError(f"a base for {', '.join(missing)} is missing")
-        return base_tokens
 
     @field_validator("job_class_tokens")
     @classmethod

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from driftsched_lib.estimators import BASE_TOKENS
 from driftsched_lib.prompts import CATEGORIES
 from driftsched_lib.requests import TIERS
-from driftsched_lib.validation import Category, Component, EstimatorName, PolicyName, Tier, Validated
+from driftsched_lib.validation import BaseTokens, Component, EstimatorName, PolicyName, Tier, Validated
 
 UNKNOWN_TENANT = "anonymous"
 
@@ -32,19 +32,12 @@ class PluginSettings(Validated):
     policy: PolicyName = Component("express")
     estimator: EstimatorName = Component("quantiles")
     classifier: Literal["keywords", "text"] = "text"
-    base_tokens: dict[Category, Annotated[int, Field(ge=1)]] = BASE_TOKENS  # type: ignore[assignment]
+    base_tokens: BaseTokens = BASE_TOKENS  # type: ignore[assignment]
     tenants: dict[str, Tier] = {}
     priorities: dict[int, Tier] = {}
     default_tier: Tier = "standard"
     trust_sent_tier: bool = True
     state_file: Annotated[str, Field(min_length=1)] | None = None
-
-    @field_validator("base_tokens")
-    @classmethod
-    def _all_categories(cls, base_tokens: dict) -> dict:
-        if missing := sorted(set(BASE_TOKENS) - set(base_tokens)):
-            raise ValueError(f"a base for {', '.join(missing)} is missing")
-        return base_tokens
 
     def identify(self, sent: Mapping[str, Any], priority: int) -> tuple[str, str, str]:
         """Tenant, tier and category of a request, the last empty where its prompt has to be read.

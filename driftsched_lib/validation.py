@@ -20,7 +20,8 @@ from pydantic import (
 )
 
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
+from driftsched_lib.estimators.base import LONGEST
 from driftsched_lib.policies import POLICIES
 
 Category = Literal["short_qa", "summary", "technical", "report"]
@@ -100,6 +101,15 @@ PolicyName = Annotated[Component, BeforeValidator(_component(POLICIES)), _to_yam
 EstimatorName = Annotated[
     Component, BeforeValidator(_component(ESTIMATORS, given_elsewhere=("base_tokens", "calibrate"))), _to_yaml
 ]
+
+
+def _all_categories(base_tokens: dict[str, int]) -> dict[str, int]:
+    if missing := sorted(set(BASE_TOKENS) - set(base_tokens)):
+        raise ValueError(f"a base for {', '.join(missing)} is missing")
+    return base_tokens
+
+
+BaseTokens = Annotated[dict[Category, Annotated[int, Field(ge=1, le=LONGEST)]], AfterValidator(_all_categories)]
 
 
 class Validated(BaseModel):
