@@ -6,16 +6,18 @@ import pytest
 
 from driftsched_lib import results
 from driftsched_lib.drift import HOT
-from driftsched_lib.estimators import Kalman
+from driftsched_lib.estimators import Kalman, Oracle, RunningQuantiles
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.recorded import (
     known_from_the_prompt,
     natural_loads,
     paper_protocol,
+    prompt_means,
     record_lengths,
     recorded_load,
-    served_by_prompt_means,
+    served_with,
+    warmed,
 )
 from driftsched_lib.requests import Request
 from driftsched_lib.results import ResultsError
@@ -99,11 +101,26 @@ def test_what_is_known_from_the_prompt_leaves_the_output_itself_out():
     assert floor.variance_explained == pytest.approx(1 - (15**2 * 2 / 5) / actual.var())
 
 
-def test_shortest_first_on_prompt_means_serves_the_same_requests(tmp_path):
+def test_shortest_first_on_what_parameters_cannot_name_serves_the_same_requests(tmp_path):
     params = pinned(estimators=["oracle"], calibration=[False], policies=["sjf"])
-    run_grid(params, tmp_path, jobs=1)
-    runs = served_by_prompt_means(params, results.load_speed(tmp_path))
-    assert runs.seed.tolist() == params.seeds and (runs.completed == 1).all() and (runs.p50_e2e_s > 0).all()
+    summary = run_grid(params, tmp_path, jobs=1)
+    speed = results.load_speed(tmp_path)
+    for name, estimator_of in (
+        ("prompt mean", prompt_means(params)),
+        ("warm", warmed(params, Kalman)),
+        ("oracle", lambda seed: Oracle(base_tokens=params.max_tokens)),
+    ):
+        runs = served_with(params, speed, name, estimator_of)
+        assert runs.seed.tolist() == params.seeds and (runs.completed == 1).all() and (runs.p50_e2e_s > 0).all()
+    assert runs.p50_e2e_s.tolist() == pytest.approx(summary.p50_e2e_s.tolist(), rel=1e-5)  # of the oracle
+
+
+def test_what_is_warm_has_learnt_from_all_other_seeds_and_not_from_its_own():
+    params = pinned()
+    lengths = pd.read_parquet(PROJECT / params.recorded_lengths)
+    estimator = warmed(params, RunningQuantiles)(1)
+    seen = sum(map(len, estimator.state_.categories.values()))
+    assert seen == (lengths.seed != 1).sum()
 
 
 def test_a_hotter_load_is_the_one_that_was_recorded():
