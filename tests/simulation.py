@@ -1,5 +1,7 @@
 """What the simulator's tests build: profiles, requests of known lengths, a served load."""
 
+from hypothesis import strategies as st
+
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import Fifo
@@ -81,3 +83,29 @@ def contents(out):
     """The bytes of all that a results folder holds, but for manifests, which say when it was made."""
     files = [path for path in out.rglob("*") if path.is_file() and path.name != "manifest.json"]
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+# Random loads on engines so small that prompts are cut, blocks run out and sequences are preempted.
+
+small = st.fixed_dictionaries(
+    {
+        "max_num_seqs": st.integers(1, 4),
+        "max_num_batched_tokens": st.integers(4, 12),
+        "max_model_len": st.integers(8, 24),
+        "block_size": st.integers(1, 5),
+        "kv_blocks": st.integers(3, 12),
+    }
+)
+lengths = st.tuples(st.integers(1, 12), st.integers(1, 16))
+gaps = st.sampled_from([0.0, 0.0, 0.001, 0.02, 0.05, 0.5])
+gives_up = st.sampled_from([None, None, None, 0.03, 0.2])
+loads = st.lists(st.tuples(lengths, gaps, gives_up), min_size=1, max_size=10)
+
+
+def requests_of(load):
+    now, requests = 0.0, []
+    for i, ((prompt, output), gap, patience) in enumerate(load):
+        now += gap
+        cancel_s = None if patience is None else now + patience
+        requests.append(request(i, now, prompt, output, cancel_s=cancel_s))
+    return requests

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import COSTS, LIMITS, KnowsLimits, make_profile, request, served, simulated
+from simulation import COSTS, loads, make_profile, request, requests_of, served, simulated, small
 
 from driftsched_lib.engines import STEP_COLUMNS
-from driftsched_lib.engines.replicated import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, ShortestJobFirst
 from driftsched_lib.profiles import StepCost
@@ -150,32 +149,6 @@ def test_lengths_are_the_requests_own_or_those_that_are_given():
     records = served(requests, given)
     lengths = {name: (record.prompt_tokens, record.output_tokens) for name, record in records.items()}
     assert lengths == known
-
-
-# Random loads on engines so small that prompts are cut, blocks run out and sequences are preempted.
-
-small = st.fixed_dictionaries(
-    {
-        "max_num_seqs": st.integers(1, 4),
-        "max_num_batched_tokens": st.integers(4, 12),
-        "max_model_len": st.integers(8, 24),
-        "block_size": st.integers(1, 5),
-        "kv_blocks": st.integers(3, 12),
-    }
-)
-lengths = st.tuples(st.integers(1, 12), st.integers(1, 16))
-gaps = st.sampled_from([0.0, 0.0, 0.001, 0.02, 0.05, 0.5])
-gives_up = st.sampled_from([None, None, None, 0.03, 0.2])
-loads = st.lists(st.tuples(lengths, gaps, gives_up), min_size=1, max_size=10)
-
-
-def requests_of(load):
-    now, requests = 0.0, []
-    for i, ((prompt, output), gap, patience) in enumerate(load):
-        now += gap
-        cancel_s = None if patience is None else now + patience
-        requests.append(request(i, now, prompt, output, cancel_s=cancel_s))
-    return requests
 
 
 @given(small, loads, st.sampled_from(sorted(POLICIES)), st.booleans())
@@ -399,79 +372,3 @@ def vllm_iterations(load, limits):
             )
         )
     return rows
-
-
-# Several replicas.
-
-
-def engines(n, **limits):
-    return [SimulatedEngine(make_profile(**limits)) for _ in range(n)]
-
-
-def patient(load):
-    return [some for some in requests_of(load) if some.cancel_s is None]
-
-
-def assert_same_service(records, expected):
-    for request_id, record in expected.items():
-        assert records[request_id].outcome == record.outcome
-        assert records[request_id].first_token_s == pytest.approx(record.first_token_s)
-        if record.outcome == "completed":  # a refusal is met at dispatch, between two iterations' ends
-            assert records[request_id].finish_s == pytest.approx(record.finish_s)
-
-
-@given(small, loads)
-def test_one_replica_is_the_engine_itself(limits, load):
-    _, alone = simulated(patient(load), make_profile(**limits))
-    records = served(patient(load), ReplicatedEngine(engines(1, **limits), RoundRobin))
-    assert_same_service(records, alone)
-
-
-@given(small, loads)
-def test_turns_taken_make_independent_engines(limits, load):
-    replicated = ReplicatedEngine(engines(3, **limits), RoundRobin, max_outstanding=len(load))
-    records = served(patient(load), replicated)
-    for turn in range(3):
-        _, alone = simulated(patient(load)[turn::3], make_profile(**limits))
-        assert_same_service(records, alone)
-
-
-@given(small, loads)
-def test_clients_of_replicas_may_leave(limits, load):
-    replicated = ReplicatedEngine(engines(2, **limits), RoundRobin)
-    assert len(served(requests_of(load), replicated)) == len(load)
-    replicated.restart_clock()  # refuses where a request is left
-
-
-def test_a_static_batch_larger_than_all_replicas_waits_inside_them():
-    replicated = ReplicatedEngine(engines(2), lambda: least_requests)
-    records = served([request(i, output=5) for i in range(20)], replicated, batching=StaticBatching(20, 0.01))
-    assert {record.outcome.value for record in records.values()} == {"completed"}
-
-
-def test_a_new_run_begins_with_a_new_router():
-    replicated = ReplicatedEngine(engines(2), RoundRobin)
-    for _ in range(2):
-        replicated.restart_clock()
-        served([request(0, output=5)], replicated)
-        assert replicated._router._last == 0
-
-
-def test_routers_follow_requests_or_estimated_tokens():
-    for router, first in ((least_requests, ["0", "2", "4"]), (least_estimated_tokens, ["0"])):
-        replicated = ReplicatedEngine(engines(2), lambda router=router: router, max_outstanding=9)
-        for i, output in enumerate((100, 9, 9, 9, 9)):
-            one = request(i, output=output)
-            one.estimate = KnowsLimits().estimate(one)
-            replicated.add(one)
-        assert list(replicated._replicas[0].outstanding) == first
-
-
-def test_replicas_have_one_clock_and_say_when_nothing_can_happen():
-    replicated = ReplicatedEngine(engines(2), RoundRobin)
-    assert replicated.step(2.0) == [] and replicated.now() == 2.0
-    with pytest.raises(RuntimeError, match="no progress"):
-        replicated.step(float("inf"))
-    records = served([request(i, 2.0 + i, 3, 20) for i in range(9)], replicated)
-    assert all(record.outcome == "completed" for record in records.values())
-    assert replicated.steps == [] and replicated.max_num_seqs == 2 * LIMITS["max_num_seqs"]

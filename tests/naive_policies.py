@@ -1,0 +1,271 @@
+"""The policies as naive references: each scans a list of what is queued, as its rule is told."""
+
+from collections import defaultdict
+from fractions import Fraction
+from math import exp, log
+
+CYCLE = ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
+WEIGHTS = {"premium": 4, "standard": 2, "batch": 1}
+
+
+class Naive:
+    """Told what happens; `queued` are the requests in the order of adding, the one told of among them."""
+
+    def added(self, request, queued):
+        pass
+
+    def choose(self, queued, now):
+        raise NotImplementedError
+
+    def popped(self, request, queued):
+        pass
+
+    def removed(self, request, queued):
+        pass
+
+    def ended(self, request, output_tokens):
+        pass
+
+
+class NaiveScan(Naive):
+    """The first of the queued, in order of arrival, with the smallest score."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def choose(self, queued, now):
+        return min(queued, key=lambda request: self.score(request, now))
+
+
+class NaiveWeighted(Naive):
+    """PAPER.md's cycle of ten turns over three plain lists."""
+
+    def __init__(self):
+        self.turn = 0
+
+    def choose(self, queued, now):
+        for offset in range(10):
+            index = (self.turn + offset) % 10
+            waiting = [request for request in queued if request.tier == CYCLE[index]]
+            if waiting:
+                self.next_turn = (index + 1) % 10
+                return waiting[0]
+
+    def popped(self, request, queued):
+        self.turn = self.next_turn
+
+
+class NaiveGrouped(Naive):
+    """The first by a rank, then those of its category for as long as it is the same moment."""
+
+    def __init__(self, rank=lambda request: 0):
+        self.rank, self.category, self.at = rank, None, None
+
+    def choose(self, queued, now):
+        alike = [request for request in queued if request.category == self.category and now == self.at]
+        self.now = now
+        return min(alike or queued, key=self.rank)
+
+    def popped(self, request, queued):
+        self.category, self.at = request.category, self.now
+
+
+def has_others(request, queued):
+    return any(other.tenant == request.tenant for other in queued if other is not request)
+
+
+class NaiveVtc(Naive):
+    """A counter a tenant; the minimum is taken over those of the requests queued (Sheng et al., algorithm 2)."""
+
+    def __init__(self):
+        self.counters, self.last_left, self.charged = defaultdict(float), "", {}
+
+    def cost(self, request, output_tokens):
+        return (request.input_tokens + 2 * output_tokens) / WEIGHTS[request.tier]
+
+    def added(self, request, queued):
+        if not has_others(request, queued):
+            last_left = self.counters[self.last_left]
+            lowest = min((self.counters[other.tenant] for other in queued[:-1]), default=last_left)
+            self.counters[request.tenant] = max(self.counters[request.tenant], lowest)
+
+    def choose(self, queued, now):
+        return min(queued, key=lambda request: self.counters[request.tenant])
+
+    def popped(self, request, queued):
+        if request.request_id not in self.charged:
+            cost = self.charged[request.request_id] = self.cost(request, request.estimate.output_tokens)
+            self.counters[request.tenant] += cost
+        self.removed(request, queued)
+
+    def removed(self, request, queued):
+        if not has_others(request, queued):
+            self.last_left = request.tenant
+
+    def ended(self, request, output_tokens):
+        self.counters[request.tenant] += self.cost(request, output_tokens) - self.charged.pop(request.request_id)
+
+
+class NaiveDrr(Naive):
+    """Shreedhar and Varghese's list of active tenants, walked turn by turn."""
+
+    def __init__(self):
+        self.turns, self.left, self.begun, self.paid = [], {}, False, set()
+
+    def added(self, request, queued):
+        if not has_others(request, queued):
+            self.turns.append(request.tenant)
+            self.left[request.tenant] = 0
+
+    def choose(self, queued, now):
+        while True:
+            tenant = self.turns[0]
+            request = next(request for request in queued if request.tenant == tenant)
+            if not self.begun:
+                self.begun = True
+                self.left[tenant] += 2 * WEIGHTS[request.tier]
+            if self.price(request) <= self.left[tenant]:
+                return request
+            self.turns.append(self.turns.pop(0))
+            self.begun = False
+
+    def price(self, request):
+        return 0 if request.request_id in self.paid else request.estimate.total_tokens
+
+    def popped(self, request, queued):
+        self.left[request.tenant] -= self.price(request)
+        self.paid.add(request.request_id)
+        self.removed(request, queued)
+
+    def removed(self, request, queued):
+        if not has_others(request, queued):
+            self.begun = self.begun and self.turns[0] != request.tenant
+            self.turns.remove(request.tenant)
+
+
+class NaiveWfq(Naive):
+    """The start tag of a tenant's oldest request, by the tenant's arrival and the end of what it was served last."""
+
+    def __init__(self):
+        self.virtual, self.tags, self.paid, self.ends = 0.0, defaultdict(float), set(), [0.0]
+
+    def added(self, request, queued):
+        if not has_others(request, queued):
+            self.tags[request.tenant] = max(self.virtual, self.tags[request.tenant])
+
+    def choose(self, queued, now):
+        return min(queued, key=lambda request: self.tags[request.tenant])
+
+    def popped(self, request, queued):
+        self.virtual = self.tags[request.tenant]
+        if request.request_id not in self.paid:
+            self.tags[request.tenant] += request.estimate.total_tokens / WEIGHTS[request.tier]
+        self.paid.add(request.request_id)
+        self.ends.append(self.tags[request.tenant])
+        if len(queued) == 1:
+            self.virtual = max(self.ends)
+
+
+class NaiveMlfq(Naive):
+    """Levels that end after 2, 6 and 14 tokens made since the last boost, which is every 128 seconds."""
+
+    def __init__(self):
+        self.before, self.boost_at = defaultdict(int), 0.0
+
+    def level(self, request):
+        return sum(request.made_tokens - self.before[request.request_id] >= end for end in (2, 6, 14))
+
+    def choose(self, queued, now):
+        if now >= self.boost_at:
+            self.boost_at = now + 128
+            for request in queued:
+                if self.level(request):
+                    self.before[request.request_id] = request.made_tokens
+        return min(queued, key=self.level)
+
+
+class NaiveExpress(Naive):
+    """The rule as its module tells it, with everything counted anew each time."""
+
+    def __init__(self):
+        self.seen, self.index, self.credit, self.virtual = [], {}, 0.0, 0.0
+        self.ends, self.dispatched = defaultdict(float), set()
+
+    def size(self, request):
+        totals = totals_of(request)
+        return sum(totals) / len(totals)
+
+    def is_express(self, request):
+        return self.index[request.request_id][0] == 0
+
+    def added(self, request, queued):
+        if request.request_id in self.dispatched:
+            return
+        per_weight = self.size(request) / WEIGHTS[request.tier]
+        self.seen.append(per_weight)
+        is_small = sum(other < per_weight for other in self.seen) < len(self.seen) / 2
+        start = max(self.ends[request.tenant], self.virtual)
+        express = is_small and start <= self.virtual + 4
+        self.index[request.request_id] = (0, per_weight) if express else (1, 0)
+        if express:
+            self.ends[request.tenant] = start + per_weight
+
+    def choose(self, queued, now):
+        if self.credit >= self.size(queued[0]):
+            return queued[0]
+        return min(queued, key=lambda request: self.index[request.request_id])
+
+    def popped(self, request, queued):
+        if request.request_id in self.dispatched:
+            return
+        self.dispatched.add(request.request_id)
+        size = self.size(request)
+        self.credit += size / 8
+        if request is queued[0]:
+            self.credit = max(0.0, self.credit - size)
+        self.virtual += size / sum({other.tenant: WEIGHTS[other.tier] for other in queued}.values())
+
+    def removed(self, request, queued):
+        if self.is_express(request) and request.request_id not in self.dispatched:
+            self.ends[request.tenant] -= self.size(request) / WEIGHTS[request.tier]
+
+    def ended(self, request, output_tokens):
+        if self.is_express(request):
+            wrong_by = request.input_tokens + output_tokens - self.size(request)
+            self.ends[request.tenant] += wrong_by / WEIGHTS[request.tier]
+
+
+def totals_of(request):
+    quantiles = request.estimate.quantiles
+    if quantiles is None:
+        return [request.estimate.total_tokens]
+    return [request.input_tokens + output for output in quantiles]
+
+
+def to_come(request):
+    return max(1, request.estimate.output_tokens - request.made_tokens)
+
+
+def naive_gittins(request, now):
+    totals = totals_of(request)
+    return -max(Fraction(sum(total <= t for total in totals), sum(min(total, t) for total in totals)) for t in totals)
+
+
+def naive_tie(request, now):
+    totals = totals_of(request)
+    return sum(totals) / len(totals) + max(totals) / 2
+
+
+def naive_boost(request, now):
+    means = [exp(total / 8) for total in totals_of(request)]
+    mean = sum(means) / len(means)
+    return request.arrival_s - 8 * log(mean / (mean - 1))
+
+
+def naive_sigmoid(request, now):
+    waited, size = now - request.arrival_s, request.estimate.total_tokens
+    return -0.5 / (1 + exp(1 - waited / 64)) - 0.5 / (1 + exp(size / 8 - 1))
+
+
+def scan(score):
+    return lambda: NaiveScan(score)
