@@ -20,6 +20,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
 
+import torch  # noqa: E402
 from vllm import EngineArgs, LLMEngine, SamplingParams  # noqa: E402
 from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
@@ -27,6 +28,11 @@ from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
 
 from driftsched_lib.profiles import EngineLimits  # noqa: E402
 from driftsched_lib.requests import Output, Request  # noqa: E402
+
+if torch.cpu._is_amx_tile_supported():
+    # A process has to ask Linux for these registers.  vLLM's attention uses them without, and dies of an illegal
+    # instruction unless a product before it was large enough for oneDNN to ask.
+    torch.cpu._init_amx()
 
 
 class _StepLog(StatLoggerBase):
