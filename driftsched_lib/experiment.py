@@ -25,7 +25,7 @@ from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.engines.replicated import ROUTERS, ReplicatedEngine
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.engines.vllm_server import VllmServer
-from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.estimators import ESTIMATORS, Estimator
 from driftsched_lib.metrics import summarize
 from driftsched_lib.parallel import Backend, finish_all
 from driftsched_lib.params import Params, Run, can_calibrate
@@ -118,7 +118,7 @@ def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[s
 
 def _serve_one_by_one(params: Params, runs: Sequence[Run], out: Path, progress: tqdm) -> None:
     engine = load_engine(params)
-    _serve_at_once(params, engine, engine.max_num_seqs)  # the first requests of an engine are slow
+    warm_up(params, engine)
     speed = _engine_speed(params, engine, out)
     for i, run in enumerate(runs, start=1):
         progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
@@ -272,6 +272,11 @@ def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
     return float((share * done.output_tokens).sum() / (end - begin))
 
 
+def warm_up(params: Params, engine) -> None:
+    """Serve as many requests as run at once: the first of an engine are slow."""
+    _serve_at_once(params, engine, engine.max_num_seqs)
+
+
 def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
     """Records of `n` requests of the last phase's mix, every output at its limit, that all arrive at once."""
     phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
@@ -302,14 +307,19 @@ def _serve(what: str, *arguments) -> None:
 
 
 def _scheduler(
-    params: Params, run: Run, engine, on_record: Callable[[Record], None], admission: Check | None = None
+    params: Params,
+    run: Run,
+    engine,
+    on_record: Callable[[Record], None],
+    admission: Check | None = None,
+    estimator: Estimator | None = None,
 ) -> Scheduler:
     options = dict(run.estimator.options)
     if can_calibrate(run.estimator):
         options["calibrate"] = run.calibration
     return Scheduler(
         policy=POLICIES[run.policy.name](**run.policy.options),
-        estimator=ESTIMATORS[run.estimator.name](base_tokens=params.max_tokens, **options),
+        estimator=estimator or ESTIMATORS[run.estimator.name](base_tokens=params.max_tokens, **options),
         counter=WhitespaceCounter() if run.token_counter == "whitespace" else TokenizerCounter(engine.count_tokens),
         classifier=KeywordClassifier() if params.classifier == "keywords" else TextClassifier(),
         on_record=on_record,
@@ -333,12 +343,14 @@ def serve_run(
     speed: EngineSpeed,
     on_record: Callable[[Record], None] = lambda record: None,
     watch: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
+    estimator: Estimator | None = None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Serve one run; its tables by file name, and its manifest.
 
     Parameters:
         on_record: called with each request's record when it has ended.
         watch: called once an engine iteration.
+        estimator: in the place of the run's, for one that parameters cannot name.
 
     Raises:
         RunError: the engine failed.
@@ -353,7 +365,7 @@ def serve_run(
         depth(now, scheduler)
         watch(now, scheduler)
 
-    scheduler = _scheduler(params, run, engine, note, _admission(params, speed))
+    scheduler = _scheduler(params, run, engine, note, _admission(params, speed), estimator)
     depth = QueueDepth(params.queue_depth_interval_s)
     load = paper_load(params, run.seed, speed.capacity_tokens_per_s, run.rate)
     if params.engine != "simulated":

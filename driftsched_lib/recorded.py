@@ -11,16 +11,12 @@ from scipy.stats import kendalltau
 from driftsched_lib import results
 from driftsched_lib.drift_lab import replay
 from driftsched_lib.estimators import Estimator
-from driftsched_lib.experiment import load_engine, measure_speed
+from driftsched_lib.experiment import load_engine, serve_run, warm_up
 from driftsched_lib.frontier import measures
 from driftsched_lib.params import Params
-from driftsched_lib.policies import ShortestJobFirst
-from driftsched_lib.requests import Estimate, Record, Request
+from driftsched_lib.requests import Estimate, Request
 from driftsched_lib.results import EngineSpeed, ResultsError
-from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.text_classifier import TextClassifier
-from driftsched_lib.tokens import WhitespaceCounter
 from driftsched_lib.validation import in_project
 from driftsched_lib.workloads import paper_load, prompt_digest, recorded_lengths
 
@@ -152,8 +148,12 @@ class PromptMean:
         """There is nothing to learn."""
 
 
-def prompt_means(params: Params) -> Callable[[int], PromptMean]:
-    """By seed, who knows from the recorded lengths what each prompt came to all the other times.
+EstimatorOf = Callable[[int, Callable[[str], int]], Estimator]
+"""Makes the estimator for a seed, given what counts a prompt's tokens."""
+
+
+def prompt_means(params: Params) -> EstimatorOf:
+    """Those who know from the recorded lengths what each prompt came to all the other times.
 
     Parameters:
         params: with recorded lengths.
@@ -161,60 +161,53 @@ def prompt_means(params: Params) -> Callable[[int], PromptMean]:
     lengths = pd.read_parquet(in_project(str(params.recorded_lengths)))
     lengths = lengths.assign(expected=mean_of_the_others(lengths))
 
-    def of(seed: int) -> PromptMean:
+    def of(seed: int, count_tokens: Callable[[str], int]) -> PromptMean:
         own = lengths[lengths.seed == seed]
         return PromptMean(dict(zip(own.request_id.astype(str), own.expected, strict=True)))
 
     return of
 
 
-def warmed(params: Params, make: Callable[..., Estimator], runs: int = 3) -> Callable[[int], Estimator]:
-    """By seed, an estimator that has learnt from the recorded outputs of other seeds, as one does that is kept from one
-    start to the next.
+def warmed(params: Params, make: Callable[..., Estimator], runs: int = 3) -> EstimatorOf:
+    """Estimators that have learnt from the recorded outputs of other seeds, as one does that is kept from one start to
+    the next.
 
     Parameters:
         params: with recorded lengths.
         make: makes an estimator from `base_tokens`.
         runs: how many other seeds, those that come next in the recording.
     """
-    known = recorded_lengths(str(params.recorded_lengths))
-    seeds, classifier, counter = sorted(known), TextClassifier(), WhitespaceCounter()
+    known, classifier = recorded_lengths(str(params.recorded_lengths)), TextClassifier()
+    seeds = sorted(known)
 
-    def of(seed: int) -> Estimator:
+    def of(seed: int, count_tokens: Callable[[str], int]) -> Estimator:
         estimator, place = make(base_tokens=params.max_tokens), seeds.index(seed)
         for other in (seeds[place + 1 :] + seeds[:place])[:runs]:
             for load in paper_load(params, other, capacity_tokens_per_s=1.0):
                 for request in load.requests:
                     request.category = classifier.classify(request.prompt)
-                    request.input_tokens = counter.prompt(request.prompt)
+                    request.input_tokens = count_tokens(request.prompt)
                     estimator.observe(request, known[other][request.request_id][0])
         return estimator
 
     return of
 
 
-def served_with(
-    params: Params, speed: EngineSpeed, name: str, estimator_of: Callable[[int], Estimator]
-) -> pd.DataFrame:
-    """`frontier.measures` of SJF on an estimator that the parameters cannot name, a row a seed, beside the runs that
+def served_with(params: Params, speed: EngineSpeed, name: str, estimator_of: EstimatorOf) -> pd.DataFrame:
+    """`frontier.measures` of a policy on estimators that the parameters cannot name, a row a seed, beside the runs that
     have the same parameters.
 
     Parameters:
-        params: of one phase, at recorded lengths.
+        params: of one policy, batching and rate, at recorded lengths counted by the tokenizer.
         speed: as the results folder of those runs has it.
         name: what `estimator` is called in the rows.
-        estimator_of: by seed.
     """
-    engine, classifier, rows = load_engine(params), TextClassifier(), []
-    if params.engine == "vllm":
-        measure_speed(params, engine)  # the first requests of an engine are slow
-    for seed in params.seeds:
-        records: list[Record] = []
-        scheduler = Scheduler(ShortestJobFirst(), estimator_of(seed), WhitespaceCounter(), classifier, records.append)
-        [load] = paper_load(params, seed, speed.capacity_tokens_per_s)
-        engine.restart_clock()
-        serve(load.requests, scheduler, engine, ContinuousBatching())
-        rows.append({"seed": seed, "estimator": name} | measures(results.requests_table(records), speed))
+    engine, rows = load_engine(params), []
+    warm_up(params, engine)
+    for run in params.policy_runs():
+        estimator = estimator_of(run.seed, engine.count_tokens)
+        tables, _ = serve_run(params, run, engine, speed, estimator=estimator)
+        rows.append({"seed": run.seed, "estimator": name} | measures(tables["requests"], speed))
     return pd.DataFrame(rows)
 
 

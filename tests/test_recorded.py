@@ -108,7 +108,7 @@ def test_shortest_first_on_what_parameters_cannot_name_serves_the_same_requests(
     for name, estimator_of in (
         ("prompt mean", prompt_means(params)),
         ("warm", warmed(params, Kalman)),
-        ("oracle", lambda seed: Oracle(base_tokens=params.max_tokens)),
+        ("oracle", lambda seed, count_tokens: Oracle(base_tokens=params.max_tokens)),
     ):
         runs = served_with(params, speed, name, estimator_of)
         assert runs.seed.tolist() == params.seeds and (runs.completed == 1).all() and (runs.p50_e2e_s > 0).all()
@@ -118,7 +118,7 @@ def test_shortest_first_on_what_parameters_cannot_name_serves_the_same_requests(
 def test_what_is_warm_has_learnt_from_all_other_seeds_and_not_from_its_own():
     params = pinned()
     lengths = pd.read_parquet(PROJECT / params.recorded_lengths)
-    estimator = warmed(params, RunningQuantiles)(1)
+    estimator = warmed(params, RunningQuantiles)(1, len)
     seen = sum(map(len, estimator.state_.categories.values()))
     assert seen == (lengths.seed != 1).sum()
 
