@@ -151,6 +151,15 @@ def taken_or_refused(*names):
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def file_of(content, name, *others):
+    """A file of this text or these bytes; what is refused names it, or one of the others."""
+    with tempfile.TemporaryDirectory() as folder, taken_or_refused(name, *others):
+        path = Path(folder) / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
+        yield path
+
+
 def runs(path, overrides=None, most_requests=12):
     """Read parameters and serve their grid; one that would take long is cut short after it has been accepted."""
     params = Params.load(path, overrides)
@@ -174,27 +183,21 @@ PARAMS_OF_A_TRACE = as_document(
 @unshrunk
 @given(document=st.one_of(changed(PARAMS), changed(PARAMS_OF_A_TRACE)))
 def test_parameters(document):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("params.yaml", *PARAMS):
-        path = Path(folder) / "params.yaml"
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
+    with file_of(yaml.safe_dump(document, sort_keys=False), "params.yaml", *PARAMS) as path:
         runs(path)
 
 
 @unshrunk
 @given(text=damaged(PAPER_L4.read_text()))
 def test_text_of_parameters(text):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("params.yaml", *PARAMS, "cannot be read"):
-        path = Path(folder) / "params.yaml"
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with file_of(text, "params.yaml", *PARAMS, "cannot be read") as path:
         runs(path, SMALL)
 
 
 @unshrunk
 @given(document=changed(json.loads(MIX.read_text())))
 def test_length_mixes(document):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("mix.json"):
-        path = Path(folder) / "mix.json"
-        path.write_text(json.dumps(document))
+    with file_of(json.dumps(document), "mix.json") as path:
         LengthMix.load(path)
         runs(
             PAPER_L4,
@@ -210,9 +213,7 @@ def test_length_mixes(document):
 @given(data=st.data(), format=st.sampled_from(list(TRACES)), on_bad_row=st.sampled_from(["skip", "refuse"]))
 def test_traces(data, format, on_bad_row):
     text = data.draw(damaged(TRACES[format]))
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("trace"):
-        path = Path(folder) / "trace"
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with file_of(text, "trace") as path:
         for row, _ in zip(read_trace(path, format, on_bad_row=on_bad_row), range(1000), strict=False):
             assert row.arrival_s >= 0 and row.prompt_tokens >= 1 and row.output_tokens >= 1
         trace = {"file": str(path), "format": format, "on_bad_row": on_bad_row}
@@ -236,9 +237,7 @@ LOAD = lab_load("abrupt", seed=2, requests=12)
 @given(data=st.data(), name=st.sampled_from(list(ESTIMATORS)))
 def test_estimator_states(data, name):
     document = data.draw(changed(STATES[name]))
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("state.json"):
-        path = Path(folder) / "state.json"
-        path.write_text(json.dumps(document))
+    with file_of(json.dumps(document), "state.json") as path:
         estimator = load_estimator(path)
         replay(estimator, LOAD)
         save_estimator(estimator, path)
@@ -247,9 +246,7 @@ def test_estimator_states(data, name):
 @unshrunk
 @given(document=changed(PluginSettings().model_dump()))
 def test_settings_inside_vllm(document):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("plugin.yaml"):
-        path = Path(folder) / "plugin.yaml"
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
+    with file_of(yaml.safe_dump(document, sort_keys=False), "plugin.yaml") as path:
         settings = PluginSettings.load(path)
         POLICIES[settings.policy.name](**settings.policy.options)
         ESTIMATORS[settings.estimator.name](base_tokens=settings.base_tokens, **settings.estimator.options)
@@ -259,9 +256,7 @@ def test_settings_inside_vllm(document):
 @unshrunk
 @given(document=changed(json.loads(PROFILE.read_text())))
 def test_profiles(document):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("profile.json", "no progress"):
-        path = Path(folder) / "profile.json"
-        path.write_text(json.dumps(document))
+    with file_of(json.dumps(document), "profile.json", "no progress") as path:
         runs(PAPER_L4, SMALL | {"profile": str(path)})
 
 
@@ -285,9 +280,7 @@ PARQUET = as_parquet(arrival=[0.0, 1.0], prompt_tokens=[5, 7], output_tokens=[6,
 @unshrunk
 @given(content=damaged_bytes(PARQUET))
 def test_traces_of_bytes(content):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("trace"):
-        path = Path(folder) / "trace"
-        path.write_bytes(content)
+    with file_of(content, "trace") as path:
         runs(PAPER_L4, SMALL | {"workload.trace": {"file": str(path), "format": "parquet"}, "requests": 2})
 
 
@@ -300,9 +293,7 @@ SIMULATED |= {"workload.drift": "stationary"}
 @unshrunk
 @given(content=damaged_bytes(LENGTHS))
 def test_recorded_lengths(content):
-    with tempfile.TemporaryDirectory() as folder, taken_or_refused("lengths.parquet"):
-        path = Path(folder) / "lengths.parquet"
-        path.write_bytes(content)
+    with file_of(content, "lengths.parquet") as path:
         runs(NATURAL, SIMULATED | {"recorded_lengths": str(path)}, most_requests=1000)
 
 
