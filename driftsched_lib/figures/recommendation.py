@@ -17,13 +17,9 @@ def ranking(table: pd.DataFrame, name: str) -> Figure:
         name: the objective's, with its unit.
     """
     shown = table.drop_duplicates("policy")
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.3 * len(shown) + 1.3), sharey=True)
-    _intervals(axes[0], shown, "mean", "low", "high")
-    _intervals(axes[1], shown, "against_fifo", "against_fifo_low", "against_fifo_high")
-    axes[1].axvline(0, color="#666666", linewidth=1)
+    figure, axes = _panels(0.3 * len(shown) + 1.3, name)
+    _objective_and_difference(axes, shown)
     _name(axes[0], shown, table)
-    axes[0].set_xlabel(name)
-    axes[1].set_xlabel(f"difference from FIFO: {name}")
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(6))
     return figure
@@ -38,21 +34,29 @@ def confirmation(simulated: pd.DataFrame, real: pd.DataFrame, name: str) -> Figu
         name: the objective's, with its unit.
     """
     simulated = real[["policy", "estimator"]].merge(simulated, how="left")
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.5 * len(real) + 1.6), sharey=True)
-    for axis, columns, label in (
-        (axes[0], ("mean", "low", "high"), name),
-        (axes[1], ("against_fifo", "against_fifo_low", "against_fifo_high"), f"difference from FIFO: {name}"),
-    ):
-        _intervals(axis, simulated, *columns, at=-0.14, filled=False)
-        _intervals(axis, real, *columns, at=0.14)
-        axis.set_xlabel(label)
+    figure, axes = _panels(0.5 * len(real) + 1.6, name)
+    _objective_and_difference(axes, simulated, at=-0.14, filled=False)
+    _objective_and_difference(axes, real, at=0.14)
     axes[0].set_xlim(left=0)
-    axes[1].axvline(0, color="#666666", linewidth=1)
     axes[0].plot([], [], "o", color="#555555", markerfacecolor="white", label="simulated")
     axes[0].plot([], [], "o", color="#555555", label="real engine")
     _name(axes[0], real, real)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     return figure
+
+
+def _panels(height: float, name: str) -> tuple[Figure, np.ndarray]:
+    """For an objective, and for its difference from FIFO."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, height), sharey=True)
+    axes[0].set_xlabel(name)
+    axes[1].set_xlabel(f"difference from FIFO: {name}")
+    axes[1].axvline(0, color="#666666", linewidth=1)
+    return figure, axes
+
+
+def _objective_and_difference(axes: np.ndarray, shown: pd.DataFrame, **style) -> None:
+    _intervals(axes[0], shown, "mean", "low", "high", **style)
+    _intervals(axes[1], shown, "against_fifo", "against_fifo_low", "against_fifo_high", **style)
 
 
 def _name(axis: plt.Axes, shown: pd.DataFrame, table: pd.DataFrame) -> None:
