@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer, port):
         super().__init__(("127.0.0.1", port), Handler)
         self.answer, self.seen, self.lock = answer, [], threading.Lock()
-        self.health, self.models = 200, {"data": [{"id": MODEL}]}
+        self.health, self.models, self.metrics = 200, {"data": [{"id": MODEL}]}, b""
 
     def die(self):
         threading.Thread(target=self.shutdown).start()
@@ -49,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/health":
             self.send(self.server.health, {})
+        elif self.path == "/metrics":
+            self.send(200, self.server.metrics)
         else:
             self.send(200, self.server.models)
 
@@ -182,6 +184,20 @@ def test_a_strict_server_is_served_without_vllms_additions(extensions, tmp_path)
         engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
         (output,) = engine.step(until=engine.now() + 10)
         assert output.error is None if not extensions else "unknown ['min_tokens', 'vllm_xargs']" in output.error
+
+
+CACHE = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="%s"} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("metrics", "max_in_flight", "kv_blocks"),
+    [(CACHE % b"100", 8, 99), (CACHE % b"None", 8, None), (b'{"no": "metrics"}', 8, None), (CACHE % b"9", 4096, None)],
+)
+def test_limits_that_a_server_does_not_tell_are_no_reason_not_to_use_it(metrics, max_in_flight, kv_blocks):
+    with small_server() as (server, url):
+        server.models, server.metrics = {"data": [{"id": MODEL, "max_model_len": 512}]}, metrics
+        limits = VllmServer(url, MODEL, max_in_flight, timeout_s=5.0, temperature=0.0).limits
+        assert (limits and (limits.kv_blocks, limits.max_model_len)) == (kv_blocks and (kv_blocks, 512))
 
 
 def test_an_aborted_request_gives_no_output():

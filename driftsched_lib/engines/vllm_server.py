@@ -90,8 +90,10 @@ class VllmServer:
         self.steps: list[tuple] = []  # what a server does in an iteration is not seen from here
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._asking = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(keepalive_expiry=IDLE_S))
+        self.limits: EngineLimits | None = None
         longest = self._check()
-        self.limits = None if longest is None else self._limits(longest, max_num_batched_tokens)
+        with suppress(httpx.HTTPError, LookupError, TypeError, ValueError):  # a profile alone needs them
+            self.limits = None if longest is None else self._limits(longest, max_num_batched_tokens)
         self.count_tokens = lru_cache(maxsize=10_000)(self._count_tokens)
         self._in_flight: dict[str, Future[None]] = {}
         self._done: queue.SimpleQueue[Output | ServerError] = queue.SimpleQueue()
