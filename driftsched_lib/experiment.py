@@ -252,7 +252,10 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
         capacity = params.replicas * tokens / full.sum() if tokens else 0.0
     if not 0 < capacity < inf:
         reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
-        raise RunError(f"the engine's speed cannot be measured: it finished none of {len(crowd)} requests ({reasons})")
+        engine_is = params.profile if params.engine == "simulated" else params.model
+        raise RunError(
+            f"the engine's speed cannot be measured: {engine_is} finished none of {len(crowd)} requests ({reasons})"
+        )
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     return EngineSpeed(
         capacity_tokens_per_s=float(capacity),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.stats import norm, spearmanr
 
 from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.estimators.base import LONGEST
 from driftsched_lib.traces import TraceRow
 
 LEVELS = (0.0, 0.01, 0.02, *(0.05 * i for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
@@ -31,7 +32,7 @@ class LengthMix(BaseModel):
         spearman: rank correlation of prompt and output lengths; draws have it through a Gaussian copula.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str
     requests: Annotated[int, Field(ge=1)]
@@ -39,8 +40,8 @@ class LengthMix(BaseModel):
     arrival_cv: Annotated[float, Field(ge=0)]
     spearman: Annotated[float, Field(ge=-1, le=1)]
     levels: Annotated[list[float], Field(min_length=2)]
-    prompt_tokens: list[Annotated[float, Field(ge=1)]]
-    output_tokens: list[Annotated[float, Field(ge=1)]]
+    prompt_tokens: list[Annotated[float, Field(ge=1, le=LONGEST)]]
+    output_tokens: list[Annotated[float, Field(ge=1, le=LONGEST)]]
 
     @model_validator(mode="after")
     def _quantiles(self):

@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.params import Params
 from driftsched_lib.prompts import TEMPLATES, TOPICS, build_prompt, category_of, filled_up
 from driftsched_lib.requests import Request
@@ -46,7 +47,10 @@ def _window(params: Params, seed: int) -> tuple[list[TraceRow], Faults]:
     with suppress(OSError):  # the reader says why it cannot be read
         changed = os.stat(path).st_mtime
     columns = tuple((trace.columns or {}).items())
-    rows, faults = _rows(path, changed, trace.format, columns, trace.on_bad_row, begin, begin + params.requests)
+    try:
+        rows, faults = _rows(path, changed, trace.format, columns, trace.on_bad_row, begin, begin + params.requests)
+    except DriftSchedError as error:
+        raise TraceError(f"workload.trace: {error}") from None
     if len(rows) < params.requests:
         raise TraceError(
             f"{trace.file}: seed {seed} serves the good rows {begin + 1:,} to {begin + params.requests:,}, and there "

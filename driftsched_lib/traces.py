@@ -314,12 +314,14 @@ def _read_clients(path: Path, names: Mapping[str, str]) -> Iterator[Raw]:
 def _of_client(client: Client, rng: np.random.Generator, duration_s: float) -> Iterator[dict[str, Any]]:
     variance, now = client.arrival_cv**2, 0.0
     while (now := now + rng.gamma(1 / variance, variance) / client.rate_per_s) < duration_s:
-        lengths = {
-            name: max(1, round(min(LONGEST, spec.median * math.exp(spec.log_sd * rng.standard_normal()))))
-            for name, spec in (("prompt_tokens", client.prompt_tokens), ("output_tokens", client.output_tokens))
-        }
+        lengths = {name: _drawn(getattr(client, name), rng) for name in ("prompt_tokens", "output_tokens")}
         words = {"tenant": client.tenant, "tier": client.tier, "category": client.category}
         yield {"arrival": now} | lengths | words
+
+
+def _drawn(spec: LengthSpec, rng: np.random.Generator) -> int:
+    log_length = math.log(spec.median) + spec.log_sd * rng.standard_normal()
+    return max(1, round(math.exp(min(log_length, math.log(LONGEST)))))
 
 
 def _those_there(path: Path, names: Mapping[str, str], columns: Iterable[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a YAML file may say: a model's base, whose faults name the field and what it may be, and common types."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -160,7 +161,8 @@ class Validated(BaseModel):
 
 def in_project(path: str) -> str:
     """A file's or folder's path, looked for in the project first."""
-    return str(PROJECT / path) if (PROJECT / path).exists() else path
+    there = PROJECT / path
+    return str(there) if os.path.exists(there) else path  # of a name that no file can have, `Path.exists` raises
 
 
 def choice(value: Any, allowed: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.drift import drifted
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.length_mix import LengthMix
+from driftsched_lib.length_mix import LengthMix, LengthMixError
 from driftsched_lib.params import Params, Phase
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
 from driftsched_lib.requests import Request
@@ -58,7 +58,10 @@ def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: fl
 @cache
 def length_mix(path: str) -> LengthMix:
     """A length mix by its file, looked for in the project first."""
-    return LengthMix.load(in_project(path))
+    try:
+        return LengthMix.load(in_project(path))
+    except LengthMixError as error:
+        raise LengthMixError(f"lengths: {error}") from None
 
 
 class RecordedLengthsError(DriftSchedError, ValueError):
@@ -81,7 +84,7 @@ def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
     try:
         table = pd.read_parquet(in_project(path))[["seed", "request_id", "output_tokens", "prompt_digest"]].astype(int)
     except (OSError, ValueError, KeyError) as error:
-        raise RecordedLengthsError(f"{path}: cannot be read as recorded lengths: {error}") from None
+        raise RecordedLengthsError(f"recorded_lengths: {path}: cannot be read: {error}") from None
     by_seed: dict[int, dict[str, tuple[int, int]]] = {}
     for seed, request_id, tokens, digest in table.itertuples(index=False, name=None):
         by_seed.setdefault(seed, {})[str(request_id)] = tokens, digest

@@ -102,7 +102,7 @@ def changed(draw, document):
             parent = parent[name]
         match draw(st.sampled_from(["replace"] * 6 + ["drop", "rename"])):
             case "replace":
-                parent[last] = draw(anything)
+                parent[last] = deepcopy(draw(anything))  # the next change may be inside it
             case "drop":
                 del parent[last]
             case "rename" if isinstance(parent, dict):

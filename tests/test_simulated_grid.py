@@ -80,7 +80,7 @@ def test_an_engine_whose_slots_are_never_all_taken_has_a_capacity(changes):
 
 @pytest.mark.parametrize("limits", [{"max_model_len": 8}, {"kv_blocks": 2}])
 def test_an_engine_that_can_serve_nothing_has_no_capacity(tmp_path, limits):
-    with pytest.raises(RunError, match="speed cannot be measured: it finished none of 192 requests .*tokens"):
+    with pytest.raises(RunError, match="speed cannot be measured: .* finished none of 192 requests .*tokens"):
         run_grid(Params.load(PAPER_L4, SMALL | {"engine_args": limits}), tmp_path, jobs=1)
 
 
