@@ -188,9 +188,7 @@ class Explorer:
                 self.served[name] = simulate(params, self.speed)
         self.message.value = ""
         self.image.value = self.picture()
-        self.table.value = (
-            self.differences().rename_axis("E2E, B against A").reset_index().to_html(border=0, index=False)
-        )
+        self.table.value = _html(self.differences().rename_axis("E2E, B against A"))
 
     def picture(self) -> bytes:
         """Both sides, simulated, as a PNG."""
@@ -241,7 +239,8 @@ class Explorer:
         both = {"simulated": self.served[name].done, "real": done}
         table = pd.concat(both, names=["engine"]).groupby(["tier", "engine"], sort=False).e2e_s.quantile([0.50, 0.99])
         table = table.unstack([1, 2]).sort_index(axis=1, level=1, sort_remaining=False)
-        table.columns = [f"P{q * 100:.0f}, {engine} (s)" for engine, q in table.columns]
+        table.columns = [f"P{q * 100:.0f}, {engine}" for engine, q in table.columns]
+        table = table.reindex([tier for tier in TIERS if tier in table.index]).rename_axis("E2E (s)")
         self._say(f"{name} on real vLLM, kept in {folder}:", table.round(2))
         return table
 
@@ -283,7 +282,7 @@ class Explorer:
         return watch
 
     def _say(self, text: str, table: pd.DataFrame | None = None) -> None:
-        self.message.value = escape(text) + ("" if table is None else table.to_html(border=0))
+        self.message.value = escape(text) + ("" if table is None else _html(table))
 
 
 def _load_controls() -> dict[str, widgets.Widget]:
@@ -319,6 +318,10 @@ def _button(text: str, icon: str, action: Callable[[], None]) -> widgets.Button:
     button = widgets.Button(description=text, icon=icon, layout=widgets.Layout(width="auto"))
     button.on_click(lambda clicked: action())
     return button
+
+
+def _html(table: pd.DataFrame) -> str:
+    return table.reset_index().to_html(border=0, index=False)
 
 
 def _png(figure: Figure) -> bytes:

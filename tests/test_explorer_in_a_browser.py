@@ -1,6 +1,7 @@
-"""The explorer as a person meets it: JupyterLab in a browser, a slider moved by mouse, the picture changed."""
+"""The explorer as a person meets it: JupyterLab in a browser, a slider moved by mouse, a run on real vLLM watched."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ SCREENSHOTS = PROJECT / "runs" / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OFFLINE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PATIENCE_MS = 120_000
+REQUESTS = 60
 
 
 @contextmanager
@@ -51,10 +53,11 @@ def jupyter_lab(root):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_slider_is_moved_and_the_picture_changes(tmp_path):
+def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "params").symlink_to(PROJECT / "params")
-    shutil.copy(PROJECT / NOTEBOOK, tmp_path / NOTEBOOK)
+    text = (PROJECT / NOTEBOOK).read_text()
+    (tmp_path / NOTEBOOK).write_text(re.sub(r"requests = \d+", f"requests = {REQUESTS}", text))
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with jupyter_lab(tmp_path) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
@@ -80,4 +83,13 @@ def test_a_slider_is_moved_and_the_picture_changes(tmp_path):
         page.wait_for_function("([image, src]) => image.src != src", arg=[picture.element_handle(), before])
         page.wait_for_function("([table, text]) => table.innerText != text", arg=[table.element_handle(), differences])
         page.screenshot(path=SCREENSHOTS / "explorer.png")
+
+        page.get_by_role("button", name="Run A on real vLLM").click()
+        page.locator(".widget-hprogress >> visible=true").wait_for()
+        queue = page.locator("img.jupyter-widgets >> visible=true").nth(0)
+        page.get_by_text("A on real vLLM, kept in").wait_for()
+        assert queue.bounding_box()["y"] < picture.nth(1).bounding_box()["y"]  # above the simulator's picture
+        bar = page.locator(".widget-hprogress .progress-bar")
+        assert bar.bounding_box()["width"] == pytest.approx(bar.locator("..").bounding_box()["width"], rel=0.02)
+        page.screenshot(path=SCREENSHOTS / "explorer-on-real-vllm.png")
         browser.close()
