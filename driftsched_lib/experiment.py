@@ -138,7 +138,8 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
     try:
         results.write_run(out / run.name, *serve_run(params, run, engine, speed, note))
-        failed.unlink(missing_ok=True)
+        with results.writing(failed):
+            failed.unlink(missing_ok=True)
     except RunError:
         results.write_table(failed, results.requests_table(records))
         raise
