@@ -95,13 +95,13 @@ def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np
 
 
 def busy_s(requests: pd.DataFrame) -> float:
-    """Seconds in which at least one of the requests was in the system, NaN for none."""
+    """Seconds in which at least one of the requests was in the system, NaN for none (and for none that can be told)."""
     if requests.empty:
         return float("nan")
     spans = requests[["arrival_s", "finish_s"]].astype(float).sort_values("arrival_s").to_numpy()
     ends = np.maximum.accumulate(spans[:, 1])
     gaps = spans[1:, 0] - ends[:-1]
-    return float(ends[-1] - spans[0, 0] - gaps[gaps > 0].sum())
+    return float(ends[-1] - spans[0, 0] - gaps[gaps > 0].sum()) or float("nan")
 
 
 def estimation_errors(requests: pd.DataFrame) -> pd.Series:

@@ -24,7 +24,10 @@ from driftsched_lib.validation import (
     BaseTokens,
     Category,
     Component,
+    Count,
     EstimatorName,
+    FileName,
+    GapVariation,
     NotNegative,
     OneOrMore,
     PolicyName,
@@ -55,8 +58,8 @@ class Phase(Validated):
     gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
-    lengths: Annotated[str, Field(min_length=1)] | None = None
-    arrival_cv: Positive | None = None
+    lengths: FileName | None = None
+    arrival_cv: GapVariation | None = None
 
     @field_validator("mix")
     @classmethod
@@ -102,10 +105,10 @@ class TraceParams(Validated):
         on_bad_row: leave it out, and say so, or refuse the trace.
     """
 
-    file: Annotated[str, Field(min_length=1)]
+    file: FileName
     format: Literal[tuple(FORMATS)]  # type: ignore[valid-type]
     columns: dict[Literal[FIELDS], str] | None = None  # type: ignore[valid-type]
-    skip: Annotated[int, Field(ge=0)] = 0
+    skip: Annotated[int, Field(ge=0, le=10**12)] = 0
     speedup: Positive = 1.0
     load_factor: Positive | None = None
     on_bad_row: Literal["skip", "refuse"] = "refuse"
@@ -165,7 +168,7 @@ class Spread(Validated):
     """
 
     mean_share: Positive
-    cv: NotNegative
+    cv: Annotated[float, Field(ge=0, le=100)]
 
 
 class AdmissionParams(Validated):
@@ -200,11 +203,11 @@ class ServerParams(Validated):
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
-    max_in_flight: Annotated[int, Field(ge=1)]
+    max_in_flight: Count
     timeout_s: Positive
     api_key_env: Annotated[str, Field(min_length=1)] | None = None
     extensions: bool = True
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] = 2048
+    max_num_batched_tokens: Count = 2048
 
 
 class Params(Validated):
@@ -221,11 +224,11 @@ class Params(Validated):
     """
 
     engine: Literal["vllm", "simulated", "server"] = "vllm"
-    model: Annotated[str, Field(min_length=1)] = "Qwen/Qwen1.5-1.8B-Chat"
-    profile: Annotated[str, Field(min_length=1)] | None = None
-    replicas: Annotated[int, Field(ge=1)] = 1
+    model: FileName = "Qwen/Qwen1.5-1.8B-Chat"
+    profile: FileName | None = None
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     router: Literal["round_robin", "least_requests", "least_estimated_tokens"] = "least_requests"
-    max_outstanding: Annotated[int, Field(ge=1)] | None = None
+    max_outstanding: Count | None = None
     server: ServerParams | None = None
     engine_args: dict[str, Any] = {
         "dtype": "float16",
@@ -237,7 +240,7 @@ class Params(Validated):
     }
     temperature: NotNegative = 0.7
     output_length: Literal["limit", "natural", "spread"] = "limit"
-    recorded_lengths: Annotated[str, Field(min_length=1)] | None = None
+    recorded_lengths: FileName | None = None
     spread: Spread = Spread(mean_share=0.6, cv=0.5)
     length_scale: Positive = 1.0
     base_tokens: BaseTokens = BASE_TOKENS  # type: ignore[assignment]
@@ -245,20 +248,20 @@ class Params(Validated):
     classifier: Literal["keywords", "text"] = "keywords"
 
     batching: OneOrMore[Literal["static", "continuous"]] = ["static"]
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Count = 32
     batch_wait_s: NotNegative = 0.01
     policies: OneOrMore[PolicyName] = ["fifo", "priority", "weighted", "sjf", "aging"]  # type: ignore[list-item]
     estimators: OneOrMore[EstimatorName] = ["paper"]  # type: ignore[list-item]
     calibration: OneOrMore[bool] = [True, False]
     token_counter: OneOrMore[Literal["whitespace", "tokenizer"]] = ["whitespace", "tokenizer"]
     vary_estimates_for: list[str] = ["sjf"]
-    queue_capacity: Annotated[int, Field(ge=1)] | None = None
+    queue_capacity: Count | None = None
     queue_timeout_s: Positive | None = None
     admission: AdmissionParams | None = None
 
     rates: OneOrMore[Positive] = [1.0]
     seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
-    requests: Annotated[int, Field(ge=1)] = 3000
+    requests: Count = 3000
     workload: WorkloadParams = WorkloadParams()
     cooling_s: NotNegative = 60.0
     queue_depth_interval_s: Positive = 1.0

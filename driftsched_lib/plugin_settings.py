@@ -1,14 +1,12 @@
 """What the scheduler inside vLLM is told, as one YAML file, and how it tells who a request is from."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from driftsched_lib.estimators import BASE_TOKENS
 from driftsched_lib.prompts import CATEGORIES
 from driftsched_lib.requests import TIERS
-from driftsched_lib.validation import BaseTokens, Component, EstimatorName, PolicyName, Tier, Validated
+from driftsched_lib.validation import BaseTokens, Component, EstimatorName, FileName, PolicyName, Tier, Validated
 
 UNKNOWN_TENANT = "anonymous"
 
@@ -37,7 +35,7 @@ class PluginSettings(Validated):
     priorities: dict[int, Tier] = {}
     default_tier: Tier = "standard"
     trust_sent_tier: bool = True
-    state_file: Annotated[str, Field(min_length=1)] | None = None
+    state_file: FileName | None = None
 
     def identify(self, sent: Mapping[str, Any], priority: int) -> tuple[str, str, str]:
         """Tenant, tier and category of a request, the last empty where its prompt has to be read.

@@ -10,7 +10,7 @@ from driftsched_lib.errors import DriftSchedError
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class ProfileError(DriftSchedError, ValueError):
@@ -66,7 +66,7 @@ class EngineLimits(_Model):
 
     max_num_seqs: Count
     max_num_batched_tokens: Count
-    max_model_len: Annotated[int, Field(ge=2)]
+    max_model_len: Annotated[int, Field(ge=2, le=10**9)]
     block_size: Count
     kv_blocks: Count
 

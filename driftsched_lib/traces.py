@@ -31,7 +31,7 @@ from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators.base import LONGEST
 from driftsched_lib.prompts import CATEGORIES
 from driftsched_lib.requests import TIERS
-from driftsched_lib.validation import Category, NotNegative, Positive, Tier, Validated
+from driftsched_lib.validation import Category, GapVariation, NotNegative, Positive, Tier, Validated
 
 FIELDS = ("arrival", "prompt_tokens", "output_tokens", "tenant", "tier", "category")
 SHOWN = 5
@@ -86,7 +86,7 @@ class Client(Validated):
     tier: Tier = "standard"
     category: Category | Literal[""] = ""
     rate_per_s: Positive
-    arrival_cv: Positive = 1.0
+    arrival_cv: GapVariation = 1.0
     prompt_tokens: LengthSpec
     output_tokens: LengthSpec
 

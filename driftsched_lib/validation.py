@@ -27,8 +27,11 @@ from driftsched_lib.policies import POLICIES
 
 Category = Literal["short_qa", "summary", "technical", "report"]
 Tier = Literal["premium", "standard", "batch"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]  # beyond, floats can no longer tell moments apart
+Count = Annotated[int, Field(ge=1, le=10**9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+GapVariation = Annotated[float, Field(ge=0.01, le=100)]
 
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -162,7 +165,7 @@ class Validated(BaseModel):
 def in_project(path: str) -> str:
     """A file's or folder's path, looked for in the project first."""
     there = PROJECT / path
-    return str(there) if os.path.exists(there) else path  # of a name that no file can have, `Path.exists` raises
+    return str(there) if os.path.exists(there) else path  # of a name too long, `Path.exists` raises
 
 
 def choice(value: Any, allowed: Mapping[str, Any]) -> str:

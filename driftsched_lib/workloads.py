@@ -61,7 +61,7 @@ def length_mix(path: str) -> LengthMix:
     try:
         return LengthMix.load(in_project(path))
     except LengthMixError as error:
-        raise LengthMixError(f"lengths: {error}") from None
+        raise LengthMixError(f"workload.phases.lengths: {error}") from None
 
 
 class RecordedLengthsError(DriftSchedError, ValueError):
