@@ -9,6 +9,7 @@ from driftsched_lib.requests import TIERS
 from driftsched_lib.validation import BaseTokens, Component, EstimatorName, FileName, PolicyName, Tier, Validated
 
 UNKNOWN_TENANT = "anonymous"
+LONGEST_NAME = 128
 
 
 class PluginSettings(Validated):
@@ -41,13 +42,16 @@ class PluginSettings(Validated):
         """Tenant, tier and category of a request, the last empty where its prompt has to be read.
 
         A tenant's tier is the one set here, else the one sent, else its priority's, else the default.  What is sent and
-        means nothing counts as not sent: an engine cannot refuse a request that its server has taken.
+        means nothing counts as not sent: an engine cannot refuse a request that its server has taken.  Of a long name
+        the beginning counts.
 
         Parameters:
             sent: `vllm_xargs` over HTTP, `SamplingParams.extra_args` in process: `tenant`, `tier`, `category`.
             priority: vLLM's.
         """
-        tenant = str(sent.get("tenant") or UNKNOWN_TENANT)
+        name = sent.get("tenant")
+        tenant = str(name)[:LONGEST_NAME] if name and isinstance(name, str | int) else UNKNOWN_TENANT
+        tenant = tenant.encode(errors="replace").decode()  # a lone surrogate could be learnt, but not loaded again
         tier = self.tenants.get(tenant) or (sent.get("tier") if self.trust_sent_tier else None)
         if tier not in TIERS:
             tier = self.priorities.get(priority, self.default_tier)

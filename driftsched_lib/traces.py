@@ -94,7 +94,7 @@ class Client(Validated):
 class ClientSpec(Validated):
     """What a file of the format `clients` holds."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     duration_s: Positive
     clients: Annotated[list[Client], Field(min_length=1)]
 

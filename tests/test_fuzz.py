@@ -239,7 +239,8 @@ def test_estimator_states(data, name):
     document = data.draw(changed(STATES[name]))
     with file_of(json.dumps(document), "state.json") as path:
         estimator = load_estimator(path)
-        replay(estimator, LOAD)
+        known = document["parameters"]["base_tokens"]  # a category without a base is refused, and named, at its request
+        replay(estimator, [request for request in LOAD if request.category in known])
         save_estimator(estimator, path)
 
 

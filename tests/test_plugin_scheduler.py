@@ -303,6 +303,37 @@ def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch
         assert read.endswith(text) and len(read) < len(system) / 2
 
 
+SCRIPT = "<script>alert(1)</script>"
+SENT = [SCRIPT, "../../etc/passwd", "\0", "\ud800", "{0.__class__}", "%s%n", "a" * 100_000, "", None, 0, -1, 1e308, True]
+SENT += [float("nan"), [], ["premium"], {"premium": 1}, b"\xff"]
+
+
+@pytest.mark.parametrize("classifier", ["keywords", "text"])
+def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tmp_path, monkeypatch):
+    """Words that would be code elsewhere and tokens that are no text, names of all types: served, learnt, kept."""
+    from transformers import AutoTokenizer
+
+    tokenizer, random = AutoTokenizer.from_pretrained(MODEL), Random(3)
+    prompts = [tokenizer.encode(text) for text in (SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)")]
+    prompts += [random.choices(range(len(tokenizer)), k=random.randint(1, 300)) for _ in range(40)]
+    state = tmp_path / "state.json"
+    settings = {"classifier": classifier, "estimator": "pooled", "policy": "express", "state_file": str(state)}
+    records, runner = use(scheduler, **settings), Runner(scheduler)
+    for i, prompt in enumerate(prompts + [prompts[0]] * 3 * len(SENT)):
+        sent = {name: random.choice(SENT) for name in ("tenant", "tier", "category")}
+        one = request(str(i), random.randint(1, 20), prompt=len(prompt), **sent)
+        one.prompt_token_ids[:] = prompt
+        scheduler.add_request(one)
+    runner.drain()
+    assert len(records) == i + 1 and {record.outcome for record in records} == {Outcome.COMPLETED}
+    assert {record.tier for record in records} == {"standard"} and max(len(record.tenant) for record in records) == 128
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json"}
+    scheduler._save()
+    learnt = scheduler.core.estimator.state_
+    use(scheduler, **settings)
+    assert scheduler.core.estimator.state_ == learnt
+
+
 def test_arrivals_are_by_the_clock_on_the_wall(scheduler):
     import time
 
