@@ -1,12 +1,16 @@
 """Length mixes: what a trace was, what is drawn, and what is wrong with a file."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from simulation import PAPER_L4
 
+from driftsched_lib import results
 from driftsched_lib.__main__ import main
+from driftsched_lib.experiment import run_grid
 from driftsched_lib.length_mix import LengthMix, LengthMixError
 from driftsched_lib.params import Params
 from driftsched_lib.traces import TraceRow, read_trace
@@ -55,6 +59,18 @@ def test_a_load_has_the_mixs_lengths_at_its_scale():
         assert request.pinned_tokens <= request.max_tokens
         shorter = [limit for limit in params.max_tokens.values() if limit < params.max_tokens[request.job_type]]
         assert request.pinned_tokens > max(shorter, default=0)
+
+
+@pytest.mark.parametrize("path", sorted(AZURE.parent.glob("*.json")), ids=lambda path: path.stem)
+def test_a_shipped_shape_says_whose_it_is_and_can_be_served(path, tmp_path):
+    mix = LengthMix.load(path)
+    assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
+    phase = {"name": "shape", "share": 1.0, "mix": {"report": 1.0}, "gap_s": [0.1, 0.2], "lengths": str(path)}
+    changes = {"workload.phases": [phase], "requests": 200, "seeds": [1], "batching": ["continuous"]}
+    changes |= {"policies": ["fifo"], "vary_estimates_for": [], "length_scale": 0.02, "engine_args.max_model_len": 8192}
+    run_grid(Params.load(PAPER_L4, changes), tmp_path, jobs=1)
+    requests = results.load(tmp_path)
+    assert (requests.outcome == "completed").all() and requests.output_tokens.nunique() > 3
 
 
 def rows(lengths, gap_s=1.0):

@@ -304,7 +304,21 @@ def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch
 
 
 SCRIPT = "<script>alert(1)</script>"
-SENT = [SCRIPT, "../../etc/passwd", "\0", "\ud800", "{0.__class__}", "%s%n", "a" * 100_000, "", None, 0, -1, 1e308, True]
+SENT = [
+    SCRIPT,
+    "../../etc/passwd",
+    "\0",
+    "\ud800",
+    "{0.__class__}",
+    "%s%n",
+    "a" * 100_000,
+    "",
+    None,
+    0,
+    -1,
+    1e308,
+    True,
+]
 SENT += [float("nan"), [], ["premium"], {"premium": 1}, b"\xff"]
 
 
@@ -314,7 +328,9 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
     from transformers import AutoTokenizer
 
     tokenizer, random = AutoTokenizer.from_pretrained(MODEL), Random(3)
-    prompts = [tokenizer.encode(text) for text in (SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)")]
+    prompts = [
+        tokenizer.encode(text) for text in (SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)")
+    ]
     prompts += [random.choices(range(len(tokenizer)), k=random.randint(1, 300)) for _ in range(40)]
     state = tmp_path / "state.json"
     settings = {"classifier": classifier, "estimator": "pooled", "policy": "express", "state_file": str(state)}
