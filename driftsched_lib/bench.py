@@ -20,8 +20,8 @@ from driftsched_lib.bench_estimators import MOST_TEXT_US, estimator_costs
 from driftsched_lib.bench_estimators import MOST_US as MOST_ESTIMATE_US
 from driftsched_lib.bench_simulator import simulator_speed
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engine_setup import load_engine
 from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.experiment import load_engine
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES, Fifo, Policy
 from driftsched_lib.requests import Estimate, Output, Record, Request

@@ -17,14 +17,15 @@ from matplotlib.figure import Figure
 from driftsched_lib import results
 from driftsched_lib.comparison import intervals
 from driftsched_lib.drift import SCENARIOS
+from driftsched_lib.engine_setup import load_engine, measure_speed
 from driftsched_lib.estimators import ESTIMATORS
-from driftsched_lib.experiment import load_engine, measure_speed, serve_run
 from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import POLICY_NAMES
 from driftsched_lib.metrics import latencies
 from driftsched_lib.params import Params
 from driftsched_lib.requests import TIERS, Record
 from driftsched_lib.results import EngineSpeed
+from driftsched_lib.run import serve_run
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import QueueDepth
 

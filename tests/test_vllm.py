@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engine_setup import load_engine
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.experiment import load_engine
 from driftsched_lib.params import Params
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.scheduler import Scheduler

@@ -15,9 +15,10 @@ import pytest
 from helpers import SMOKE_SERVER, make_scheduler, params_at
 
 from driftsched_lib import results
+from driftsched_lib.engine_setup import load_engine
 from driftsched_lib.engines import vllm_server
 from driftsched_lib.engines.vllm_server import ServerError, VllmServer
-from driftsched_lib.experiment import load_engine, run_grid
+from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.requests import Request
 from driftsched_lib.results import RunError
