@@ -19,7 +19,7 @@ SMOKE = {
     "requests_a_tenant": 30,
     "sides": {"plug-in, Express": {}},
 }
-SMOKE_OF = {"07_policy_frontier": {"requests": 60}}
+SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 24}}
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",
     "paper-l4.yaml": "smoke-l4.yaml",

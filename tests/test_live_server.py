@@ -21,7 +21,7 @@ MODEL = "data/models/driftsched-tiny"
 @pytest.fixture(scope="module")
 def server():
     """The URL of a real vLLM server with the embedded model, scheduled by the plug-in as `params/plugin.yaml` says."""
-    arguments = ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
+    arguments = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "8"]
     arguments += ["--scheduler-cls", "driftsched_lib.vllm_plugin.DriftSchedScheduler"]
     with serve_vllm(MODEL, *arguments, env={"DRIFTSCHED_CONFIG": "params/plugin.yaml"}) as url:
         yield url

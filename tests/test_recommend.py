@@ -12,16 +12,21 @@ from simulation import PAPER_L4, SMALL
 from driftsched_lib import results
 from driftsched_lib.params import Params, TraceParams
 from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.policies import POLICIES
 from driftsched_lib.recommend import (
     OBJECTIVES,
     ObjectiveError,
     best_by_objective,
     confirm,
+    later_windows,
+    on_the_simulator,
     plugin_yaml,
     ranked,
     recommend,
     serve_command,
+    with_promises,
 )
+from driftsched_lib.trace_load import trace_window
 from driftsched_lib.validation import PROJECT
 
 GRID = {
@@ -116,6 +121,43 @@ def test_tenants_of_a_trace_are_in_their_tiers_unless_they_have_several(recommen
     params = recommended[0].model_copy(update={"workload": workload, "requests": 4, "seeds": [1]})
     tenants = yaml.safe_load(plugin_yaml(params, "fifo", "paper"))["tenants"]
     assert tenants == {"acme": "premium", "plain": "standard"}
+
+
+def test_deadline_queues_are_told_the_promises_unless_they_have_others(tmp_path):
+    ttft, e2e = {"premium": 1.0, "standard": 2.0, "batch": 9.0}, {"premium": 5.0, "standard": 8.0, "batch": 60.0}
+    own = {"edf": {"ttft_slo_s": {"premium": 3.0, "standard": 3.0, "batch": 3.0}}}
+    policies = ["fifo", "edf", own, "least_slack"]
+    params = with_promises(Params.load(PAPER_L4, SMALL | GRID | {"policies": policies}), ttft, e2e, 0.02)
+    plain, edf, others, slack = params.policies
+    assert (plain.name, plain.options) == ("fifo", {}) and others.as_yaml() == own
+    assert edf.options == {"ttft_slo_s": ttft} and slack.options == {"e2e_slo_s": e2e, "s_per_token": 0.02}
+    for policy in params.policies:
+        POLICIES[policy.name](**policy.options)
+
+
+def test_on_the_simulator_the_grid_has_the_preemptive_policies_too():
+    real = Params.load(PROJECT / "params" / "smoke.yaml", {"policies": ["fifo", "edf"]})
+    grid = on_the_simulator(real, PROJECT / "data/profiles/driftsched-tiny-cpu.json")
+    names = [policy.name for policy in grid.policies]
+    preemptive = {name for name, policy in POLICIES.items() if policy.preemptive}
+    assert names[:2] == ["fifo", "edf"] and set(names[2:]) == preemptive and len(names) == 2 + len(preemptive)
+    assert (grid.engine, grid.engine_args, grid.workload) == ("simulated", {}, real.workload)
+
+
+def test_windows_that_confirm_share_no_request_with_those_that_ranked(tmp_path):
+    path = tmp_path / "trace.csv"
+    rows = [f"{i},{i + 1},5" for i in range(50)]
+    path.write_text("\n".join(["arrival,prompt_tokens,output_tokens", *rows]))
+    changes = {"workload.trace": {"file": str(path), "format": "csv", "skip": 2}, "requests": 10, "seeds": [1, 2]}
+    params = Params.load(PAPER_L4, SMALL | GRID | changes)
+    later = later_windows(params, 2)
+    assert later.seeds == [3, 4]
+    served = [
+        row.prompt_tokens for which in (params, later) for seed in which.seeds for row in trace_window(which, seed)
+    ]
+    assert served == list(range(3, 43))
+    untraced = later_windows(Params.load(PAPER_L4, SMALL | {"seeds": [1, 5]}), 3)
+    assert untraced.seeds == [6, 7, 8] and untraced.workload == Params.load(PAPER_L4, SMALL).workload
 
 
 def test_what_vllm_could_not_do_is_not_recommended(tmp_path):

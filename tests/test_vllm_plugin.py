@@ -41,6 +41,7 @@ def engine():
         model=MODEL,
         scheduler_cls="driftsched_lib.vllm_plugin.DriftSchedScheduler",
         enforce_eager=True,
+        dtype="float32",
         max_model_len=512,
         max_num_seqs=16,
         num_gpu_blocks_override=6,
