@@ -5,8 +5,8 @@ returns None to let the request in, or the reason why it is turned away.
 """
 
 from collections.abc import Callable, Mapping
-from math import inf
 
+from driftsched_lib.checks import for_each_tier, positive, positive_for_each_tier
 from driftsched_lib.requests import TIERS, Request
 
 Check = Callable[[Request, float, Mapping[str, float]], str | None]
@@ -28,13 +28,8 @@ class TokenBuckets:
     """
 
     def __init__(self, tokens_per_s: Mapping[str, float], burst_tokens: Mapping[str, float]):
-        for name, values in (("tokens_per_s", tokens_per_s), ("burst_tokens", burst_tokens)):
-            if set(values) != set(TIERS) or not all(value > 0 for value in values.values()):
-                raise ValueError(
-                    f"{name} is {dict(values)}, it must name {', '.join(TIERS)}, each with a number above 0"
-                )
-        self.tokens_per_s = dict(tokens_per_s)
-        self.burst_tokens = dict(burst_tokens)
+        self.tokens_per_s = positive_for_each_tier("tokens_per_s", tokens_per_s)
+        self.burst_tokens = positive_for_each_tier("burst_tokens", burst_tokens)
         self._levels: dict[str, tuple[float, float]] = {}  # by tenant: tokens in the bucket, and when they were counted
 
     def __call__(self, request: Request, now: float, queued_tokens: Mapping[str, float]) -> str | None:
@@ -63,14 +58,10 @@ class LoadShedding:
     """
 
     def __init__(self, tokens_per_s: float, longest_wait_s: Mapping[str, float]):
-        if not 0 < tokens_per_s < inf:
-            raise ValueError(f"tokens_per_s is {tokens_per_s}, it must be a number above 0")
-        if set(longest_wait_s) != set(TIERS) or not all(wait >= 0 for wait in longest_wait_s.values()):
-            raise ValueError(
-                f"longest_wait_s is {dict(longest_wait_s)}, it must name {', '.join(TIERS)}, none with a number below 0"
-            )
-        self.tokens_per_s = tokens_per_s
-        self.longest_wait_s = dict(longest_wait_s)
+        self.tokens_per_s = positive("tokens_per_s", tokens_per_s)
+        self.longest_wait_s = for_each_tier("longest_wait_s", longest_wait_s)
+        if not all(wait >= 0 for wait in longest_wait_s.values()):
+            raise ValueError(f"longest_wait_s is {dict(longest_wait_s)}, none may be below 0")
 
     def __call__(self, request: Request, now: float, queued_tokens: Mapping[str, float]) -> str | None:
         ahead = sum(queued_tokens[tier] for tier in TIERS[: TIERS.index(request.tier) + 1])

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError, create_model
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS, Estimator
+from driftsched_lib.files import in_one_move
 
 FORMAT, VERSION = "driftsched-estimator", 1
 
@@ -37,14 +37,9 @@ def save_estimator(estimator: Estimator, path: str | Path) -> None:
         "parameters": parameters,
         "state": None if estimator.state_ is None else asdict(estimator.state_),
     }
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(content, allow_nan=False)
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
-    os.replace(partial, path)
+    with in_one_move(Path(path)) as partial:
+        partial.write_text(text)
 
 
 def load_estimator(path: str | Path) -> Estimator:

@@ -15,10 +15,10 @@ from pydantic import (
     model_validator,
 )
 
+from driftsched_lib.checks import for_each_tier
 from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.requests import TIERS
 from driftsched_lib.traces import FIELDS, FORMATS
 from driftsched_lib.validation import (
     BaseTokens,
@@ -187,9 +187,8 @@ class AdmissionParams(Validated):
     @model_validator(mode="after")
     def _whole(self) -> "AdmissionParams":
         for name in ("tokens_per_s", "burst_tokens", "longest_wait_s"):
-            values = getattr(self, name)
-            if values is not None and set(values) != set(TIERS):
-                raise ValueError(f"{name} must name {', '.join(TIERS)}")
+            if (values := getattr(self, name)) is not None:
+                for_each_tier(name, values)
         if (self.tokens_per_s is None) != (self.burst_tokens is None):
             raise ValueError("tokens_per_s and burst_tokens are of one budget: give both")
         return self

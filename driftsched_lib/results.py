@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.files import PARTIAL, in_one_move
 from driftsched_lib.requests import Record
 
-PARTIAL = ".partial"
 SPEED = "engine_speed.json"
 
 
@@ -82,27 +82,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one move; ResultsError says why it cannot be written."""
-    with _in_one_move(path) as partial:
+    with writing(path), in_one_move(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a parquet file in one move; ResultsError says why it cannot be written."""
-    with _in_one_move(path) as partial:
+    with writing(path), in_one_move(path) as partial:
         table.to_parquet(partial, index=False, compression="zstd")
-
-
-@contextmanager
-def _in_one_move(path: Path) -> Iterator[Path]:
-    """The file to write to, which becomes `path` when it is whole."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with writing(path):
-            yield partial
-            os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "driftsched_lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-CORE = ("admission", "requests", "tokens", "classify", "estimators", "policies", "scheduler", "serving")
+CORE = ("admission", "checks", "requests", "tokens", "classify", "estimators", "policies", "scheduler", "serving")
 
 
 def imports(path):

@@ -100,13 +100,6 @@ def checked_length(request: Request, output_tokens: int) -> int:
     )
 
 
-def in_range(name: str, value: float, low: float, high: float) -> float:
-    """A parameter that must be above `low` and at most `high`."""
-    if not low < value <= high:
-        raise ValueError(f"{name} is {value}, it must be above {low:g} and at most {high:g}")
-    return value
-
-
 def log_ratio(length: int, base: int) -> float:
     """log(length / base), what most estimators learn; an empty output counts as one token."""
     return log(max(length, 1) / base)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, LogRatio, Variance, grown, in_range, log_ratio
+from driftsched_lib.checks import in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, LogRatio, Variance, grown, log_ratio
 from driftsched_lib.estimators.change import WILD, ChangeDetector
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.requests import Request

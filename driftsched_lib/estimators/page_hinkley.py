@@ -4,16 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
-from driftsched_lib.estimators.base import (
-    BASE_TOKENS,
-    LEAST_VARIANCE,
-    Count,
-    LogRatio,
-    Variance,
-    grown,
-    in_range,
-    log_ratio,
-)
+from driftsched_lib.checks import in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, Count, LogRatio, Variance, grown, log_ratio
 from driftsched_lib.estimators.change import WILD, ChangeDetector
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.requests import Request

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST, Feedback, checked_base, in_range
+from driftsched_lib.checks import for_each_tier, in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST, Feedback, checked_base
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
-from driftsched_lib.requests import TIERS, Estimate, Request
+from driftsched_lib.requests import Estimate, Request
 
 SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 
@@ -54,11 +55,12 @@ class PaperEstimator(ConformalEstimator):
         super().__init__(base_tokens)
         if not 0 <= clip[0] < clip[1] <= LONGEST:
             raise ValueError(f"clip is {clip}, it must be two rising numbers from 0 to {LONGEST:,}")
-        if set(safety) != set(TIERS):
-            raise ValueError(f"safety is {dict(safety)}, it must name {', '.join(TIERS)}, each once")
         if not input_scale > 0:
             raise ValueError(f"input_scale is {input_scale}, it must be above 0")
-        self.safety = {tier: in_range(f"safety of {tier}", factor, 0, 1000) for tier, factor in safety.items()}
+        self.safety = {
+            tier: in_range(f"safety of {tier}", factor, 0, 1000)
+            for tier, factor in for_each_tier("safety", safety).items()
+        }
         self.calibrate = calibrate
         self.alpha = in_range("alpha", alpha, 0, 1)
         self.clip = clip

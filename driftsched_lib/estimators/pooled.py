@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, checked_sum, grown, in_range, log_ratio
+from driftsched_lib.checks import in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, checked_sum, grown, log_ratio
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.requests import Request

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST, in_range
+from driftsched_lib.checks import in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.features import SLOTS, named
 from driftsched_lib.estimators.sliding import Lengths, SlidingWindow

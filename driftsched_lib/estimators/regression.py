@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LogRatio, grown, in_range, log_ratio
+from driftsched_lib.checks import in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LogRatio, grown, log_ratio
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.features import SLOTS, named, numeric
 from driftsched_lib.estimators.kalman import LocalLevel

@@ -7,7 +7,8 @@ from math import log, sqrt
 import numpy as np
 from scipy.stats import t
 
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, Variance, in_range
+from driftsched_lib.checks import in_range
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, Variance
 from driftsched_lib.estimators.regression import Regression, RegressionState
 from driftsched_lib.requests import Request
 

@@ -1,12 +1,11 @@
 """The face of a policy, and the heap that most of them are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from heapq import heapify, heappop, heappush
-from math import inf
 
-from driftsched_lib.requests import TIERS, Request
+from driftsched_lib.requests import Request
 
 
 class Policy(ABC):
@@ -122,30 +121,3 @@ def possible_tokens(request: Request) -> tuple[float, ...]:
     if quantiles is None:
         return (total_tokens(request),)
     return tuple(max(1.0, request.input_tokens + output) for output in quantiles)
-
-
-def for_each_tier(name: str, values: Mapping[str, float]) -> dict[str, float]:
-    """A copy of a parameter that must have one value a tier."""
-    if set(values) != set(TIERS):
-        raise ValueError(f"{name} is {dict(values)}, it must name {', '.join(TIERS)}, each once")
-    return dict(values)
-
-
-def positive_for_each_tier(name: str, values: Mapping[str, float]) -> dict[str, float]:
-    """A copy of a parameter that must have one number above 0 a tier."""
-    values = for_each_tier(name, values)
-    if not all(0 < value < inf for value in values.values()):
-        raise ValueError(f"{name} is {values}, each must be a number above 0")
-    return values
-
-
-def positive(name: str, value: float) -> float:
-    if not 0 < value < inf:
-        raise ValueError(f"{name} is {value}, it must be a number above 0")
-    return value
-
-
-def not_negative(name: str, value: float) -> float:
-    if not 0 <= value < inf:
-        raise ValueError(f"{name} is {value}, it must be a number that is not negative")
-    return value

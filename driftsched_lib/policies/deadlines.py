@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from driftsched_lib.policies.base import KeyedQueue, not_negative, positive_for_each_tier
+from driftsched_lib.checks import not_negative, positive_for_each_tier
+from driftsched_lib.policies.base import KeyedQueue
 from driftsched_lib.requests import Request
 
 TTFT_SLO_S = {"premium": 5.0, "standard": 15.0, "batch": 60.0}

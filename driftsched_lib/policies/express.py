@@ -33,13 +33,8 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from math import inf
 
-from driftsched_lib.policies.base import (
-    KeyedQueue,
-    in_pop_order,
-    not_negative,
-    positive_for_each_tier,
-    total_tokens,
-)
+from driftsched_lib.checks import not_negative, positive_for_each_tier
+from driftsched_lib.policies.base import KeyedQueue, in_pop_order, total_tokens
 from driftsched_lib.policies.paper import TURNS
 from driftsched_lib.policies.tenants import FEW_TENANTS
 from driftsched_lib.requests import Request

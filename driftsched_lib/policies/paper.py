@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from driftsched_lib.policies.base import KeyedQueue, Policy, for_each_tier, not_negative
+from driftsched_lib.checks import for_each_tier, not_negative
+from driftsched_lib.policies.base import KeyedQueue, Policy
 from driftsched_lib.requests import TIERS, Request
 
 RANKS = {tier: rank for rank, tier in enumerate(TIERS, start=1)}

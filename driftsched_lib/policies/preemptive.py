@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from heapq import heapify
 from math import inf
 
-from driftsched_lib.policies.base import KeyedQueue, not_negative, positive
+from driftsched_lib.checks import not_negative, positive
+from driftsched_lib.policies.base import KeyedQueue
 from driftsched_lib.requests import Request
 
 

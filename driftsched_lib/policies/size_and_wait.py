@@ -8,15 +8,8 @@ from math import exp, expm1, fsum, log
 import numpy as np
 from numpy.typing import NDArray
 
-from driftsched_lib.policies.base import (
-    KeyedQueue,
-    Policy,
-    in_pop_order,
-    not_negative,
-    positive,
-    possible_tokens,
-    total_tokens,
-)
+from driftsched_lib.checks import not_negative, positive
+from driftsched_lib.policies.base import KeyedQueue, Policy, in_pop_order, possible_tokens, total_tokens
 from driftsched_lib.requests import Request
 
 

@@ -5,14 +5,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
-from driftsched_lib.policies.base import (
-    Policy,
-    in_pop_order,
-    not_negative,
-    positive,
-    positive_for_each_tier,
-    total_tokens,
-)
+from driftsched_lib.checks import not_negative, positive, positive_for_each_tier
+from driftsched_lib.policies.base import Policy, in_pop_order, total_tokens
 from driftsched_lib.policies.paper import TURNS
 from driftsched_lib.requests import Request
 

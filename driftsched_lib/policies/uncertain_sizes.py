@@ -2,7 +2,8 @@
 
 from math import ceil, fsum, inf
 
-from driftsched_lib.policies.base import KeyedQueue, not_negative, possible_tokens
+from driftsched_lib.checks import not_negative
+from driftsched_lib.policies.base import KeyedQueue, possible_tokens
 from driftsched_lib.requests import Request
 
 
