@@ -51,7 +51,7 @@ def main(params_file: Path = PROJECT / "params" / "quick.yaml") -> None:
     print(costs.assign(growth=growth).to_string(float_format="{:.2f}".format))
 
     estimators = estimator_costs()
-    print("\nestimate + observe, or classify, microseconds a request")
+    print("\nestimate + observe, or classify, microseconds of CPU time a request")
     print(estimators.to_string(float_format="{:.1f}".format))
 
     simulators = simulator_speed()

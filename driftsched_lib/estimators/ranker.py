@@ -65,10 +65,11 @@ class Ranker(ConformalEstimator):
         self.state_ = RankerState([0.0] * SLOTS, [], SlidingWindow(), SlidingWindow(), new_intervals(self.base_tokens))
 
     def _expect(self, request: Request, base: int) -> float:
+        self._slots = named(request)  # to learn from in `observe`
         scores, lengths = self.state_.scores.ordered, self.state_.lengths.ordered
         if len(scores) < 10:
             return float(base)
-        score = self._score(named(request))
+        score = self._score(self._slots)
         above = bisect_right(scores, score)
         if above == 0 or above == len(scores):
             return lengths[max(0, above - 1)]
@@ -77,7 +78,7 @@ class Ranker(ConformalEstimator):
         return lengths[below] + share * (lengths[above] - lengths[below])
 
     def _learn(self, request: Request, base: int, length: int) -> None:
-        state, weights, slots = self.state_, self.state_.weights, named(request)
+        state, weights, slots = self.state_, self.state_.weights, self._slots
         score = self._score(slots)
         state.scores.add(score)
         state.lengths.add(length)
@@ -96,5 +97,4 @@ class Ranker(ConformalEstimator):
         state.recent.append(Finished(list(slots), length))
 
     def _score(self, slots: Sequence[int]) -> float:
-        weights = self.state_.weights
-        return sum([weights[slot] for slot in slots])
+        return sum(map(self.state_.weights.__getitem__, slots))

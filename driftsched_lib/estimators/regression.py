@@ -66,23 +66,25 @@ class Regression(ConformalEstimator):
         self.state_ = RegressionState(Weights(), levels, new_intervals(self.base_tokens))
 
     def _expect(self, request: Request, base: int) -> float:
-        return grown(base, self._log_ratio(request, named(request), numeric(request, base, self.day_s)))
-
-    def _log_ratio(self, request: Request, slots: tuple[int, ...], numbers: tuple[float, ...]) -> float:
+        self._slots, self._numbers = named(request), numeric(request, base, self.day_s)  # to learn from in `observe`
         means = self.state_.weights.means
-        level = self.state_.levels[request.category].level
-        return level + sum([means[slot] for slot in slots]) + sum([x * means[slot] for slot, x in enumerate(numbers)])
+        self._log_ratio = (
+            self.state_.levels[request.category].level
+            + sum(map(means.__getitem__, self._slots))
+            + sum([x * mean for x, mean in zip(self._numbers, means, strict=False)])
+        )
+        return grown(base, self._log_ratio)
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         self._innovation(request, base, length)
 
     def _innovation(self, request: Request, base: int, length: int) -> float:
-        """Learn from a length; returns the log of it over what was expected."""
-        slots, numbers = named(request), numeric(request, base, self.day_s)
+        """Learn from a length of the request of the last `_expect`; returns the log of it over what was expected."""
+        slots, numbers = self._slots, self._numbers
         level = self.state_.levels[request.category]
         means, variances = self.state_.weights.means, self.state_.weights.variances
-        innovation = log_ratio(length, base) - self._log_ratio(request, slots, numbers)
-        others = sum([variances[slot] for slot in slots])
+        innovation = log_ratio(length, base) - self._log_ratio
+        others = sum(map(variances.__getitem__, slots))
         others += sum([x * x * variances[slot] for slot, x in enumerate(numbers)])
         expected = level.learn(innovation, others, self.least_gain)
         drift = SHARE_OF_DRIFT * self.least_gain**2 * level.noise

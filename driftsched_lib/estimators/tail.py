@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log, sqrt
+from math import sqrt
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy.stats import t
 
 from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, Variance
+from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE
 from driftsched_lib.estimators.regression import Regression, RegressionState
 from driftsched_lib.requests import Request
 
@@ -27,7 +29,7 @@ _TAIL_MEAN = np.repeat([0.0, 1 / _HALF], _HALF)
 class TailState(RegressionState):
     """What the regression learns, and the squared scale of the log-t distribution a category."""
 
-    scales: dict[str, Variance]
+    scales: dict[str, Annotated[float, Field(gt=0, le=2000)]]  # whose longest lengths a float can hold
 
 
 class TailInflatedExpectation(Regression):
@@ -63,9 +65,10 @@ class TailInflatedExpectation(Regression):
         self.state_ = TailState(state.weights, state.levels, state.intervals, dict.fromkeys(self.base_tokens, 0.1))
 
     def _expect(self, request: Request, base: int) -> float:
-        scale = sqrt(self.state_.scales[request.category])
-        logs = np.minimum(log(super()._expect(request, base)) + scale * _MIDDLES, log(request.max_tokens))
-        return float(self._weights @ np.exp(logs))
+        point, scale = super()._expect(request, base), sqrt(self.state_.scales[request.category])
+        ratios = np.exp(scale * _MIDDLES)
+        np.minimum(ratios, request.max_tokens / point, out=ratios)
+        return point * float(self._weights.dot(ratios))
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         squared = self.state_.scales[request.category]
