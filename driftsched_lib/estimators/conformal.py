@@ -97,10 +97,10 @@ class ConformalEstimator(ABC):
 
     def _around(self, request: Request, point: float, output: int, bias: float, base: int) -> Estimate:
         """An estimate whose interval and quantiles are the recent ratios of outcome to point, times this point."""
-        interval = self.state_.intervals[request.category]
-        low, high = _tokens(interval, point, request.max_tokens)
+        interval, limit = self.state_.intervals[request.category], request.max_tokens
+        low, high = _tokens(interval, point, limit)
         ratios = interval.ratios.slices()
-        quantiles = None if ratios is None else tuple([min(point * ratio, request.max_tokens) for ratio in ratios])
+        quantiles = None if ratios is None else tuple([x if (x := point * r) < limit else limit for r in ratios])
         return Estimate(output, request.input_tokens + output, bias, base, low, high, quantiles)
 
 

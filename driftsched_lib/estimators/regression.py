@@ -96,5 +96,6 @@ class Regression(ConformalEstimator):
         for slot, x in enumerate(numbers):
             gain = x * variances[slot] / expected
             means[slot] += gain * innovation
-            variances[slot] = min(variances[slot] + drift - gain * x * variances[slot], PRIOR_VARIANCE)
+            variance = variances[slot] + drift - gain * x * variances[slot]
+            variances[slot] = variance if variance < PRIOR_VARIANCE else PRIOR_VARIANCE
         return innovation

@@ -65,14 +65,13 @@ class TailInflatedExpectation(Regression):
         self.state_ = TailState(state.weights, state.levels, state.intervals, dict.fromkeys(self.base_tokens, 0.1))
 
     def _expect(self, request: Request, base: int) -> float:
-        point, scale = super()._expect(request, base), sqrt(self.state_.scales[request.category])
-        ratios = np.exp(scale * _MIDDLES)
-        np.minimum(ratios, request.max_tokens / point, out=ratios)
-        return point * float(self._weights.dot(ratios))
+        point = super()._expect(request, base)
+        ratios = np.exp(sqrt(self.state_.scales[request.category]) * _MIDDLES)
+        return point * float(self._weights.dot(np.minimum(ratios, request.max_tokens / point)))
 
     def _learn(self, request: Request, base: int, length: int) -> None:
         squared = self.state_.scales[request.category]
-        residual = self._innovation(request, base, length)
+        residual = self._innovation(request, base, length) ** 2
         n = DEGREES_OF_FREEDOM
-        weighed = (n + 1) * squared / (n * squared + residual**2) * residual**2
+        weighed = (n + 1) * squared / (n * squared + residual) * residual
         self.state_.scales[request.category] = max(LEAST_VARIANCE, squared + SCALE_GAIN * (weighed - squared))
