@@ -1,12 +1,16 @@
 """How the suite runs: each of its processes on a core of its own, notebooks cell by cell with parameters of seconds."""
 
 import os
+import signal
 import tempfile
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # vLLM's threads wait by spinning: two engines that share cores stand still.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+# A suite that a shell starts in the background inherits that Ctrl-C is ignored, and some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OUT = tempfile.mkdtemp(prefix="driftsched-")
 SMOKE = {
