@@ -3,6 +3,7 @@
 Nothing is kept of a request that has ended but one byte, so the memory that grows is the memory that leaks.
 """
 
+import gc
 import sys
 import time
 from collections import Counter
@@ -123,7 +124,7 @@ def soak(policy: str, requests: int, seed: int = 1) -> Soak:
         nonlocal latest, early_bytes, early_blocks
         for latest in load:
             if latest.request_id == str(requests // 10):
-                early_bytes, early_blocks = process.memory_info().rss, sys.getallocatedblocks()
+                early_bytes, early_blocks = _held(process)
             yield latest
 
     load: Iterator[Request] = islice(_requests(rng), requests)
@@ -137,7 +138,7 @@ def soak(policy: str, requests: int, seed: int = 1) -> Soak:
             engine.step(until=broke_s)
             if not ended[int(latest.request_id)]:  # it was about to arrive
                 load = chain([latest], load)
-    late_bytes, late_blocks = process.memory_info().rss, sys.getallocatedblocks()
+    late_bytes, late_blocks = _held(process)
     return Soak(
         policy=policy,
         requests=requests,
@@ -149,6 +150,12 @@ def soak(policy: str, requests: int, seed: int = 1) -> Soak:
         grown_mib=(late_bytes - early_bytes) / 2**20,
         grown_blocks=late_blocks - early_blocks,
     )
+
+
+def _held(process: psutil.Process) -> tuple[int, int]:
+    """Resident bytes and Python's memory blocks, without garbage, which may be what others left before the soak."""
+    gc.collect()
+    return process.memory_info().rss, sys.getallocatedblocks()
 
 
 def _requests(rng: Random) -> Iterator[Request]:
