@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -38,8 +39,10 @@ def save_estimator(estimator: Estimator, path: str | Path) -> None:
         "state": None if estimator.state_ is None else asdict(estimator.state_),
     }
     text = json.dumps(content, allow_nan=False)
-    with in_one_move(Path(path)) as partial:
-        partial.write_text(text)
+    with in_one_move(Path(path)) as partial, partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
 
 
 def load_estimator(path: str | Path) -> Estimator:

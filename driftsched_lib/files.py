@@ -14,8 +14,6 @@ def in_one_move(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())  # or a power cut could leave the new name with nothing behind it
         os.replace(partial, path)
     finally:
         with suppress(OSError):

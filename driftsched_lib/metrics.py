@@ -95,7 +95,7 @@ def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np
 
 
 def busy_s(requests: pd.DataFrame) -> float:
-    """Seconds in which at least one of the requests was in the system, NaN for none (and for none that can be told)."""
+    """Seconds in which at least one of the requests was in the system, NaN where that is none."""
     if requests.empty:
         return float("nan")
     spans = requests[["arrival_s", "finish_s"]].astype(float).sort_values("arrival_s").to_numpy()

@@ -118,7 +118,10 @@ def test_a_run_sheds_and_budgets_as_its_parameters_say(tmp_path):
 def test_half_a_budget_or_a_missing_tier_is_refused():
     for rules, message in (
         ({"tokens_per_s": dict.fromkeys(TIERS, 1.0)}, "give both"),
-        ({"longest_wait_s": {"batch": 1.0}}, "longest_wait_s is .*must name premium, standard, batch"),
+        (
+            {"longest_wait_s": {"batch": 1.0}},
+            "longest_wait_s is {'batch': 1.0}, it must name premium, standard, batch, each once",
+        ),
     ):
         with pytest.raises(ParamsError, match=f"admission: .*{message}"):
             Params.load(PAPER_L4, {"admission": rules})

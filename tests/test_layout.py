@@ -74,4 +74,4 @@ def test_measures_need_no_engine(name):
     outside = {
         module.split(".")[1] for module in imports(PACKAGE / f"{name}.py") if module.startswith("driftsched_lib.")
     }
-    assert not outside & {"engines", "experiment", "run", "figures", "params"}
+    assert not outside & {"engines", "experiment", "run", "engine_setup", "figures", "params"}

@@ -70,7 +70,10 @@ def test_the_papers_file_has_the_papers_constants():
             {"workload": {"phases": [PHASE | {"lengths": "a.json"}]}, "output_length": "spread"},
             "output_length: a phase's lengths pin the outputs",
         ),
-        ({"spread": {"mean_share": 0.0, "cv": 0.5}}, "spread.mean_share: input should be greater than or equal to"),
+        (
+            {"spread": {"mean_share": 0.0, "cv": 0.5}},
+            "spread.mean_share: input should be greater than or equal to 0.000000001, not 0.0",
+        ),
         ({"batching": "dynamic"}, "batching.0: input should be 'static' or 'continuous', not 'dynamic'"),
         ({"policies": ["fifo", "sjv"]}, r"policies.1: 'sjv' is unknown, did you mean 'sjf'\? \(it may be fifo, "),
         ({"policies": [{"aging": {"rat": 1}}]}, r"policies.0: rat: unknown key.*did you mean 'rate'\?"),

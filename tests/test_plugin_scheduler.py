@@ -318,12 +318,16 @@ SENT = [
     -1,
     1e308,
     True,
+    float("nan"),
+    [],
+    ["premium"],
+    {"premium": 1},
+    b"\xff",
 ]
-SENT += [float("nan"), [], ["premium"], {"premium": 1}, b"\xff"]
 
 
 @pytest.mark.parametrize("classifier", ["keywords", "text"])
-def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tmp_path, monkeypatch):
+def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tmp_path):
     """Words that would be code elsewhere and tokens that are no text, names of all types: served, learnt, kept."""
     from transformers import AutoTokenizer
 

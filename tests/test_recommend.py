@@ -123,7 +123,7 @@ def test_tenants_of_a_trace_are_in_their_tiers_unless_they_have_several(recommen
     assert tenants == {"acme": "premium", "plain": "standard"}
 
 
-def test_deadline_queues_are_told_the_promises_unless_they_have_others(tmp_path):
+def test_deadline_queues_are_told_the_promises_unless_they_have_others():
     ttft, e2e = {"premium": 1.0, "standard": 2.0, "batch": 9.0}, {"premium": 5.0, "standard": 8.0, "batch": 60.0}
     own = {"edf": {"ttft_slo_s": {"premium": 3.0, "standard": 3.0, "batch": 3.0}}}
     policies = ["fifo", "edf", own, "least_slack"]

@@ -79,7 +79,7 @@ class ConformalEstimator(ABC):
 
     @abstractmethod
     def _learn(self, request: Request, base: int, length: int) -> Feedback | None:
-        """Take in that the output was `length` tokens long."""
+        """Take in that the output was `length` tokens long, right after `_expect` was asked about the same request."""
 
     def estimate(self, request: Request) -> Estimate:
         base = checked_base(self.base_tokens, request)

@@ -51,6 +51,5 @@ def word_slots(text: str) -> tuple[int, ...]:
     return tuple(sorted([_slot(word) for word in stripped if not word.isdigit()]))
 
 
-@lru_cache(maxsize=16384)
 def _slot(name: str) -> int:
     return NUMBERS + crc32(name.encode()) % (SLOTS - NUMBERS)
