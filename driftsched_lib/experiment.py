@@ -1,7 +1,7 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from driftsched_lib import results
 from driftsched_lib.engine_setup import load_engine, measure_speed, warm_up
+from driftsched_lib.interrupts import remembered
 from driftsched_lib.metrics import summarize
 from driftsched_lib.parallel import Backend, finish_all
 from driftsched_lib.params import Params, Run
@@ -73,15 +74,20 @@ def run_grid(
 
 def _release(error: BaseException | None) -> None:
     """Let go of what lives in the frames of a traceback: a notebook keeps it, and with it an engine and its memory."""
-    while error is not None:
+    released: list[BaseException] = []  # contexts can form a circle
+    while error is not None and error not in released:
         clear_frames(error.__traceback__)
+        released.append(error)
         error = error.__cause__ or error.__context__
 
 
 def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | None, backend: Backend) -> None:
     todo = [run for run in runs if not results.is_complete(out / run.name)]
     if todo:
-        with tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress:
+        with (
+            remembered(at_once=True) as check,
+            tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress,
+        ):
             if params.engine == "simulated":
                 one = params.model_copy(update={"replicas": 1})
                 speed = _engine_speed(params, load_engine(one, log_steps=True), out)
@@ -89,21 +95,25 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
                 for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
                     results.write_run(out / run.name, tables, manifest)
                     progress.update(params.requests)
+                    check()
             else:
-                _serve_one_by_one(params, todo, out, progress)
+                _serve_one_by_one(params, todo, out, progress, check)
 
 
 def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
     return run, *serve_run(params, run, load_engine(params), speed)
 
 
-def _serve_one_by_one(params: Params, runs: Sequence[Run], out: Path, progress: tqdm) -> None:
+def _serve_one_by_one(
+    params: Params, runs: Sequence[Run], out: Path, progress: tqdm, check: Callable[[], None]
+) -> None:
     engine = load_engine(params)
     warm_up(params, engine)
     speed = _engine_speed(params, engine, out)
     for i, run in enumerate(runs, start=1):
         progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
         _serve_and_keep(params, run, engine, speed, out, progress)
+        check()
         if i < len(runs):
             time.sleep(params.cooling_s)
 

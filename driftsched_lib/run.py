@@ -1,7 +1,7 @@
 """One run: its load served by an engine under a scheduler, as tables and a manifest."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,13 +14,14 @@ from driftsched_lib.admission import Check, admission_check
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines import STEP_COLUMNS
 from driftsched_lib.estimators import ESTIMATORS, Estimator
+from driftsched_lib.interrupts import remembered
 from driftsched_lib.params import Params, Run, can_calibrate
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.provenance import provenance
-from driftsched_lib.requests import TIERS, Record
+from driftsched_lib.requests import TIERS, Record, Request
 from driftsched_lib.results import EngineSpeed, RunError
 from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
+from driftsched_lib.serving import Batching, ContinuousBatching, Engine, QueueDepth, StaticBatching, serve
 from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
@@ -111,6 +112,7 @@ def scheduler_of(
     admission: Check | None = None,
     estimator: Estimator | None = None,
 ) -> Scheduler:
+    """The scheduler of a run, empty; `on_record` and `estimator` are those of `serve_run`."""
     options = dict(run.estimator.options)
     if can_calibrate(run.estimator):
         options["calibrate"] = run.calibration
@@ -133,10 +135,24 @@ def _admission(params: Params, speed: EngineSpeed) -> Check | None:
     return admission_check(speed.capacity_tokens_per_s, budgets, rules.longest_wait_s)
 
 
-def serve_or_fail(what: str, *arguments) -> None:
-    """`serve`, with a RunError that says `what` failed."""
+def serve_or_fail(
+    what: str,
+    requests: Iterable[Request],
+    scheduler: Scheduler,
+    engine: Engine,
+    batching: Batching,
+    start_s: float = 0.0,
+    monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
+) -> None:
+    """`serve`, with a RunError that says `what` failed, and Ctrl-C between two iterations."""
     try:
-        serve(*arguments)
+        with remembered(at_once=False) as check:
+
+            def watch(now: float, scheduler: Scheduler) -> None:
+                monitor(now, scheduler)
+                check()
+
+            serve(requests, scheduler, engine, batching, start_s, watch)
     except Exception as error:
         raise RunError(
             f"{what}: the engine failed ({type(error).__name__}: {error}).  Finished runs are kept: run the same again "

@@ -37,7 +37,7 @@ class Engine(Protocol):
         ...
 
     def step(self, until: float) -> list[Output]:
-        """Work for one iteration, or, with nothing to work on, let time pass until `until`."""
+        """Work for one iteration, or, with nothing to work on, let time pass, until `until` at most."""
         ...
 
 

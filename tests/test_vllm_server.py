@@ -22,6 +22,7 @@ from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.requests import Request
 from driftsched_lib.results import RunError
+from driftsched_lib.run import serve_or_fail
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.validation import ParamsError
 
@@ -108,10 +109,17 @@ def serve_one(url, timeout_s=5.0):
     """The output of one request for three tokens."""
     engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=timeout_s, temperature=0.0)
     engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
-    while not (outputs := engine.step(until=engine.now() + 10)):
-        pass
+    (output,) = outputs_of(engine)
     assert engine.has_room() and not engine._in_flight
-    return outputs[0]
+    return output
+
+
+def outputs_of(engine):
+    """The next outputs, none of which may come for a while."""
+    until = engine.now() + 10
+    while not (outputs := engine.step(until)) and engine.now() < until:
+        pass
+    return outputs
 
 
 def usage(tokens):
@@ -183,7 +191,7 @@ def test_a_strict_server_is_served_without_vllms_additions(extensions, tmp_path)
         params = params_at(url, vary_estimates_for=[], token_counter=["whitespace"], calibration=[True], **changes)
         engine = load_engine(params)
         engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
-        (output,) = engine.step(until=engine.now() + 10)
+        (output,) = outputs_of(engine)
         assert output.error is None if not extensions else "unknown ['min_tokens', 'vllm_xargs']" in output.error
 
 
@@ -216,9 +224,9 @@ def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
         engine.add(request := Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
         engine._in_flight["1"].result()
         engine._done.put(ServerError("gone"))
-        assert [output.request for output in engine.step(until=engine.now() + 5)] == [request]
+        assert [output.request for output in outputs_of(engine)] == [request]
         with pytest.raises(ServerError, match="gone"):
-            engine.step(until=engine.now() + 5)
+            outputs_of(engine)
         engine.restart_clock()
 
 
@@ -259,17 +267,18 @@ def test_a_connection_that_times_out_is_tried_again(monkeypatch):
 
         monkeypatch.setattr(engine, "_stream", fails_once)
         engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
-        assert [output.error for output in engine.step(until=engine.now() + 5)] == [None] and len(tries) == 2
+        assert [output.error for output in outputs_of(engine)] == [None] and len(tries) == 2
 
 
 def test_an_interrupt_leaves_nothing_with_the_server():
     with small_server(hang) as (_, url):
         engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0)
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
+        scheduler, records = make_scheduler()
+        request = Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9)
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            engine.step(until=engine.now() + 10)
-        assert engine.has_room()
+            serve_or_fail("a run", [request], scheduler, engine, ContinuousBatching())
+        assert [record.reason for record in records] == ["KeyboardInterrupt: "] and engine.has_room()
         engine.restart_clock()
 
 
@@ -298,7 +307,7 @@ def test_a_server_that_dies_before_a_request_is_noticed_however_short_its_time(m
         server.die()
         engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
         with pytest.raises(ServerError, match=f"{url} is gone: "):
-            engine.step(until=engine.now() + 10)
+            outputs_of(engine)
 
 
 def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(tmp_path):

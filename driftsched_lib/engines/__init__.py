@@ -13,3 +13,6 @@ STEP_COLUMNS = (
     "kv_cache_usage",
 )
 """The columns of `steps.parquet`, a row an iteration: its end, how long it took, what it held and made."""
+
+LONGEST_WAIT_S = 0.1
+"""A step that waits for time to pass, or for a server, comes back after so long: whoever drives it may want to stop."""

@@ -26,6 +26,7 @@ from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
 
+from driftsched_lib.engines import LONGEST_WAIT_S  # noqa: E402
 from driftsched_lib.profiles import EngineLimits  # noqa: E402
 from driftsched_lib.requests import Output, Request  # noqa: E402
 
@@ -152,7 +153,7 @@ class VllmEngine:
             return [self._finished(output, now) for output in outputs if output.finished]
         if isinf(until):
             raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
-        time.sleep(max(0.0, until - self.now()))
+        time.sleep(min(max(0.0, until - self.now()), LONGEST_WAIT_S))
         return []
 
     def _finished(self, output, now: float) -> Output:

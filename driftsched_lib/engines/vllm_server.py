@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from driftsched_lib.engines import LONGEST_WAIT_S
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.profiles import EngineLimits
 from driftsched_lib.requests import Output, Request
@@ -132,14 +133,11 @@ class VllmServer:
             raise self._why()
         outputs = []
         try:
-            outputs.append(self._done.get(timeout=None if isinf(until) else max(0.0, until - self.now())))
+            outputs.append(self._done.get(timeout=min(max(0.0, until - self.now()), LONGEST_WAIT_S)))
             while True:
                 outputs.append(self._done.get_nowait())
         except queue.Empty:
             pass
-        except KeyboardInterrupt:
-            self._abort_all()  # or the server would still be at work on them when the next run begins
-            raise
         self._gone = next((output for output in outputs if isinstance(output, ServerError)), None)
         # One that was aborted while its output was on its way here has ended already.
         ended = [

@@ -1,0 +1,171 @@
+"""Ctrl-C, pressed anywhere, stops the work between two steps of it, and is never lost."""
+
+import shutil
+import signal
+import sys
+import threading
+
+import pytest
+from simulation import PAPER_L4, SMALL, contents
+
+from driftsched_lib import experiment, results, scheduler, serving
+from driftsched_lib.engine_setup import load_engine, measure_speed
+from driftsched_lib.experiment import run_grid
+from driftsched_lib.interrupts import remembered
+from driftsched_lib.params import Params
+from driftsched_lib.policies import base, paper
+from driftsched_lib.results import RunError
+from driftsched_lib.run import serve_run
+
+FEW = SMALL | {"requests": 20, "calibration": [True], "vary_estimates_for": []}
+MOMENTS = 20
+
+
+def press():
+    signal.raise_signal(signal.SIGINT)
+
+
+class PressedAsItGoes:
+    def __del__(self):
+        press()
+
+
+def press_at(number, event, function):
+    """`function`, in which Ctrl-C is pressed at the so-manieth call of any function, or line of the core, and how many
+    there are when nobody presses."""
+    core = [module.__file__ for module in (scheduler, serving, base, paper)]
+    seen = 0
+
+    def trace(frame, now, argument):
+        nonlocal seen
+        seen += now == event
+        if now == event and seen == number:
+            press()
+        return trace if frame.f_code.co_filename in core else None
+
+    def traced(*arguments):
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return function(*arguments)
+        finally:
+            sys.settrace(before)
+
+    return traced, lambda: seen
+
+
+def test_ctrl_c_waits_for_the_next_check_and_a_second_one_does_not():
+    done = []
+    with pytest.raises(KeyboardInterrupt), remembered(at_once=False) as check:
+        check()
+        press()
+        done.append("goes on")
+        check()
+        done.append("never")
+    with pytest.raises(KeyboardInterrupt), remembered(at_once=False):
+        press()
+        done.append("goes on")
+        press()
+        done.append("never")
+    assert done == ["goes on", "goes on"]
+
+
+def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
+    done = []
+    with pytest.raises(KeyboardInterrupt), remembered(at_once=False):
+        press()
+        done.append("all of it")
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_destructor_which_swallows_it_is_raised_by_the_next_check():
+    done = []
+    with pytest.raises(KeyboardInterrupt), remembered(at_once=True) as check:
+        PressedAsItGoes()
+        done.append("swallowed")
+        check()
+        done.append("never")
+    assert done == ["swallowed"]
+
+
+def test_the_inner_of_two_hears_it_and_the_outer_is_none_the_wiser():
+    with remembered(at_once=True) as outer:
+        with pytest.raises(KeyboardInterrupt), remembered(at_once=False):
+            press()
+        outer()
+
+
+def test_where_it_is_ignored_it_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with remembered(at_once=True) as check:
+            press()
+            check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_another_thread_is_told_of_none():
+    heard = []
+
+    def work():
+        with remembered(at_once=False) as check:
+            check()
+            heard.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [signal.default_int_handler]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_grid_interrupted_anywhere_stops_and_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    params, serve_missing, whole = Params.load(PAPER_L4, FEW), experiment._serve_missing, tmp_path / "whole"
+    run_grid(params, whole, jobs=1)
+    expected = contents(whole)
+
+    def serve_again(out, number):
+        """The grid anew but for the engine's speed, and how many functions it calls."""
+        out.mkdir()
+        shutil.copy(whole / results.SPEED, out)
+        pressed, calls = press_at(number, "call", serve_missing)
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment, "_serve_missing", pressed)
+            run_grid(params, out, jobs=1)
+        return calls()
+
+    calls = serve_again(tmp_path / "counted", None)
+    for moment in range(MOMENTS):
+        out = tmp_path / str(moment)
+        with pytest.raises(KeyboardInterrupt, match=f"finished runs are kept in {out}: run the same again to go on"):
+            serve_again(out, 1 + moment * calls // MOMENTS)
+        run_grid(params, out, jobs=1)
+        assert contents(out) == expected
+
+
+def test_a_run_interrupted_at_any_line_ends_each_request_once_and_leaves_the_engine_empty():
+    params = Params.load(PAPER_L4, FEW | {"requests": 6, "policies": ["weighted"]})
+    engine = load_engine(params, log_steps=True)
+    speed, run = measure_speed(params, engine), params.runs()[0]
+    counted, lines = press_at(None, "line", serve_run)
+    counted(params, run, engine, speed)
+    for number in range(1, lines() + 1, 5):
+        records = []
+        with pytest.raises(KeyboardInterrupt):
+            press_at(number, "line", serve_run)[0](params, run, engine, speed, records.append)
+        assert len({record.request_id for record in records}) == len(records)
+        engine.restart_clock()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("first"), RunError("first")])
+def test_errors_whose_contexts_form_a_circle_are_raised_all_the_same(tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        error.__context__ = RunError("second")
+        error.__context__.__context__ = error
+        raise error
+
+    monkeypatch.setattr(experiment, "_serve_missing", fail)
+    with pytest.raises(type(error)):
+        run_grid(Params.load(PAPER_L4, FEW), tmp_path / "out")
