@@ -13,6 +13,10 @@ Backend = Literal["loky", "ray"]
 MOST_DEATHS = 3
 """So many times in a row may workers die without a single task finished in between."""
 
+SPREAD = {"scheduling_strategy": "SPREAD", "num_cpus": 0.01}
+"""How workers are placed on a Ray cluster.  Those that ask for no CPU may all be put on one node; for those that ask
+for a whole one joblib waits for ever once the node that had it is gone."""
+
 
 class ParallelError(DriftSchedError, RuntimeError):
     """Work that cannot be shared out; the message says why."""
@@ -33,14 +37,15 @@ def finish_all(
         Whatever `function` raises.
     """
     worker_died: tuple[type[Exception], ...] = (TerminatedWorkerError,)
-    options = {"return_as": "generator_unordered"}
+    options, placement = {"return_as": "generator_unordered"}, {}
     if backend == "ray":
         worker_died += _register_ray()
         options = {}  # it gives a list, when all is done
+        placement = {"ray_remote_args": SPREAD}
     left, deaths = dict(enumerate(tasks)), 0
     while left:
         try:
-            with parallel_config(backend, n_jobs=jobs), Parallel(batch_size=1, **options) as workers:
+            with parallel_config(backend, n_jobs=jobs, **placement), Parallel(batch_size=1, **options) as workers:
                 at_once = len(tasks) if options else 4 * effective_n_jobs(jobs)
                 while left:
                     part = list(islice(left.items(), at_once))
