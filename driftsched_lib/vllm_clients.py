@@ -1,13 +1,15 @@
 """vLLM's own benchmark client, a process a tenant, against a live server; and what the server's metrics say."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +23,25 @@ from driftsched_lib.engines.vllm_server import ServerError
 from driftsched_lib.prompts import TEMPLATES, build_prompt
 from driftsched_lib.validation import in_project
 
-# Its imports take seconds, more for one process than for another: all begin to send when all are there.
-_CLIENT = """
-import argparse, sys, time
-from pathlib import Path
+# The client's imports take seconds: they are done once, then all tenants begin at the same time.
+_CLIENTS = """
+import argparse, json, os, sys
+from multiprocessing import get_context
 from vllm.benchmarks.serve import add_cli_args, main
-parser = argparse.ArgumentParser()
-add_cli_args(parser)
-ready, go = map(Path, sys.argv[1:3])
-ready.touch()
-while not go.exists():
-    time.sleep(0.01)
-main(parser.parse_args(sys.argv[3:]))
+
+def client(arguments, log):
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    parser = argparse.ArgumentParser()
+    add_cli_args(parser)
+    main(parser.parse_args(arguments))
+
+processes = [get_context("fork").Process(target=client, args=each) for each in json.loads(sys.argv[1])]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
 """
 
 
@@ -69,21 +78,28 @@ def send(url: str, model: str, loads: Sequence[TenantLoad], seed: int = 1, timeo
     Raises:
         ServerError: a client failed; the message has the end of what it printed.
     """
-    with tempfile.TemporaryDirectory(prefix="clients-") as folder:
-        clients = [_start(url, model, load, seed + i, Path(folder)) for i, load in enumerate(loads)]
+    with tempfile.TemporaryDirectory(prefix="clients-") as name:
+        folder = Path(name)
+        tenants = [
+            (_arguments(url, model, load, seed + i, folder), str(folder / f"{load.tenant}.log"))
+            for i, load in enumerate(loads)
+        ]
+        with open(folder / "log", "wb") as log:
+            command = [sys.executable, "-c", _CLIENTS, json.dumps(tenants)]
+            clients = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            _wait_for_all(clients, loads, Path(folder))
-            tables = [
-                _result(load, client, timeout_s, Path(folder)) for load, client in zip(loads, clients, strict=True)
-            ]
+            with suppress(subprocess.TimeoutExpired):
+                clients.wait(timeout_s)
+            tables = [_result(load, folder, timeout_s) for load in loads]
         finally:
-            for client in clients:
-                client.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(clients.pid, signal.SIGKILL)
+            clients.wait()
     table = pd.concat(tables, ignore_index=True)
     return table.assign(start_s=table.start_s - table.start_s.min())
 
 
-def _start(url: str, model: str, load: TenantLoad, seed: int, folder: Path) -> subprocess.Popen:
+def _arguments(url: str, model: str, load: TenantLoad, seed: int, folder: Path) -> list[str]:
     dataset = folder / f"{load.tenant}.jsonl"
     dataset.write_text("\n".join(map(json.dumps, load.rows(seed))))
     options = {
@@ -103,36 +119,22 @@ def _start(url: str, model: str, load: TenantLoad, seed: int, folder: Path) -> s
         "--result-filename": f"{load.tenant}.json",
     }
     flags = ["--ignore-eos", "--disable-shuffle", "--skip-chat-template", "--disable-tqdm", "--save-result"]
-    command = [
-        sys.executable,
-        "-c",
-        _CLIENT,
-        folder / f"{load.tenant}.ready",
-        folder / "go",
-        *sum(options.items(), ()),
-        *flags,
-        "--save-detailed",
-    ]
-    with open(folder / f"{load.tenant}.log", "wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    return [*sum(options.items(), ()), *flags, "--save-detailed"]
 
 
-def _wait_for_all(clients: Sequence[subprocess.Popen], loads: Sequence[TenantLoad], folder: Path) -> None:
-    while not all((folder / f"{load.tenant}.ready").exists() for load in loads):
-        if any(client.poll() is not None for client in clients):
-            break  # its result says why
-        time.sleep(0.05)
-    (folder / "go").touch()
-
-
-def _result(load: TenantLoad, client: subprocess.Popen, timeout_s: float, folder: Path) -> pd.DataFrame:
-    saved = folder / f"{load.tenant}.json"
+def _result(load: TenantLoad, folder: Path, timeout_s: float) -> pd.DataFrame:
     try:
-        client.wait(timeout_s)
-        content = json.loads(saved.read_text())
-    except (subprocess.TimeoutExpired, OSError, ValueError) as error:
-        log = (folder / f"{load.tenant}.log").read_text(errors="replace").splitlines()[-20:]
-        raise ServerError(f"the client of {load.tenant} failed ({error}):\n" + "\n".join(log)) from None
+        content = json.loads((folder / f"{load.tenant}.json").read_text())
+    except (OSError, ValueError) as error:
+        logs = [
+            path.read_text(errors="replace")
+            for name in ("log", f"{load.tenant}.log")
+            if (path := folder / name).exists()
+        ]
+        end = "\n".join("".join(logs).splitlines()[-20:])
+        raise ServerError(
+            f"the client of {load.tenant} failed, or took over {timeout_s:g} s ({error}):\n{end}"
+        ) from None
     names = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "output_tokens": "output_lens"}
     columns = {name: content[key] for name, key in names.items()} | {"error": content["errors"]}
     return pd.DataFrame({"tenant": load.tenant, "tier": load.tier} | columns)
