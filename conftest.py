@@ -22,6 +22,7 @@ SMOKE = {
     "real_requests": 40,
     "requests_a_tenant": 30,
     "sides": {"plug-in, Express": {}},
+    "dtype": "float32",
 }
 SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 24}}
 SMOKE_FILES = {

@@ -56,7 +56,7 @@ def jupyter_lab(root):
 def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "params").symlink_to(PROJECT / "params")
-    text = (PROJECT / NOTEBOOK).read_text()
+    text = (PROJECT / NOTEBOOK).read_text().replace("params/quick.yaml", "params/smoke.yaml")
     (tmp_path / NOTEBOOK).write_text(re.sub(r"requests = \d+", f"requests = {REQUESTS}", text))
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with jupyter_lab(tmp_path) as url, sync_playwright() as playwright:

@@ -1,6 +1,6 @@
 """Many requests through each policy on an engine that loses some and breaks down: one outcome each, in flat memory.
 
-The ten million a policy that `python -m driftsched_lib soak` serves are this, 500 times as long.
+The ten million a policy that `python -m driftsched_lib soak` serves are this, 1000 times as long.
 """
 
 import gc
@@ -19,7 +19,7 @@ def test_one_outcome_each_in_flat_memory(policy, pytestconfig, monkeypatch):
     monkeypatch.setattr(module, "BREAKS", 3e-4)  # or a run this short would see none
     monkeypatch.setattr(module, "CAPACITY", 100)  # ... and one that is emptied so often would reject none
     monkeypatch.setattr(module, "TENANTS", 50)  # ... and policies that know tenants would still be meeting them
-    done = soak(policy, 1_000_000 if pytestconfig.getoption("thorough") else 20_000)
+    done = soak(policy, 1_000_000 if pytestconfig.getoption("thorough") else 10_000)
     check(done)
     assert done.outcomes.total() == done.requests
     assert set(done.outcomes) == set(Outcome) and done.breakdowns > 0
