@@ -10,7 +10,7 @@ from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.parallel import Backend
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.traces import FIELDS, FORMATS, Faults, read_trace
+from driftsched_lib.traces.read import FIELDS, FORMATS, Faults, read_trace
 from driftsched_lib.validation import PROJECT
 
 
@@ -121,13 +121,13 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _lengths(options: argparse.Namespace) -> None:
-    from driftsched_lib.recorded import record_lengths
+    from driftsched_lib.studies.recorded import record_lengths
 
     record_lengths(options.runs).to_parquet(options.out, index=False, compression="zstd")
 
 
 def _trace(options: argparse.Namespace) -> None:
-    from driftsched_lib.length_mix import LengthMix
+    from driftsched_lib.traces.length_mix import LengthMix
 
     faults = Faults()
     on_bad_row = "skip" if options.skip_bad_rows else "refuse"
@@ -141,7 +141,7 @@ def _trace(options: argparse.Namespace) -> None:
 
 
 def _fidelity(options: argparse.Namespace) -> None:
-    from driftsched_lib.fidelity import measure
+    from driftsched_lib.studies.fidelity import measure
 
     measure(PROJECT / "params" / "fidelity.yaml", options.out)
 
@@ -156,7 +156,7 @@ def _soak(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from driftsched_lib.bench import main
+    from driftsched_lib.bench.goals import main
 
     main()
 

@@ -21,7 +21,7 @@ from driftsched_lib.params import Params, Run
 from driftsched_lib.requests import Record
 from driftsched_lib.results import EngineSpeed, ResultsError, RunError
 from driftsched_lib.run import serve_run
-from driftsched_lib.trace_load import check_trace
+from driftsched_lib.traces.load import check_trace
 from driftsched_lib.validation import ParamsError
 from driftsched_lib.workloads import length_mix, recorded_lengths
 

@@ -19,7 +19,7 @@ from driftsched_lib.checks import for_each_tier
 from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.traces import FIELDS, FORMATS
+from driftsched_lib.traces.read import FIELDS, FORMATS
 from driftsched_lib.validation import (
     BaseTokens,
     Category,
@@ -94,10 +94,10 @@ PAPER_PHASES = (
 
 
 class TraceParams(Validated):
-    """A request trace, in one of the formats of `traces`.
+    """A request trace, in one of the formats of `traces.read`.
 
     Attributes:
-        columns: what the columns of a `csv` or `parquet` are called, where they are not called as in `traces.FIELDS`.
+        columns: what the columns of a `csv` or `parquet` are called, where not as in `traces.read.FIELDS`.
         skip: good rows that are left out at its beginning.
         speedup: what its times are divided by.
         load_factor: output tokens offered over what the engine can make, which its times are stretched to; null for as

@@ -17,7 +17,7 @@ from driftsched_lib import figures, results
 from driftsched_lib.comparison import select
 from driftsched_lib.params import Params
 from driftsched_lib.results import write_text
-from driftsched_lib.scorecard import (
+from driftsched_lib.studies.scorecard import (
     CLOSE_TO_ONE,
     CLOSE_TO_THE_PAPER,
     DIRECTION_ONLY,

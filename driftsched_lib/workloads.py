@@ -11,11 +11,11 @@ import pandas as pd
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.drift import drifted
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.length_mix import LengthMix, LengthMixError
 from driftsched_lib.params import Params, Phase
 from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
 from driftsched_lib.requests import Request
-from driftsched_lib.trace_load import trace_requests
+from driftsched_lib.traces.length_mix import LengthMix, LengthMixError
+from driftsched_lib.traces.load import trace_requests
 from driftsched_lib.validation import in_project
 
 

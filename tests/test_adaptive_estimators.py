@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from driftsched_lib.drift_lab import accuracy, lab_load, replay
 from driftsched_lib.estimators import (
     Kalman,
     PageHinkley,
@@ -26,6 +25,7 @@ from driftsched_lib.estimators.features import READ, SLOTS, ends, named, word_sl
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.estimators.pooled import AgedMean, Category
 from driftsched_lib.estimators.regression import PRIOR_VARIANCE
+from driftsched_lib.studies.drift_lab import accuracy, lab_load, replay
 
 BASES = {"summary": 100}
 NUMBERS = st.floats(-5, 5)

@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from helpers import OneTokenASecond
 
-from driftsched_lib.bench import QUEUED, decision_costs, goals, loop_throughput_ratios, median_interval
-from driftsched_lib.bench_estimators import estimator_costs
-from driftsched_lib.bench_simulator import simulator_speed
+from driftsched_lib.bench.decisions import QUEUED, decision_costs
+from driftsched_lib.bench.estimators import estimator_costs
+from driftsched_lib.bench.goals import goals, median_interval
+from driftsched_lib.bench.simulator import simulator_speed
+from driftsched_lib.bench.throughput import loop_throughput_ratios
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES

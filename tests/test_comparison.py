@@ -14,7 +14,7 @@ from driftsched_lib.comparison import (
     root_mean_square,
     single,
 )
-from driftsched_lib.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
+from driftsched_lib.studies.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
 
 NEW, OLD = {"policy": "new"}, {"policy": "old"}
 

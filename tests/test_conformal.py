@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.drift_lab import lab_load, replay
 from driftsched_lib.estimators import ESTIMATORS, Kalman
 from driftsched_lib.estimators.conformal import HIGHEST_LEVEL, LEAST_RATIOS, STEP, AdaptiveInterval
 from driftsched_lib.estimators.sliding import CAPACITY
+from driftsched_lib.studies.drift_lab import lab_load, replay
 
 
 def naive_bounds(ratios, level):

@@ -11,7 +11,9 @@ from scipy.stats import kendalltau
 from driftsched_lib.comparison import Interval
 from driftsched_lib.corpus import TOPIC_FACTORS
 from driftsched_lib.drift import FACTOR, HOT, HOT_SPREAD, MEDIAN_SHARE, SCENARIOS, SPREAD, abrupt, drifted
-from driftsched_lib.drift_lab import (
+from driftsched_lib.estimators import BASE_TOKENS, Kalman, Oracle, PaperEstimator, Pooled
+from driftsched_lib.params import Params, WorkloadParams
+from driftsched_lib.studies.drift_lab import (
     accuracy,
     accuracy_table,
     coverage_table,
@@ -25,8 +27,6 @@ from driftsched_lib.drift_lab import (
     settled_bias,
     steady_noise,
 )
-from driftsched_lib.estimators import BASE_TOKENS, Kalman, Oracle, PaperEstimator, Pooled
-from driftsched_lib.params import Params, WorkloadParams
 from driftsched_lib.workloads import paper_load
 
 

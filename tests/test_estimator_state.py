@@ -5,9 +5,9 @@ from itertools import count
 
 import pytest
 
-from driftsched_lib.drift_lab import lab_load, replay
 from driftsched_lib.estimator_state import EstimatorStateError, load_estimator, save_estimator
 from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS, Kalman
+from driftsched_lib.studies.drift_lab import lab_load, replay
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

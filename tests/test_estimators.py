@@ -10,9 +10,9 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.drift_lab import lab_load
 from driftsched_lib.estimators import ESTIMATORS, PaperEstimator
 from driftsched_lib.estimators.sliding import CAPACITY, SlidingWindow
+from driftsched_lib.studies.drift_lab import lab_load
 
 LEARNING = [name for name in ESTIMATORS if name != "oracle"]
 LENGTHS = st.lists(st.integers(0, 10_000_000), max_size=60)

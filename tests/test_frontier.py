@@ -6,8 +6,8 @@ from simulation import PAPER_L4, SMALL
 
 from driftsched_lib import results
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.frontier import against, against_goals, best_policies, every_order, frontier, where_worst
 from driftsched_lib.params import Params
+from driftsched_lib.studies.frontier import against, against_goals, best_policies, every_order, frontier, where_worst
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from simulation import PAPER_L4
 
 from driftsched_lib.drift import SCENARIOS
-from driftsched_lib.drift_lab import lab_load, replay
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimator_state import load_estimator, save_estimator
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.length_mix import LengthMix
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
-from driftsched_lib.traces import FORMATS, read_trace
+from driftsched_lib.studies.drift_lab import lab_load, replay
+from driftsched_lib.traces.length_mix import LengthMix
+from driftsched_lib.traces.read import FORMATS, read_trace
 from driftsched_lib.validation import PROJECT
 
 LONGEST_S = 60

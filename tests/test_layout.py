@@ -75,3 +75,12 @@ def test_measures_need_no_engine(name):
         module.split(".")[1] for module in imports(PACKAGE / f"{name}.py") if module.startswith("driftsched_lib.")
     }
     assert not outside & {"engines", "experiment", "run", "engine_setup", "figures", "params"}
+
+
+def test_what_serves_requests_knows_no_study():
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in MODULES
+        if any(module.startswith("driftsched_lib.studies") for module in imports(path))
+    }
+    assert importers == {"__main__.py", "bench", "figures", "report.py", "studies"}

@@ -11,9 +11,9 @@ from simulation import PAPER_L4
 from driftsched_lib import results
 from driftsched_lib.__main__ import main
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.length_mix import LengthMix, LengthMixError
 from driftsched_lib.params import Params
-from driftsched_lib.traces import TraceRow, read_trace
+from driftsched_lib.traces.length_mix import LengthMix, LengthMixError
+from driftsched_lib.traces.read import TraceRow, read_trace
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads import paper_load
 

@@ -13,7 +13,7 @@ from driftsched_lib import results
 from driftsched_lib.params import Params, TraceParams
 from driftsched_lib.plugin_settings import PluginSettings
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.recommend import (
+from driftsched_lib.studies.recommend import (
     OBJECTIVES,
     ObjectiveError,
     best_by_objective,
@@ -26,7 +26,7 @@ from driftsched_lib.recommend import (
     serve_command,
     with_promises,
 )
-from driftsched_lib.trace_load import trace_window
+from driftsched_lib.traces.load import trace_window
 from driftsched_lib.validation import PROJECT
 
 GRID = {

@@ -9,7 +9,9 @@ from driftsched_lib.drift import HOT
 from driftsched_lib.estimators import Kalman, Oracle, RunningQuantiles
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
-from driftsched_lib.recorded import (
+from driftsched_lib.requests import Request
+from driftsched_lib.results import ResultsError
+from driftsched_lib.studies.recorded import (
     known_from_the_prompt,
     natural_loads,
     paper_protocol,
@@ -19,8 +21,6 @@ from driftsched_lib.recorded import (
     served_with,
     warmed,
 )
-from driftsched_lib.requests import Request
-from driftsched_lib.results import ResultsError
 from driftsched_lib.validation import PROJECT, ParamsError
 from driftsched_lib.workloads import RecordedLengthsError, prompt_digest, recorded_lengths
 

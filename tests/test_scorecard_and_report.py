@@ -10,7 +10,7 @@ from simulation import PAPER_L4, SMALL
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.report import summary, write_report
-from driftsched_lib.scorecard import Ruling, barrier_waste, throughput
+from driftsched_lib.studies.scorecard import Ruling, barrier_waste, throughput
 
 
 def batches(*lengths):

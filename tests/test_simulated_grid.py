@@ -9,13 +9,13 @@ from tqdm.auto import tqdm
 from driftsched_lib import experiment, results
 from driftsched_lib.__main__ import main
 from driftsched_lib.comparison import mean_interval
-from driftsched_lib.decomposition import changes, changes_by, paired_change, tails
 from driftsched_lib.engine_setup import load_engine, measure_speed
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import ProfileError
 from driftsched_lib.profiling import profile_of_run
 from driftsched_lib.results import RunError
+from driftsched_lib.studies.decomposition import changes, changes_by, paired_change, tails
 from driftsched_lib.validation import PROJECT, ParamsError
 
 

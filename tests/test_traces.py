@@ -16,8 +16,8 @@ from simulation import PAPER_L4
 
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
-from driftsched_lib.trace_load import trace_requests, trace_window
-from driftsched_lib.traces import FIELDS, FORMATS, Faults, TraceError, TraceRow, read_trace
+from driftsched_lib.traces.load import trace_requests, trace_window
+from driftsched_lib.traces.read import FIELDS, FORMATS, Faults, TraceError, TraceRow, read_trace
 from driftsched_lib.validation import PROJECT, ParamsError
 
 AZURE = PROJECT.parent / "shared" / "traces"

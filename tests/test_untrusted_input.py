@@ -18,7 +18,7 @@ from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import Profile
 from driftsched_lib.report import write_report
-from driftsched_lib.traces import read_trace
+from driftsched_lib.traces.read import read_trace
 from driftsched_lib.validation import PROJECT, ParamsError
 
 SCRIPT = "<script>document.title='run'</script><img src=x onerror=alert(1)>"

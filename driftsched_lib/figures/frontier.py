@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from driftsched_lib.comparison import mean_interval, select
 from driftsched_lib.figures.style import POLICY_NAMES, TIER_COLORS, policy_style
-from driftsched_lib.frontier import RELATIVE
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.studies.frontier import RELATIVE
 
 LATER = " *"
 """Behind the name of a policy that takes slots back: its wait is to the first."""

@@ -9,14 +9,14 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from driftsched_lib import results
-from driftsched_lib.drift_lab import replay
 from driftsched_lib.engine_setup import load_engine, warm_up
 from driftsched_lib.estimators import Estimator
-from driftsched_lib.frontier import measures
 from driftsched_lib.params import Params
 from driftsched_lib.requests import Estimate, Request
 from driftsched_lib.results import EngineSpeed, ResultsError
 from driftsched_lib.run import serve_run
+from driftsched_lib.studies.drift_lab import replay
+from driftsched_lib.studies.frontier import measures
 from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.validation import in_project
 from driftsched_lib.workloads import paper_load, prompt_digest, recorded_lengths

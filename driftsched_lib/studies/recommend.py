@@ -14,10 +14,10 @@ from driftsched_lib import results
 from driftsched_lib.comparison import mean_interval
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.experiment import run_grid
-from driftsched_lib.frontier import LARGER_IS_BETTER, frontier
 from driftsched_lib.params import Params
 from driftsched_lib.plugin_settings import PluginSettings
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.studies.frontier import LARGER_IS_BETTER, frontier
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.workloads import paper_load
 

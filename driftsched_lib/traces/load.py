@@ -13,7 +13,7 @@ from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.params import Params
 from driftsched_lib.prompts import TEMPLATES, TOPICS, build_prompt, category_of, filled_up
 from driftsched_lib.requests import Request
-from driftsched_lib.traces import Faults, TraceError, TraceRow, read_trace
+from driftsched_lib.traces.read import Faults, TraceError, TraceRow, read_trace
 from driftsched_lib.validation import in_project
 
 

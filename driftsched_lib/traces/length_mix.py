@@ -12,7 +12,7 @@ from scipy.stats import norm, spearmanr
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators.base import LONGEST
-from driftsched_lib.traces import TraceRow
+from driftsched_lib.traces.read import TraceRow
 
 LEVELS = (0.0, 0.01, 0.02, *(0.05 * i for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.drift_lab import lab_load
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.requests import Request
+from driftsched_lib.studies.drift_lab import lab_load
 from driftsched_lib.text_classifier import TextClassifier
 
 MOST_US, MOST_TEXT_US = 50, 500

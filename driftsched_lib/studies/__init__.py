@@ -1,0 +1,1 @@
+"""What the notebooks ask: a module a question, from runs to the tables that answer it."""
