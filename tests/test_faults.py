@@ -335,7 +335,7 @@ def test_an_interrupted_notebook_goes_on(engine, kernel, tmp_path):
     cell = CELL.format(grid=str(file), out=str(out))
     before = {}
     for more in (1, 2):
-        message = kernel.execute(cell)
+        message = kernel.execute(cell, stop_on_error=False)  # or what is sent soon after its error is not run
         while len(list(out.glob("*/manifest.json"))) < len(before) + more:
             assert not kernel.shell_channel.msg_ready(), "it ended by itself"
             time.sleep(0.01)
