@@ -24,7 +24,7 @@ SMOKE = {
     "sides": {"plug-in, Express": {}},
     "dtype": "float32",
 }
-SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 24}}
+SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 24, "rates": [3.0, 12.0]}}
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",
     "paper-l4.yaml": "smoke-l4.yaml",
