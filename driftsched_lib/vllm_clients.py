@@ -79,18 +79,18 @@ def send(url: str, model: str, loads: Sequence[TenantLoad], seed: int = 1, timeo
         ServerError: a client failed; the message has the end of what it printed.
     """
     with tempfile.TemporaryDirectory(prefix="clients-") as name:
-        folder = Path(name)
+        folders = [Path(name) / str(i) for i in range(len(loads))]
         tenants = [
-            (_arguments(url, model, load, seed + i, folder), str(folder / f"{load.tenant}.log"))
-            for i, load in enumerate(loads)
+            (_arguments(url, model, load, seed + i, folder), str(folder / "log"))
+            for i, (load, folder) in enumerate(zip(loads, folders, strict=True))
         ]
-        with open(folder / "log", "wb") as log:
+        with open(Path(name) / "log", "wb") as log:
             command = [sys.executable, "-c", _CLIENTS, json.dumps(tenants)]
             clients = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             with suppress(subprocess.TimeoutExpired):
                 clients.wait(timeout_s)
-            tables = [_result(load, folder, timeout_s) for load in loads]
+            tables = [_result(load, folder, timeout_s) for load, folder in zip(loads, folders, strict=True)]
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(clients.pid, signal.SIGKILL)
@@ -100,7 +100,8 @@ def send(url: str, model: str, loads: Sequence[TenantLoad], seed: int = 1, timeo
 
 
 def _arguments(url: str, model: str, load: TenantLoad, seed: int, folder: Path) -> list[str]:
-    dataset = folder / f"{load.tenant}.jsonl"
+    folder.mkdir()
+    dataset = folder / "prompts.jsonl"
     dataset.write_text("\n".join(map(json.dumps, load.rows(seed))))
     options = {
         "--backend": "openai",
@@ -116,7 +117,7 @@ def _arguments(url: str, model: str, load: TenantLoad, seed: int, folder: Path) 
         "--seed": str(seed),
         "--extra-body": json.dumps({"vllm_xargs": {"tenant": load.tenant, "tier": load.tier}}),
         "--result-dir": str(folder),
-        "--result-filename": f"{load.tenant}.json",
+        "--result-filename": "result.json",
     }
     flags = ["--ignore-eos", "--disable-shuffle", "--skip-chat-template", "--disable-tqdm", "--save-result"]
     return [*sum(options.items(), ()), *flags, "--save-detailed"]
@@ -124,17 +125,12 @@ def _arguments(url: str, model: str, load: TenantLoad, seed: int, folder: Path) 
 
 def _result(load: TenantLoad, folder: Path, timeout_s: float) -> pd.DataFrame:
     try:
-        content = json.loads((folder / f"{load.tenant}.json").read_text())
+        content = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError) as error:
-        logs = [
-            path.read_text(errors="replace")
-            for name in ("log", f"{load.tenant}.log")
-            if (path := folder / name).exists()
-        ]
-        end = "\n".join("".join(logs).splitlines()[-20:])
-        raise ServerError(
-            f"the client of {load.tenant} failed, or took over {timeout_s:g} s ({error}):\n{end}"
-        ) from None
+        logs = [path for path in (folder.parent / "log", folder / "log") if path.exists()]
+        end = "\n".join("".join(path.read_text(errors="replace") for path in logs).splitlines()[-20:])
+        why = f"the client of {load.tenant} failed, or took over {timeout_s:g} s ({error}):\n{end}"
+        raise ServerError(why) from None
     names = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "output_tokens": "output_lens"}
     columns = {name: content[key] for name, key in names.items()} | {"error": content["errors"]}
     return pd.DataFrame({"tenant": load.tenant, "tier": load.tier} | columns)
