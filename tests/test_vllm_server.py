@@ -272,7 +272,7 @@ def test_a_connection_that_times_out_is_tried_again(monkeypatch):
 
 def test_an_interrupt_leaves_nothing_with_the_server():
     with small_server(hang) as (_, url):
-        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0)
+        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=60.0, temperature=0.0)
         scheduler, records = make_scheduler()
         request = Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9)
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
