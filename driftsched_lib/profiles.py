@@ -1,12 +1,12 @@
 """Engine profiles: what an iteration of a vLLM engine costs and what the engine holds, measured or derived."""
 
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.json_file import JsonFile
 from driftsched_lib.validation import Count
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -104,7 +104,7 @@ class Provenance(_Model):
     fit: FitError | None = None
 
 
-class Profile(_Model):
+class Profile(JsonFile, _Model):
     """All that `SimulatedEngine` needs to know of an engine.
 
     Attributes:
@@ -112,25 +112,13 @@ class Profile(_Model):
         words_per_output_token: whitespace words of generated text; None where no text was looked at.
     """
 
+    refused = ProfileError
+
     step: StepCost
     limits: EngineLimits
     tokens_per_prompt_word: Positive
     words_per_output_token: Positive | None
     provenance: Provenance
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Profile":
-        """Read a profile; ProfileError names the file and every field that is missing or wrong."""
-        try:
-            return cls.model_validate_json(Path(path).read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProfileError(f"{path}: cannot be read: {error}") from None
-        except ValidationError as error:
-            faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
-        raise ProfileError("\n".join(": ".join(filter(None, (str(path), where, what))) for where, what in faults))
-
-    def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n")
 
     def with_limits(self, **limits: int) -> "Profile":
         """The same engine with other limits; ValidationError for one it cannot have."""

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from math import sqrt
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from scipy.stats import norm, spearmanr
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators.base import LONGEST
+from driftsched_lib.json_file import JsonFile
 from driftsched_lib.traces.read import TraceRow
 
 LEVELS = (0.0, 0.01, 0.02, *(0.05 * i for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
@@ -21,7 +21,7 @@ class LengthMixError(DriftSchedError, ValueError):
     """A length mix that cannot be used; the message names the file and each field."""
 
 
-class LengthMix(BaseModel):
+class LengthMix(JsonFile):
     """The joint distribution of prompt and output lengths of a trace: both marginals, and their rank correlation.
 
     Attributes:
@@ -33,6 +33,7 @@ class LengthMix(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    refused = LengthMixError
 
     source: str
     requests: Annotated[int, Field(ge=1)]
@@ -52,17 +53,6 @@ class LengthMix(BaseModel):
         if (self.levels[0], self.levels[-1]) != (0.0, 1.0):
             raise ValueError("levels must go from 0 to 1")
         return self
-
-    @classmethod
-    def load(cls, path: str | Path) -> "LengthMix":
-        """Read a mix; LengthMixError names the file and every field that is missing or wrong."""
-        try:
-            return cls.model_validate_json(Path(path).read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise LengthMixError(f"{path}: cannot be read: {error}") from None
-        except ValidationError as error:
-            faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
-        raise LengthMixError("\n".join(": ".join(filter(None, (str(path), where, what))) for where, what in faults))
 
     @classmethod
     def of(cls, prompt_tokens: pd.Series, output_tokens: pd.Series, arrival_s: pd.Series, source: str) -> "LengthMix":
@@ -108,9 +98,6 @@ class LengthMix(BaseModel):
             prompt_tokens=quantiles.prompt_tokens.tolist(),
             output_tokens=quantiles.output_tokens.tolist(),
         )
-
-    def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n")
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """`n` pairs: prompt tokens and output tokens."""
