@@ -1,7 +1,7 @@
 """One run: its load served by an engine under a scheduler, as tables and a manifest."""
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,10 +18,10 @@ from driftsched_lib.interrupts import remembered
 from driftsched_lib.params import Params, Run, can_calibrate
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.provenance import provenance
-from driftsched_lib.requests import TIERS, Record, Request
+from driftsched_lib.requests import TIERS, Record
 from driftsched_lib.results import EngineSpeed, RunError
 from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import Batching, ContinuousBatching, Engine, QueueDepth, StaticBatching, serve
+from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.telemetry import Telemetry
 from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
@@ -73,7 +73,7 @@ def serve_run(
                 if run.batching == "static"
                 else ContinuousBatching()
             )
-            serve_or_fail(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitor)
+            serve_or_fail(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitor=monitor)
             phases.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
     tables = {
         "requests": results.requests_table(records),
@@ -136,13 +136,7 @@ def _admission(params: Params, speed: EngineSpeed) -> Check | None:
 
 
 def serve_or_fail(
-    what: str,
-    requests: Iterable[Request],
-    scheduler: Scheduler,
-    engine: Engine,
-    batching: Batching,
-    start_s: float = 0.0,
-    monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
+    what: str, *arguments, monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None
 ) -> None:
     """`serve`, with a RunError that says `what` failed, and Ctrl-C between two iterations."""
     try:
@@ -152,7 +146,7 @@ def serve_or_fail(
                 monitor(now, scheduler)
                 check()
 
-            serve(requests, scheduler, engine, batching, start_s, watch)
+            serve(*arguments, monitor=watch)
     except Exception as error:
         raise RunError(
             f"{what}: the engine failed ({type(error).__name__}: {error}).  Finished runs are kept: run the same again "

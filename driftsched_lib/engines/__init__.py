@@ -16,3 +16,8 @@ STEP_COLUMNS = (
 
 LONGEST_WAIT_S = 0.1
 """A step that waits for time to pass, or for a server, comes back after so long: whoever drives it may want to stop."""
+
+
+def wait_s(until: float, now: float) -> float:
+    """How long a step waits at most."""
+    return min(max(0.0, until - now), LONGEST_WAIT_S)

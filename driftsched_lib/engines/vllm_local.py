@@ -26,7 +26,7 @@ from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.metrics.loggers import StatLoggerBase  # noqa: E402
 
-from driftsched_lib.engines import LONGEST_WAIT_S  # noqa: E402
+from driftsched_lib.engines import wait_s  # noqa: E402
 from driftsched_lib.profiles import EngineLimits  # noqa: E402
 from driftsched_lib.requests import Output, Request  # noqa: E402
 
@@ -153,7 +153,7 @@ class VllmEngine:
             return [self._finished(output, now) for output in outputs if output.finished]
         if isinf(until):
             raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
-        time.sleep(min(max(0.0, until - self.now()), LONGEST_WAIT_S))
+        time.sleep(wait_s(until, self.now()))
         return []
 
     def _finished(self, output, now: float) -> Output:

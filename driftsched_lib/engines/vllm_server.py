@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from driftsched_lib.engines import LONGEST_WAIT_S
+from driftsched_lib.engines import wait_s
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.profiles import EngineLimits
 from driftsched_lib.requests import Output, Request
@@ -133,7 +133,7 @@ class VllmServer:
             raise self._why()
         outputs = []
         try:
-            outputs.append(self._done.get(timeout=min(max(0.0, until - self.now()), LONGEST_WAIT_S)))
+            outputs.append(self._done.get(timeout=wait_s(until, self.now())))
             while True:
                 outputs.append(self._done.get_nowait())
         except queue.Empty:
@@ -152,13 +152,10 @@ class VllmServer:
     def _why(self) -> ServerError:
         """Why the server is gone; what is with it is dropped, and a new run may try again."""
         why, self._gone = self._gone, None
-        self._abort_all()
-        assert why is not None
-        return why
-
-    def _abort_all(self) -> None:
         for request_id in list(self._in_flight):
             self.abort(request_id)
+        assert why is not None
+        return why
 
     def _check(self) -> int | None:
         """That the model is served, and its longest context, which vLLM adds to what OpenAI says."""
