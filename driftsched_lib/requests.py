@@ -1,6 +1,6 @@
 """What flows through DriftSched: a `Request` goes in, an `Estimate` is attached, a `Record` comes out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 from typing import final
@@ -55,6 +55,7 @@ class Request:
         deadline_s: a request still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
         temperature: of its sampling; None for the engine's.
+        features: what a linear estimator knows it by (`estimators.features`); None until one asked.
         dispatch_s: when it was first given to the engine.
         made_tokens, first_token_s: of a request that was preempted, the output tokens that it had by then, and when the
             first of them came.
@@ -79,6 +80,7 @@ class Request:
 
     category: str = ""
     input_tokens: int = 0
+    features: tuple[int, ...] | None = field(default=None, init=False, repr=False)
     estimate: Estimate = None  # type: ignore[assignment]  # the scheduler sets it before a policy sees the request
     dispatch_s: float | None = None
     batch_id: int | None = None

@@ -41,6 +41,7 @@ def _costs(load: Sequence[Request], size: int) -> pd.Series:
         estimator = make()
 
         def learn(request: Request, estimator=estimator) -> None:
+            request.features = None  # of another estimator
             request.estimate = estimator.estimate(request)
             estimator.observe(request, request.pinned_tokens)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, inf, isfinite, log
+from math import exp, inf, log
 from typing import Annotated, Any, Protocol, final
 
 from pydantic import Field
@@ -18,8 +18,6 @@ HIGHEST_LOG = 20.0
 """Of a log ratio that an estimator believes in: above that of `LONGEST`, and far below what overflows."""
 MOST_LOG = 100.0
 """Of a part of one, which others may cancel."""
-
-_KNOWN = {"arrival_s": 0, "input_tokens": 0, "max_tokens": 1}
 
 # The types of what is learnt say what each number may be, and `estimator_state` reads no file that holds another.
 LogRatio = Annotated[float, Field(ge=-MOST_LOG, le=MOST_LOG)]
@@ -68,10 +66,11 @@ def checked_base(base_tokens: Mapping[str, int], request: Request) -> int:
     Raises:
         ValueError: its category has no base, or a number known at admission is not finite, or too small for one.
     """
-    for name, least in _KNOWN.items():
-        value = getattr(request, name)
-        if not least <= value < inf:
-            raise ValueError(f"request {request.request_id!r}: {name} is {value}, it must be finite, {least} or more")
+    if not (0 <= request.arrival_s < inf and 0 <= request.input_tokens < inf and 1 <= request.max_tokens < inf):
+        raise ValueError(
+            f"request {request.request_id!r}: arrival_s is {request.arrival_s}, input_tokens is {request.input_tokens},"
+            f" max_tokens is {request.max_tokens}; they must be finite, and 0, 0 and 1 or more"
+        )
     try:
         return base_tokens[request.category]
     except KeyError:
@@ -90,14 +89,15 @@ def checked_length(request: Request, output_tokens: int) -> int:
         ValueError: it is no whole number from 0 to `LONGEST`.
     """
     try:
-        if isfinite(output_tokens) and 0 <= output_tokens <= LONGEST and output_tokens == int(output_tokens):
-            return min(int(output_tokens), request.max_tokens)
-    except TypeError:
-        pass
-    raise ValueError(
-        f"request {request.request_id!r}: {output_tokens!r} output tokens observed, "
-        f"it must be a whole number from 0 to {LONGEST:,}"
-    )
+        length = int(output_tokens)
+    except (TypeError, ValueError, OverflowError):
+        length = -1
+    if length != output_tokens or not 0 <= length <= LONGEST:
+        raise ValueError(
+            f"request {request.request_id!r}: {output_tokens!r} output tokens observed, "
+            f"it must be a whole number from 0 to {LONGEST:,}"
+        )
+    return length if length < request.max_tokens else request.max_tokens
 
 
 def log_ratio(length: int, base: int) -> float:

@@ -37,12 +37,13 @@ class RiseTest:
         checked_sum(self.total, self.count)
 
     def learn(self, residual: float, value: float) -> None:
-        self.excess = max(0.0, self.excess + residual - TOLERANCE)
-        if self.excess > 0:
+        excess = self.excess + residual - TOLERANCE
+        if excess > 0:
+            self.excess = excess
             self.count += 1
             self.total += value
         else:
-            self.count, self.total = 0, 0.0
+            self.excess, self.count, self.total = 0.0, 0, 0.0
 
 
 @dataclass
@@ -60,9 +61,8 @@ class ChangeDetector:
             Where a change is found, the mean of the values since it began and their number; the tests begin anew.
         """
         residual = min(max(residual, -WILD), WILD)
-        self.rise.learn(residual, value)
-        self.fall.learn(-residual, value)
-        for test in (self.rise, self.fall):
+        for test, rise in ((self.rise, residual), (self.fall, -residual)):
+            test.learn(rise, value)
             if test.excess > THRESHOLD:
                 self.rise, self.fall = RiseTest(), RiseTest()
                 return test.total / test.count, test.count

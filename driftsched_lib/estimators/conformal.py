@@ -48,7 +48,7 @@ class AdaptiveInterval:
         return ordered[low - 1], ordered[-low]
 
     def learn(self, ratio: float, missed: bool) -> None:
-        if len(self.ratios) >= LEAST_RATIOS:
+        if len(self.ratios.values) >= LEAST_RATIOS:
             self.level = min(self.level + STEP * (MISS_RATE - missed), HIGHEST_LEVEL)
         self.ratios.add(ratio)
 
@@ -112,4 +112,7 @@ def new_intervals(base_tokens: Mapping[str, int]) -> dict[str, AdaptiveInterval]
 def _tokens(interval: AdaptiveInterval, point: float, max_tokens: int) -> tuple[float, float]:
     """An interval of lengths; half a token on each side, for lengths are whole."""
     low, high = interval.bounds()
-    return max(0.0, min(point * low - 0.5, max_tokens)), min(point * high + 0.5, max_tokens)
+    low, high = point * low - 0.5, point * high + 0.5
+    if high > max_tokens:
+        low, high = low if low < max_tokens else max_tokens, max_tokens
+    return low if low > 0 else 0.0, high

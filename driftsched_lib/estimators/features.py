@@ -1,5 +1,6 @@
 """What is known of a request at admission, as features of a linear model."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from math import cos, log, pi, sin
 from zlib import crc32
@@ -9,7 +10,9 @@ from driftsched_lib.requests import Request
 SLOTS = 2048
 NUMBERS = 4
 """Numeric features, which come first: the constant slots 0 to 3."""
-MOST_WORDS = 16
+HASHED = SLOTS - NUMBERS
+MOST_WORDS = 14
+"""As many as the longest of the project's own prompts has."""
 READ = 128
 """Characters at each end of a prompt, which hold those words unless they are very long."""
 
@@ -26,14 +29,18 @@ def numeric(request: Request, base: int, day_s: float) -> tuple[float, ...]:
 
 
 def named(request: Request) -> tuple[int, ...]:
-    """Slots of the category, the tenant, the tier, the tenant in this category, and the words of the prompt."""
-    return _names(request.category, request.tenant, request.tier) + word_slots(ends(request.prompt))
+    """Slots of the category, the tenant, the tier, the tenant in this category, and the words of the prompt; kept with
+    the request, for they are asked for at admission and again at the end."""
+    if request.features is None:
+        names = _names(request.category, request.tenant, request.tier)
+        request.features = names + word_slots(ends(request.prompt))
+    return request.features
 
 
 @lru_cache(maxsize=4096)
 def _names(category: str, tenant: str, tier: str) -> tuple[int, ...]:
-    names = (f"category {category}", f"tenant {tenant}", f"tier {tier}", f"{category} of {tenant}")
-    return tuple([_slot(name) for name in names])
+    names = f"category {category}", f"tenant {tenant}", f"tier {tier}", f"{category} of {tenant}"
+    return _slots([name.encode() for name in names])
 
 
 def ends(prompt: str) -> str:
@@ -41,15 +48,13 @@ def ends(prompt: str) -> str:
     return prompt if len(prompt) <= 2 * READ else f"{prompt[:READ]} {prompt[-READ:]}"
 
 
-@lru_cache(maxsize=4096)
 def word_slots(text: str) -> tuple[int, ...]:
     """Slots of the words of a text, numbers left out; of a long one, of its first and last `MOST_WORDS` / 2."""
-    words = text.lower().split()
+    words = text.lower().encode().split()
     if len(words) > MOST_WORDS:
         words = words[: MOST_WORDS // 2] + words[-MOST_WORDS // 2 :]
-    stripped = {word.strip(".,:;?!") for word in words}
-    return tuple(sorted([_slot(word) for word in stripped if not word.isdigit()]))
+    return _slots([word for each in words if not (word := each.strip(b".,:;?!")).isdigit()])
 
 
-def _slot(name: str) -> int:
-    return NUMBERS + crc32(name.encode()) % (SLOTS - NUMBERS)
+def _slots(names: Iterable[bytes]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys([NUMBERS + crc32(name) % HASHED for name in names]))

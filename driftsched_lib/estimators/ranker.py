@@ -16,7 +16,7 @@ from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
 from driftsched_lib.requests import Request
 
 RECENT = 64
-OPPONENTS = 8
+OPPONENTS = 4
 
 
 @dataclass

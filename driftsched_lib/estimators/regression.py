@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import mul
 from typing import Annotated
 
 from pydantic import Field
@@ -68,10 +69,10 @@ class Regression(ConformalEstimator):
     def _expect(self, request: Request, base: int) -> float:
         self._slots, self._numbers = named(request), numeric(request, base, self.day_s)  # to learn from in `observe`
         means = self.state_.weights.means
-        self._log_ratio = (
+        self._log_ratio: float = (
             self.state_.levels[request.category].level
             + sum(map(means.__getitem__, self._slots))
-            + sum([x * mean for x, mean in zip(self._numbers, means, strict=False)])
+            + sum(map(mul, self._numbers, means))
         )
         return grown(base, self._log_ratio)
 
@@ -85,17 +86,18 @@ class Regression(ConformalEstimator):
         means, variances = self.state_.weights.means, self.state_.weights.variances
         innovation = log_ratio(length, base) - self._log_ratio
         others = sum(map(variances.__getitem__, slots))
-        others += sum([x * x * variances[slot] for slot, x in enumerate(numbers)])
+        others += sum(map(mul, map(mul, numbers, numbers), variances))
         expected = level.learn(innovation, others, self.least_gain)
         drift = SHARE_OF_DRIFT * self.least_gain**2 * level.noise
+        weighed, precision = innovation / expected, 1 / expected
         for slot in slots:
-            gain = variances[slot] / expected
-            means[slot] += gain * innovation
-            variance = variances[slot] + drift - gain * variances[slot]
+            variance = variances[slot]
+            means[slot] += variance * weighed
+            variance += drift - variance * variance * precision
             variances[slot] = variance if variance < PRIOR_VARIANCE else PRIOR_VARIANCE
         for slot, x in enumerate(numbers):
-            gain = x * variances[slot] / expected
-            means[slot] += gain * innovation
-            variance = variances[slot] + drift - gain * x * variances[slot]
+            covariance = x * (variance := variances[slot])
+            means[slot] += covariance * weighed
+            variance += drift - covariance * covariance * precision
             variances[slot] = variance if variance < PRIOR_VARIANCE else PRIOR_VARIANCE
         return innovation
