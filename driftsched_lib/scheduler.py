@@ -90,11 +90,9 @@ class Scheduler:
         """
         if not self._queued:
             return None
-        running = []
-        for request_id, made in made_tokens.items():
-            request = self._running[request_id]
+        running = [self._running[request_id] for request_id in made_tokens]
+        for request, made in zip(running, made_tokens.values(), strict=True):
             request.made_tokens = made
-            running.append(request)
         victim = self.policy.victim(running, now)
         if victim is not None:
             victim.preemptions += 1
@@ -196,37 +194,37 @@ class Scheduler:
         self._came_back.discard(request.request_id)
         estimate: Estimate | None = request.estimate
         self.on_record(
-            Record(
-                request_id=request.request_id,
-                phase=request.phase,
-                tenant=request.tenant,
-                tier=request.tier,
-                job_type=request.job_type,
-                category=request.category,
-                outcome=outcome,
-                reason=reason,
-                arrival_s=request.arrival_s,
-                dispatch_s=request.dispatch_s,
-                first_token_s=output and output.first_token_s,
-                longest_itl_s=output and output.longest_itl_s,
-                finish_s=now,
-                max_tokens=request.max_tokens,
-                input_tokens=request.input_tokens,
-                prompt_tokens=output and output.prompt_tokens,
-                output_tokens=output and output.tokens,
-                output_words=output and output.words,
-                actual_tokens=actual,
-                estimated_tokens=estimate and estimate.output_tokens,
-                estimated_total_tokens=estimate and estimate.total_tokens,
-                base_tokens=estimate and estimate.base_tokens,
-                estimated_low_tokens=estimate and estimate.low_tokens,
-                estimated_high_tokens=estimate and estimate.high_tokens,
-                bias=estimate and estimate.bias,
-                bias_before=feedback and feedback.bias_before,
-                measured_bias=feedback and feedback.measured,
-                bias_after=feedback and feedback.bias_after,
-                batch_id=request.batch_id,
-                batch_size=request.batch_size,
-                preemptions=request.preemptions,
+            Record(  # in the order of its fields: by name they would take three times as long
+                request.request_id,
+                request.phase,
+                request.tenant,
+                request.tier,
+                request.job_type,
+                request.category,
+                outcome,
+                reason,
+                request.arrival_s,
+                request.dispatch_s,
+                output and output.first_token_s,
+                output and output.longest_itl_s,
+                now,
+                request.max_tokens,
+                request.input_tokens,
+                output and output.prompt_tokens,
+                output and output.tokens,
+                output and output.words,
+                actual,
+                estimate and estimate.output_tokens,
+                estimate and estimate.total_tokens,
+                estimate and estimate.base_tokens,
+                estimate and estimate.low_tokens,
+                estimate and estimate.high_tokens,
+                estimate and estimate.bias,
+                feedback and feedback.bias_before,
+                feedback and feedback.measured,
+                feedback and feedback.bias_after,
+                request.batch_id,
+                request.batch_size,
+                request.preemptions,
             )
         )

@@ -75,14 +75,16 @@ class ContinuousBatching:
 class StaticBatching:
     """The paper's worker: micro-batches with a barrier.
 
-    Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first;
-    the engine gets them together, the next batch waits for the last of them, and all of them finish with it.
+    Requests are taken as the policy gives them until `size` are there, or as many as the policy wants in this batch, or
+    `wait_s` seconds have passed since the first; the engine gets them together, the next batch waits for the last of
+    them, and all of them finish with it.
     """
 
     def __init__(self, size: int, wait_s: float):
         self.size = size
         self.wait_s = wait_s
         self.closes_s = inf
+        self._room = size
         self._open: list[Request] = []
         self._running: set[str] = set()
         self._finished: list[Output] = []
@@ -90,11 +92,13 @@ class StaticBatching:
 
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while not self._running:
-            while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
+            if not self._open:
+                self._room = scheduler.policy.batch_size(self.size, now)
+            while len(self._open) < self._room and (request := scheduler.next(now)) is not None:
                 if not self._open:
                     self.closes_s = now + self.wait_s
                 self._open.append(request)
-            if not self._open or (len(self._open) < self.size and now < self.closes_s):
+            if not self._open or (len(self._open) < self._room and now < self.closes_s):
                 return
             for request in self._open:
                 request.batch_id, request.batch_size = self._batches, len(self._open)

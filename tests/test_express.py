@@ -12,6 +12,7 @@ from driftsched_lib.requests import TIERS
 
 EQUAL = dict.fromkeys(TIERS, 1)
 OFF = {"weights": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, "uncertainty": 0}
+WEIGHTS = {"premium": 4, "standard": 2, "batch": 1}
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
@@ -35,7 +36,7 @@ def test_above_the_cap_it_is_fifo():
 
 
 def test_the_weight_of_a_tier_divides_the_size():
-    policy = Express(**OFF | {"weights": {"premium": 4, "standard": 2, "batch": 1}})
+    policy = Express(**OFF | {"weights": WEIGHTS})
     assert order(policy, [30, 20, 9, 30], tiers=("premium", "standard", "batch", "premium")) == [0, 3, 2, 1]
 
 
@@ -180,6 +181,40 @@ def test_the_cap_follows_recent_sizes():
         policy.add(make_request(f"new {i}", total_tokens=100 + i % 10))
     policy.add(make_request("medium again", total_tokens=40))
     assert next(iter(policy)).request_id == "medium again"
+
+
+@given(
+    sizes=SIZES, share=st.sampled_from([0.0, 0.5, 1.0]), fifo_share=st.sampled_from([0.0, 0.5]), most=st.integers(1, 12)
+)
+def test_a_static_batch_is_the_part_of_the_order_that_is_worth_most_a_second(sizes, share, fifo_share, most):
+    policy = Express(**OFF | {"weights": WEIGHTS, "express_share": share, "fifo_share": fifo_share})
+    for i, size in enumerate(sizes):
+        policy.add(make_request(i, tier=TIERS[i % 3], total_tokens=size))
+    cap = sorted(size / WEIGHTS[TIERS[i % 3]] for i, size in enumerate(sizes))[
+        min(int(share * len(sizes)), len(sizes) - 1)
+    ]
+    batch = [(request.estimate.total_tokens, WEIGHTS[request.tier]) for request in policy][:most]
+
+    def worth(n):
+        longest = max(size for size, _ in batch[:n])
+        return sum(max(weight, size / cap) for size, weight in batch[:n]) / longest
+
+    wanted = policy.batch_size(most, 0.0)
+    size = min(wanted, len(batch))
+    assert worth(size) == pytest.approx(max(worth(n) for n in range(1, len(batch) + 1)))
+    assert wanted == most or wanted < len(batch)
+
+
+def test_short_requests_do_not_wait_in_a_batch_for_a_long_one():
+    policy = Express(**OFF)
+    assert policy.batch_size(8, 0.0) == 8
+    assert order(policy, [5, 100, 6, 5, 5, 90]) == [0, 3, 4, 2, 5, 1]
+    for i, size in enumerate([5, 100, 6, 5, 5, 90]):
+        policy.add(make_request(i, total_tokens=size))
+    assert policy.batch_size(8, 0.0) == 4  # two more would make it 16 times as long
+    for _ in range(4):
+        policy.pop(0.0)
+    assert policy.batch_size(8, 0.0) == 8  # all that is here, and what may come
 
 
 def test_parameters_are_checked():

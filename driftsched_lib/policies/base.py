@@ -44,6 +44,13 @@ class Policy(ABC):
         back) and popped again is one request, and what it has had is to be counted once.
         """
 
+    def batch_size(self, most: int, now: float) -> int:
+        """How many of the requests that `pop` returns now are to share a static batch, of `most` for which it has room.
+
+        Asked before a batch's first pop.  `most` closes no batch before it is full: what comes meanwhile may join.
+        """
+        return most
+
     def victim(self, running: Iterable[Request], now: float) -> Request | None:
         """The running request that should give its place to the first queued one, `made_tokens` of each being known."""
         return None
@@ -84,11 +91,13 @@ class KeyedQueue(Policy):
         return self._heap[0][2]
 
     def remove(self, request_id: str) -> Request:
-        request = self._alive.pop(request_id)[2]
-        if len(self._heap) > 2 * len(self._alive):
+        entry = self._alive.pop(request_id)
+        if self._heap[0] is entry:
+            heappop(self._heap)
+        elif len(self._heap) > 2 * len(self._alive):
             self._heap = list(self._alive.values())
             heapify(self._heap)
-        return request
+        return entry[2]
 
     def _is_alive(self, entry: tuple[float, int, Request]) -> bool:
         return self._alive.get(entry[2].request_id) is entry
@@ -115,9 +124,11 @@ def total_tokens(request: Request) -> int:
     return max(1, request.estimate.total_tokens)
 
 
-def possible_tokens(request: Request) -> tuple[float, ...]:
+def possible_tokens(request: Request) -> list[float]:
     """Rising totals of equal probability, each at least one token: one alone where the estimate is no distribution."""
     quantiles = request.estimate.quantiles
     if quantiles is None:
-        return (total_tokens(request),)
-    return tuple(max(1.0, request.input_tokens + output) for output in quantiles)
+        return [total_tokens(request)]
+    prompt = request.input_tokens
+    totals = [prompt + output for output in quantiles]
+    return totals if totals[0] >= 1 else [max(1.0, total) for total in totals]

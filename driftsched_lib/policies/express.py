@@ -26,15 +26,20 @@ that one is next.  While a request waits, at most `(A + 2 L) / fifo_share` token
 queued before it at its arrival, which is its wait under FIFO, and `L` the largest request's.  (The credit grows by
 `fifo_share` of what is dispatched; while the request waits only those before it spend it, at most `A`; and it is below
 `L` before each pop that does not serve the oldest.)
+
+**Static batches.**  A batch that ends with its longest request is one job of that size, and its price is that of all in
+it; so by the same exchange batches belong in the order of `longest m / sum of v`.  Of the order above, a batch holds
+those first ones for which that is least: the next would lengthen it by more than it is worth, and begins the next one.
 """
 
 from bisect import bisect_left
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
+from heapq import nsmallest
 from math import inf
 
 from driftsched_lib.checks import not_negative, positive_for_each_tier
-from driftsched_lib.policies.base import KeyedQueue, in_pop_order, total_tokens
+from driftsched_lib.policies.base import KeyedQueue, total_tokens
 from driftsched_lib.policies.paper import TURNS
 from driftsched_lib.policies.tenants import FEW_TENANTS
 from driftsched_lib.requests import Request
@@ -86,7 +91,7 @@ class Express(KeyedQueue):
         self._sorted: list[float] = []
         self._virtual_time = 0.0  # tokens per weight of processor sharing
         self._weight_queued = 0.0
-        self._queued: dict[str, int] = defaultdict(int)  # by tenant that has any: requests
+        self._queued: dict[str, int] = {}  # by tenant that has any: requests
         self._tenant_weights: dict[str, float] = {}
         self._tags: dict[str, float] = {}  # by tenant: the end of its last express request
         self._forget_at = FEW_TENANTS
@@ -97,26 +102,27 @@ class Express(KeyedQueue):
             rank, self._waiting[request.request_id] = self._dispatched[request.request_id]
             return rank
         size = self._waiting[request.request_id] = self._size(request)
-        per_weight = size / self.weights[request.tier]
-        start = max(self._tags.get(request.tenant, 0.0), self._virtual_time)
-        if not self._is_small(per_weight) or start > self._virtual_time + self.lead_tokens:
+        per_weight, begins = size / self.weights[request.tier], self._virtual_time
+        start = max(self._tags.get(request.tenant, 0.0), begins)
+        if not self._is_small(per_weight) or start > begins + self.lead_tokens:
             return inf
         self._tags[request.tenant] = start + per_weight
         if len(self._tags) > self._forget_at:
-            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > self._virtual_time}
+            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > begins}
             self._forget_at = 2 * len(self._tags) + FEW_TENANTS
         return per_weight
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
-        size, rank = self._waiting[request.request_id], self._alive[request.request_id][0]
-        if request.request_id not in self._dispatched:
-            self._dispatched[request.request_id] = rank, size
+        request_id = request.request_id
+        if request_id not in self._dispatched:
+            size = self._waiting[request_id]
+            self._dispatched[request_id] = self._alive[request_id][0], size
             self._credit += self.fifo_share * size
-            if request.request_id == next(iter(self._waiting)):
+            if request_id == next(iter(self._waiting)):
                 self._credit = max(0.0, self._credit - size)
             self._virtual_time += size / self._weight_queued
-        return self._leave(request.request_id)
+        return self._leave(request_id)
 
     def peek(self, now: float) -> Request:
         if self._waiting:
@@ -124,6 +130,19 @@ class Express(KeyedQueue):
             if self._credit >= size:
                 return self._alive[oldest][2]
         return super().peek(now)
+
+    def batch_size(self, most: int, now: float) -> int:
+        """See this module, *Static batches*.  Cost: O(queued requests), once a batch."""
+        cap = self._sorted[min(int(self.express_share * len(self._sorted)), len(self._sorted) - 1)] if self else inf
+        best = prices = longest = 0.0
+        size = n = 0
+        for n, request in enumerate(self._in_pop_order(most), start=1):
+            tokens = self._waiting[request.request_id]
+            prices += max(self.weights[request.tier], tokens / cap)
+            longest = max(longest, tokens)
+            if prices / longest >= best:
+                best, size = prices / longest, n
+        return size if size < n else most
 
     def remove(self, request_id: str) -> Request:
         rank = self._alive[request_id][0]
@@ -146,8 +165,8 @@ class Express(KeyedQueue):
         request = super().remove(request_id)
         del self._waiting[request_id]
         tenant = request.tenant
-        self._queued[tenant] -= 1
-        if not self._queued[tenant]:
+        left = self._queued[tenant] = self._queued[tenant] - 1
+        if not left:
             del self._queued[tenant]
             self._weight_queued -= self._tenant_weights.pop(tenant)
         return request
@@ -160,19 +179,39 @@ class Express(KeyedQueue):
         return max(1.0, point + self.uncertainty * (mean - point))
 
     def _join(self, tenant: str, weight: float) -> None:
-        if not self._queued[tenant]:
+        queued = self._queued[tenant] = self._queued.get(tenant, 0) + 1
+        if queued == 1:
             self._tenant_weights[tenant] = weight
             self._weight_queued += weight
-        self._queued[tenant] += 1
 
     def _is_small(self, per_weight: float) -> bool:
         """Whether a size per weight is below the cap, as it stands with this request counted in."""
-        place = bisect_left(self._sorted, per_weight)
-        self._sorted.insert(place, per_weight)
-        self._recent.append(per_weight)
-        if len(self._recent) > RECENT:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
-        return place < self.express_share * len(self._sorted)
+        recent, rising = self._recent, self._sorted
+        place = bisect_left(rising, per_weight)
+        rising.insert(place, per_weight)
+        recent.append(per_weight)
+        if len(recent) > RECENT:
+            del rising[bisect_left(rising, recent.popleft())]
+        return place < self.express_share * len(rising)
 
     def __iter__(self) -> Iterator[Request]:
-        return in_pop_order(self, [request for _, _, request in self._alive.values()])
+        return self._in_pop_order(len(self))
+
+    def _in_pop_order(self, most: int) -> Iterator[Request]:
+        """The first `most` in the order in which they would be popped if nothing more arrived."""
+        by_rank = (request.request_id for _, _, request in nsmallest(most, self._alive.values()))
+        by_age, credit, popped = iter(self._waiting), self._credit, set[str]()
+        oldest = next(by_age, "")
+        while len(popped) < min(most, len(self)):
+            while oldest in popped:
+                oldest = next(by_age)
+            if credit >= self._waiting[oldest]:
+                chosen = oldest
+            else:
+                chosen = next(request_id for request_id in by_rank if request_id not in popped)
+            popped.add(chosen)
+            if chosen not in self._dispatched:
+                credit += self.fifo_share * self._waiting[chosen]
+                if chosen == oldest:
+                    credit = max(0.0, credit - self._waiting[oldest])
+            yield self._alive[chosen][2]

@@ -42,8 +42,8 @@ class ShortestRemaining(KeyedQueue):
         longest = None
         for request in running:
             made = request.made_tokens
-            gives = request.estimate.output_tokens - made - self.recompute * (request.input_tokens + made)
-            if gives > most:
+            to_come = request.estimate.output_tokens - made
+            if to_come > most and (gives := to_come - self.recompute * (request.input_tokens + made)) > most:
                 most, longest = gives, request
         return longest
 

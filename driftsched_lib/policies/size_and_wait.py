@@ -70,7 +70,7 @@ class OldestOfEachSize(Policy):
 
     @abstractmethod
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores of requests that have waited for so long and whose sizes are worth that."""
+        """The scores of requests that waited for so long and whose sizes are worth that; `waits_s` may be overwritten."""
 
     def add(self, request: Request) -> None:
         if request.request_id in self._alive:
@@ -185,7 +185,8 @@ class Hrrn(OldestOfEachSize):
         return float(size**self.exponent)
 
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        return waits_s / worths
+        waits_s /= worths
+        return waits_s
 
 
 class SigmoidShortestJobFirst(OldestOfEachSize):
@@ -215,8 +216,13 @@ class SigmoidShortestJobFirst(OldestOfEachSize):
         return (1 - self.wait_weight) / (1 + exp(min(size / self.size_median - 1, 700)))
 
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        half = 0.5 / self.wait_median_s  # a sigmoid is a hyperbolic tangent, which is one pass
-        return worths + 0.5 * self.wait_weight * np.tanh(waits_s * half - 0.5)
+        waits_s *= -1 / self.wait_median_s  # in place, as each pass is
+        waits_s += 1
+        np.exp(waits_s, out=waits_s)
+        waits_s += 1
+        np.divide(self.wait_weight, waits_s, out=waits_s)
+        waits_s += worths
+        return waits_s
 
 
 class Boost(KeyedQueue):
@@ -240,7 +246,7 @@ class Boost(KeyedQueue):
         self.tokens_per_s = positive("tokens_per_s", tokens_per_s)
 
     def key(self, request: Request) -> float:
-        exponents = [self.decay * tokens / self.tokens_per_s for tokens in possible_tokens(request)]
-        largest = exponents[-1]
-        log_mean = largest + log(fsum(exp(exponent - largest) for exponent in exponents) / len(exponents))
+        totals, rate = possible_tokens(request), self.decay / self.tokens_per_s
+        largest = totals[-1]
+        log_mean = rate * largest + log(fsum([exp(rate * (total - largest)) for total in totals]) / len(totals))
         return request.arrival_s + log(-expm1(-log_mean)) / self.decay

@@ -20,10 +20,12 @@ class Gittins(KeyedQueue):
 
     def key(self, request: Request) -> float:
         totals = possible_tokens(request)
-        tokens_per_end, ended = inf, 0.0
+        tokens_per_end, ended, left = inf, 0.0, len(totals)
         for i, total in enumerate(totals, start=1):
             ended += total
-            tokens_per_end = min(tokens_per_end, (ended + (len(totals) - i) * total) / i)
+            left -= 1
+            if (tokens := (ended + left * total) / i) < tokens_per_end:
+                tokens_per_end = tokens
         return tokens_per_end
 
 
