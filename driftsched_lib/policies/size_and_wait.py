@@ -70,7 +70,7 @@ class OldestOfEachSize(Policy):
 
     @abstractmethod
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The scores of requests that waited for so long and whose sizes are worth that; `waits_s` may be overwritten."""
+        """Scores of requests that have waited for so long and whose sizes are worth that; may overwrite `waits_s`."""
 
     def add(self, request: Request) -> None:
         if request.request_id in self._alive:
