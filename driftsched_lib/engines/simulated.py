@@ -289,13 +289,13 @@ class SimulatedEngine:
             self._forget(sequence)
             outputs.append(
                 Output(
-                    request=request,
-                    prompt_tokens=sequence.prompt_tokens,
-                    tokens=tokens,
-                    words=None if words is None else round(tokens * words),
-                    first_token_s=sequence.first_token_s,
-                    finish_s=self._now,
-                    error=sequence.error,
+                    request,
+                    sequence.prompt_tokens,
+                    tokens,
+                    None if words is None else round(tokens * words),
+                    sequence.first_token_s,
+                    self._now,
+                    sequence.error,
                 )
             )
         return outputs
