@@ -54,7 +54,8 @@ class RunningQuantiles(ConformalEstimator):
         estimate = super().estimate(request)
         lengths = self._window(request).slices()
         if lengths is not None:
-            estimate.quantiles = tuple([min(length, request.max_tokens) for length in lengths])
+            limit = request.max_tokens
+            estimate.quantiles = tuple([length if length < limit else limit for length in lengths])
         return estimate
 
     def _expect(self, request: Request, base: int) -> float:
