@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import tanh
 from typing import Annotated
 
 from pydantic import Field
@@ -16,7 +16,9 @@ from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
 from driftsched_lib.requests import Request
 
 RECENT = 64
-OPPONENTS = 4
+OPPONENTS = 8
+LEAST_SURPRISE = 0.1
+"""Of the probability that one is the longer: a pair that is nearly known to be in order teaches next to nothing."""
 
 
 @dataclass
@@ -85,8 +87,10 @@ class Ranker(ConformalEstimator):
         own_move = 0.0
         for other in state.recent[:: RECENT // OPPONENTS]:
             longer = 0.5 if length == other.length else float(length > other.length)
-            difference = min(max(score - self._score(other.slots), -30.0), 30.0)
-            move = self.step * (longer - 1 / (1 + exp(-difference)))
+            surprise = longer - 0.5 - 0.5 * tanh((score - self._score(other.slots)) / 2)
+            if -LEAST_SURPRISE < surprise < LEAST_SURPRISE:
+                continue
+            move = self.step * surprise
             own_move += move
             for slot in other.slots:
                 weights[slot] -= move
