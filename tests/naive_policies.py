@@ -192,8 +192,8 @@ class NaiveExpress(Naive):
         self.ends, self.dispatched = defaultdict(float), set()
 
     def size(self, request):
-        totals = totals_of(request)
-        return sum(totals) / len(totals)
+        outputs = request.estimate.quantiles or [request.estimate.output_tokens]
+        return max(1.0, sum(outputs) / len(outputs) + request.input_tokens / 2)
 
     def is_express(self, request):
         return self.index[request.request_id][0] == 0
@@ -231,7 +231,7 @@ class NaiveExpress(Naive):
 
     def ended(self, request, output_tokens):
         if self.is_express(request):
-            wrong_by = request.input_tokens + output_tokens - self.size(request)
+            wrong_by = request.input_tokens / 2 + output_tokens - self.size(request)
             self.ends[request.tenant] += wrong_by / WEIGHTS[request.tier]
 
 

@@ -11,7 +11,7 @@ from driftsched_lib.policies import Express, Fifo, ShortestJobFirst
 from driftsched_lib.requests import TIERS
 
 EQUAL = dict.fromkeys(TIERS, 1)
-OFF = {"weights": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, "uncertainty": 0}
+OFF = {"weights": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, "uncertainty": 0, "input_price": 1}
 WEIGHTS = {"premium": 4, "standard": 2, "batch": 1}
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
@@ -38,6 +38,12 @@ def test_above_the_cap_it_is_fifo():
 def test_the_weight_of_a_tier_divides_the_size():
     policy = Express(**OFF | {"weights": WEIGHTS})
     assert order(policy, [30, 20, 9, 30], tiers=("premium", "standard", "batch", "premium")) == [0, 3, 2, 1]
+
+
+def test_a_token_of_the_prompt_counts_its_price():
+    request = make_request(1, total_tokens=10)
+    request.input_tokens = 100
+    assert [Express(**OFF | {"input_price": price}).key(request) for price in (0, 0.1, 1)] == [10, 20, 110]
 
 
 def test_uncertainty_goes_from_the_point_to_the_mean():

@@ -60,7 +60,10 @@ CASES = {
     "gittins": ({}, scan(naive_gittins)),
     "tie": ({"weight": 0.5, "tail": 0.25}, scan(naive_tie)),
     "srpt": ({}, scan(lambda request, now: to_come(request))),
-    "express": ({"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4}, NaiveExpress),
+    "express": (
+        {"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5},
+        NaiveExpress,
+    ),
 }
 
 NUMBERS = st.integers(0, 10**6)

@@ -1,11 +1,12 @@
 """Express: this project's own policy, one index for tier, uncertain size, waiting and what the tenant has had.
 
 **Objective.**  Of a request that arrives, the scheduler knows the mean `m` of its size, given what was learnt, and its
-tier's weight `w`.  A second of its waiting costs `v = max(w, m / c)`: the tier's weight, but no less than its expected
-size over a size `c`, as a long answer that waits for nothing is worth more than a short one.  The prices are set at
-arrival; sizes are random and requests are not preempted.  Exchanging two neighbours `i`, `j` in any order changes the
-expected cost by `m_i * v_j - m_j * v_i`, whatever the distributions, so that of what is queued is least in the order
-of `m / v` (Smith, 1956; with random sizes, Rothkopf, 1966), which is
+tier's weight `w`.  Sizes stand for time on the engine: output tokens, and tokens of the prompt at `input_price` each.
+A second of its waiting costs `v = max(w, m / c)`: the tier's weight, but no less than its expected size over a size
+`c`, as a long answer that waits for nothing is worth more than a short one.  The prices are set at arrival; sizes are
+random and requests are not preempted.  Exchanging two neighbours `i`, `j` in any order changes the expected cost by
+`m_i * v_j - m_j * v_i`, whatever the distributions, so that of what is queued is least in the order of `m / v` (Smith,
+1956; with random sizes, Rothkopf, 1966), which is
 
     index = min(m / w, c).
 
@@ -39,7 +40,7 @@ from heapq import nsmallest
 from math import inf
 
 from driftsched_lib.checks import not_negative, positive_for_each_tier
-from driftsched_lib.policies.base import KeyedQueue, total_tokens
+from driftsched_lib.policies.base import KeyedQueue
 from driftsched_lib.policies.paper import TURNS
 from driftsched_lib.policies.tenants import FEW_TENANTS
 from driftsched_lib.requests import Request
@@ -52,8 +53,9 @@ class Express(KeyedQueue):
     """Smallest `min(E[size] / weight, cap)` first, the cap for tenants too far ahead; ties in the order of arrival.
 
     See this module.  Each term is taken away by a value: equal weights know no tiers, an `express_share` of 1 has no
-    cap (and then, with all other terms away, it is SJF; with 0 it is FIFO), infinite `lead_tokens` know no tenants,
-    `uncertainty=0` takes the estimate's point for its mean, `fifo_share=0` lets the rest starve.
+    cap (and then, with all other terms away and an `input_price` of 1, it is SJF; with 0 it is FIFO), infinite
+    `lead_tokens` know no tenants, `uncertainty=0` takes the estimate's point for its mean, `fifo_share=0` lets the rest
+    starve.
 
     Cost: O(log n), and the number of quantiles.
 
@@ -63,6 +65,8 @@ class Express(KeyedQueue):
         fifo_share: share of the tokens that belongs to the oldest request.
         lead_tokens: per weight, what a tenant may have in the express lane beyond its share of the engine.
         uncertainty: how far from the estimate's point (0) to the mean of its distribution (1) the size is taken.
+        input_price: what a token of the prompt counts in a size, an output token being one, as its time on the engine
+            is less: a prompt is computed in a few iterations, an output in one a token.  At 1 sizes are SJF's.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Express(KeyedQueue):
         fifo_share: float = 0.05,
         lead_tokens: float = 2048.0,
         uncertainty: float = 1.0,
+        input_price: float = 0.1,
     ):
         for name, share in (("express_share", express_share), ("fifo_share", fifo_share)):
             if not 0 <= share <= 1:
@@ -84,6 +89,7 @@ class Express(KeyedQueue):
         self.fifo_share = fifo_share
         self.lead_tokens = lead_tokens
         self.uncertainty = not_negative("uncertainty", uncertainty)
+        self.input_price = not_negative("input_price", input_price)
         self._waiting: OrderedDict[str, float] = OrderedDict()  # by request id, the oldest first: its size
         self._dispatched: dict[str, tuple[float, float]] = {}  # by id of a request that was popped: rank and size
         self._credit = 0.0
@@ -153,7 +159,7 @@ class Express(KeyedQueue):
 
     def ended(self, request: Request, output_tokens: int) -> None:
         rank, size = self._dispatched.pop(request.request_id)
-        wrong_by = request.input_tokens + output_tokens - size
+        wrong_by = self.input_price * request.input_tokens + output_tokens - size
         self._correct(request.tenant, rank, wrong_by / self.weights[request.tier])
 
     def _correct(self, tenant: str, rank: float, by: float) -> None:
@@ -172,11 +178,10 @@ class Express(KeyedQueue):
         return request
 
     def _size(self, request: Request) -> float:
-        point, outputs = total_tokens(request), request.estimate.quantiles
-        if outputs is None or not self.uncertainty:
-            return point
-        mean = request.input_tokens + sum(outputs) / len(outputs)
-        return max(1.0, point + self.uncertainty * (mean - point))
+        size, outputs = float(request.estimate.output_tokens), request.estimate.quantiles
+        if outputs is not None:
+            size += self.uncertainty * (sum(outputs) / len(outputs) - size)
+        return max(1.0, size + self.input_price * request.input_tokens)
 
     def _join(self, tenant: str, weight: float) -> None:
         queued = self._queued[tenant] = self._queued.get(tenant, 0) + 1
