@@ -90,9 +90,11 @@ class Scheduler:
         """
         if not self._queued:
             return None
-        running = [self._running[request_id] for request_id in made_tokens]
-        for request, made in zip(running, made_tokens.values(), strict=True):
+        running = []
+        for request_id, made in made_tokens.items():
+            request = self._running[request_id]
             request.made_tokens = made
+            running.append(request)
         victim = self.policy.victim(running, now)
         if victim is not None:
             victim.preemptions += 1

@@ -155,7 +155,7 @@ def test_a_request_that_cannot_be_is_refused_and_nothing_is_learnt_from_it(name,
     before, bad = state_of(estimator), any_request(9)
     setattr(bad, field, value)
     for call in (estimator.estimate, lambda request: estimator.observe(request, 5)):
-        with pytest.raises(ValueError, match=f"request '9': .*{field} is {value}[,;].*must be finite"):
+        with pytest.raises(ValueError, match=f"request '9': {field} is {value}, it must be finite"):
             call(bad)
     assert state_of(estimator) == before
 

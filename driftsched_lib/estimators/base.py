@@ -19,6 +19,8 @@ HIGHEST_LOG = 20.0
 MOST_LOG = 100.0
 """Of a part of one, which others may cancel."""
 
+_KNOWN = {"arrival_s": 0, "input_tokens": 0, "max_tokens": 1}
+
 # The types of what is learnt say what each number may be, and `estimator_state` reads no file that holds another.
 LogRatio = Annotated[float, Field(ge=-MOST_LOG, le=MOST_LOG)]
 Variance = Annotated[float, Field(gt=0, le=1e6)]
@@ -66,11 +68,10 @@ def checked_base(base_tokens: Mapping[str, int], request: Request) -> int:
     Raises:
         ValueError: its category has no base, or a number known at admission is not finite, or too small for one.
     """
-    if not (0 <= request.arrival_s < inf and 0 <= request.input_tokens < inf and 1 <= request.max_tokens < inf):
-        raise ValueError(
-            f"request {request.request_id!r}: arrival_s is {request.arrival_s}, input_tokens is {request.input_tokens},"
-            f" max_tokens is {request.max_tokens}; they must be finite, and 0, 0 and 1 or more"
-        )
+    for name, least in _KNOWN.items():
+        value = getattr(request, name)
+        if not least <= value < inf:
+            raise ValueError(f"request {request.request_id!r}: {name} is {value}, it must be finite, {least} or more")
     try:
         return base_tokens[request.category]
     except KeyError:

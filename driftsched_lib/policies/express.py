@@ -34,7 +34,7 @@ those first ones for which that is least: the next would lengthen it by more tha
 """
 
 from bisect import bisect_left
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from heapq import nsmallest
 from math import inf
@@ -97,7 +97,7 @@ class Express(KeyedQueue):
         self._sorted: list[float] = []
         self._virtual_time = 0.0  # tokens per weight of processor sharing
         self._weight_queued = 0.0
-        self._queued: dict[str, int] = {}  # by tenant that has any: requests
+        self._queued: dict[str, int] = defaultdict(int)  # by tenant that has any: requests
         self._tenant_weights: dict[str, float] = {}
         self._tags: dict[str, float] = {}  # by tenant: the end of its last express request
         self._forget_at = FEW_TENANTS
@@ -108,13 +108,13 @@ class Express(KeyedQueue):
             rank, self._waiting[request.request_id] = self._dispatched[request.request_id]
             return rank
         size = self._waiting[request.request_id] = self._size(request)
-        per_weight, begins = size / self.weights[request.tier], self._virtual_time
-        start = max(self._tags.get(request.tenant, 0.0), begins)
-        if not self._is_small(per_weight) or start > begins + self.lead_tokens:
+        per_weight = size / self.weights[request.tier]
+        start = max(self._tags.get(request.tenant, 0.0), self._virtual_time)
+        if not self._is_small(per_weight) or start > self._virtual_time + self.lead_tokens:
             return inf
         self._tags[request.tenant] = start + per_weight
         if len(self._tags) > self._forget_at:
-            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > begins}
+            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > self._virtual_time}
             self._forget_at = 2 * len(self._tags) + FEW_TENANTS
         return per_weight
 
@@ -124,9 +124,7 @@ class Express(KeyedQueue):
         if request_id not in self._dispatched:
             size = self._waiting[request_id]
             self._dispatched[request_id] = self._alive[request_id][0], size
-            self._credit += self.fifo_share * size
-            if request_id == next(iter(self._waiting)):
-                self._credit = max(0.0, self._credit - size)
+            self._credit = self._credited(self._credit, size, request_id == next(iter(self._waiting)))
             self._virtual_time += size / self._weight_queued
         return self._leave(request_id)
 
@@ -139,7 +137,9 @@ class Express(KeyedQueue):
 
     def batch_size(self, most: int, now: float) -> int:
         """See this module, *Static batches*.  Cost: O(queued requests), once a batch."""
-        cap = self._sorted[min(int(self.express_share * len(self._sorted)), len(self._sorted) - 1)] if self else inf
+        if not self:
+            return most
+        cap = self._sorted[min(int(self.express_share * len(self._sorted)), len(self._sorted) - 1)]
         best = prices = longest = 0.0
         size = n = 0
         for n, request in enumerate(self._in_pop_order(most), start=1):
@@ -167,12 +167,17 @@ class Express(KeyedQueue):
         if rank < inf and tenant in self._tags:
             self._tags[tenant] += by
 
+    def _credited(self, credit: float, size: float, is_oldest: bool) -> float:
+        """The credit of the oldest once a request of this size is dispatched."""
+        credit += self.fifo_share * size
+        return max(0.0, credit - size) if is_oldest else credit
+
     def _leave(self, request_id: str) -> Request:
         request = super().remove(request_id)
         del self._waiting[request_id]
         tenant = request.tenant
-        left = self._queued[tenant] = self._queued[tenant] - 1
-        if not left:
+        self._queued[tenant] -= 1
+        if not self._queued[tenant]:
             del self._queued[tenant]
             self._weight_queued -= self._tenant_weights.pop(tenant)
         return request
@@ -184,20 +189,19 @@ class Express(KeyedQueue):
         return max(1.0, size + self.input_price * request.input_tokens)
 
     def _join(self, tenant: str, weight: float) -> None:
-        queued = self._queued[tenant] = self._queued.get(tenant, 0) + 1
-        if queued == 1:
+        if not self._queued[tenant]:
             self._tenant_weights[tenant] = weight
             self._weight_queued += weight
+        self._queued[tenant] += 1
 
     def _is_small(self, per_weight: float) -> bool:
         """Whether a size per weight is below the cap, as it stands with this request counted in."""
-        recent, rising = self._recent, self._sorted
-        place = bisect_left(rising, per_weight)
-        rising.insert(place, per_weight)
-        recent.append(per_weight)
-        if len(recent) > RECENT:
-            del rising[bisect_left(rising, recent.popleft())]
-        return place < self.express_share * len(rising)
+        place = bisect_left(self._sorted, per_weight)
+        self._sorted.insert(place, per_weight)
+        self._recent.append(per_weight)
+        if len(self._recent) > RECENT:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+        return place < self.express_share * len(self._sorted)
 
     def __iter__(self) -> Iterator[Request]:
         return self._in_pop_order(len(self))
@@ -216,7 +220,5 @@ class Express(KeyedQueue):
                 chosen = next(request_id for request_id in by_rank if request_id not in popped)
             popped.add(chosen)
             if chosen not in self._dispatched:
-                credit += self.fifo_share * self._waiting[chosen]
-                if chosen == oldest:
-                    credit = max(0.0, credit - self._waiting[oldest])
+                credit = self._credited(credit, self._waiting[chosen], chosen == oldest)
             yield self._alive[chosen][2]

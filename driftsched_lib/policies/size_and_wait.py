@@ -70,7 +70,7 @@ class OldestOfEachSize(Policy):
 
     @abstractmethod
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores of requests that have waited for so long and whose sizes are worth that; may overwrite `waits_s`."""
+        """The scores of requests that have waited for so long and whose sizes are worth that."""
 
     def add(self, request: Request) -> None:
         if request.request_id in self._alive:
@@ -185,8 +185,7 @@ class Hrrn(OldestOfEachSize):
         return float(size**self.exponent)
 
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        waits_s /= worths
-        return waits_s
+        return waits_s / worths
 
 
 class SigmoidShortestJobFirst(OldestOfEachSize):
@@ -216,13 +215,8 @@ class SigmoidShortestJobFirst(OldestOfEachSize):
         return (1 - self.wait_weight) / (1 + exp(min(size / self.size_median - 1, 700)))
 
     def scores(self, waits_s: NDArray[np.float64], worths: NDArray[np.float64]) -> NDArray[np.float64]:
-        waits_s *= -1 / self.wait_median_s  # in place, as each pass is
-        waits_s += 1
-        np.exp(waits_s, out=waits_s)
-        waits_s += 1
-        np.divide(self.wait_weight, waits_s, out=waits_s)
-        waits_s += worths
-        return waits_s
+        half = 0.5 / self.wait_median_s  # a sigmoid is a hyperbolic tangent, which is one pass
+        return worths + 0.5 * self.wait_weight * np.tanh(waits_s * half - 0.5)
 
 
 class Boost(KeyedQueue):
