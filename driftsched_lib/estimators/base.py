@@ -19,8 +19,6 @@ HIGHEST_LOG = 20.0
 MOST_LOG = 100.0
 """Of a part of one, which others may cancel."""
 
-_KNOWN = {"arrival_s": 0, "input_tokens": 0, "max_tokens": 1}
-
 # The types of what is learnt say what each number may be, and `estimator_state` reads no file that holds another.
 LogRatio = Annotated[float, Field(ge=-MOST_LOG, le=MOST_LOG)]
 Variance = Annotated[float, Field(gt=0, le=1e6)]
@@ -68,16 +66,23 @@ def checked_base(base_tokens: Mapping[str, int], request: Request) -> int:
     Raises:
         ValueError: its category has no base, or a number known at admission is not finite, or too small for one.
     """
-    for name, least in _KNOWN.items():
-        value = getattr(request, name)
-        if not least <= value < inf:
-            raise ValueError(f"request {request.request_id!r}: {name} is {value}, it must be finite, {least} or more")
+    if not 0 <= request.arrival_s < inf:
+        raise _refusal(request, "arrival_s", 0)
+    if not 0 <= request.input_tokens < inf:
+        raise _refusal(request, "input_tokens", 0)
+    if not 1 <= request.max_tokens < inf:
+        raise _refusal(request, "max_tokens", 1)
     try:
         return base_tokens[request.category]
     except KeyError:
         known = ", ".join(base_tokens)
         message = f"request {request.request_id!r}: category is {request.category!r}, it may be one of {known}"
         raise ValueError(message) from None
+
+
+def _refusal(request: Request, name: str, least: int) -> ValueError:
+    value = getattr(request, name)
+    return ValueError(f"request {request.request_id!r}: {name} is {value}, it must be finite, {least} or more")
 
 
 def checked_length(request: Request, output_tokens: int) -> int:
