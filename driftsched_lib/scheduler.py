@@ -69,8 +69,6 @@ class Scheduler:
                 self._end(request, Outcome.REJECTED, now, reason)
                 return
         self._enter_queue(request)
-        if request.deadline_s is not None:
-            heappush(self._deadlines, (request.deadline_s, request.request_id))
 
     def next(self, now: float) -> Request | None:
         """The request to dispatch now, from here on running; None where nothing is queued."""
@@ -136,15 +134,18 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """End the queued requests whose deadline has come before they were first dispatched."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, request_id = heappop(self._deadlines)
-            request = self._queued.get(request_id)
-            if request is not None and request.deadline_s == deadline and request.dispatch_s is None:
-                self._drop(request_id, Outcome.EXPIRED, now, "deadline passed in the queue")
+        while self._deadlines and self.next_deadline() <= now:
+            self._drop(heappop(self._deadlines)[1], Outcome.EXPIRED, now, "deadline passed in the queue")
 
     def next_deadline(self) -> float:
-        """When `expire` next has something to look at, in seconds; infinite for never."""
-        return self._deadlines[0][0] if self._deadlines else inf
+        """When the next queued request expires, in seconds; infinite for never."""
+        while self._deadlines:
+            deadline, request_id = self._deadlines[0]
+            request = self._queued.get(request_id)
+            if request is not None and request.deadline_s == deadline and request.dispatch_s is None:
+                return deadline
+            heappop(self._deadlines)
+        return inf
 
     @property
     def is_idle(self) -> bool:
@@ -166,6 +167,8 @@ class Scheduler:
         self._queued[request.request_id] = request
         self.depth[request.tier] += 1
         self.queued_tokens[request.tier] += request.estimate.total_tokens
+        if request.deadline_s is not None and request.dispatch_s is None:
+            heappush(self._deadlines, (request.deadline_s, request.request_id))
 
     def _leave_queue(self, request: Request) -> None:
         del self._queued[request.request_id]

@@ -1,6 +1,7 @@
 """Every submitted request ends in exactly one record."""
 
 from collections import Counter
+from math import inf
 
 import pytest
 from helpers import make_request, make_scheduler
@@ -97,11 +98,22 @@ def test_a_queued_request_expires_at_its_deadline_and_a_running_one_does_not():
     scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
     scheduler.submit(make_request(2, deadline_s=6.0), 0.0)
     assert scheduler.next(1.0).request_id == "1"
-    assert scheduler.next_deadline() == 5.0
+    assert scheduler.next_deadline() == 6.0
     scheduler.expire(5.9)
     assert records == []
     assert scheduler.next(6.0) is None
     assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0)]
+
+
+def test_a_request_that_the_engine_could_not_begin_with_still_has_its_deadline():
+    scheduler, records = make_scheduler()
+    scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
+    scheduler.next(1.0)
+    assert scheduler.next_deadline() == inf
+    scheduler.give_back("1")
+    assert scheduler.next_deadline() == 5.0
+    scheduler.expire(5.0)
+    assert [(r.request_id, r.outcome) for r in records] == [("1", "expired")]
 
 
 def test_an_id_that_comes_back_has_its_new_deadline():
