@@ -22,7 +22,6 @@ SMOKE = {
     "real_requests": 40,
     "requests_a_tenant": 30,
     "sides": {"plug-in, Express": {}},
-    "dtype": "float32",
 }
 SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 24, "rates": [3.0, 12.0]}}
 SMOKE_FILES = {
