@@ -29,6 +29,7 @@ class StepCost(_Model):
     Attributes:
         base_s: an iteration, whatever it holds (weights read, kernels launched).
         per_prefill_step_s: an iteration that computes prompt tokens at all (attention is launched for prompts too).
+        per_prompt_s: a prompt of which any part is computed, however long (it was tokenized, queued and scheduled).
         per_prefill_token_s: a prompt token computed.
         decode_s: all sequences that decode a token, by how many they are: in a straight line from none at no cost to
             the first number that is given, on to the next, and beyond the last in proportion.  Kernels made for certain
@@ -38,6 +39,7 @@ class StepCost(_Model):
 
     base_s: Positive
     per_prefill_step_s: Seconds
+    per_prompt_s: Seconds
     per_prefill_token_s: Seconds
     decode_s: Annotated[dict[Count, Seconds], Field(min_length=1)]
     per_context_token_s: Seconds

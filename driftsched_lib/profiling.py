@@ -30,7 +30,7 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
         steps, requests: the tables of a run's folder.
 
     Returns:
-        Columns `seconds`, `prefill_steps` (one where a prompt is computed), `prefill_tokens`, `decode_seqs`,
+        Columns `seconds`, `prefill_steps` (one where a prompt is computed), `prompts`, `prefill_tokens`, `decode_seqs`,
         `context_tokens`.
 
     Raises:
@@ -59,6 +59,7 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
         {
             "seconds": ends - np.where(was_empty, first_dispatch, starts),
             "prefill_steps": (steps.prompt_tokens > 0).astype(float),
+            "prompts": steps.prompt_requests,
             "prefill_tokens": steps.prompt_tokens,
             "decode_seqs": steps.output_requests,
             "context_tokens": (context[:n] + decode_seqs).cumsum(),
@@ -105,6 +106,7 @@ def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
         {
             "seconds": (last - first) / made,
             "prefill_steps": ((until - since) / made).clip(max=1.0),
+            "prompts": (until - since) / made,
             "prefill_tokens": (computed[until] - computed[since]) / made,
         }
         | {
@@ -131,7 +133,7 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     if not numbers:
         raise ValueError(f"{len(held)} iterations are too few: {LEAST_ITERATIONS} must decode about as many sequences")
     measured = held.seconds.to_numpy()
-    singles = held[["prefill_steps", "prefill_tokens", "context_tokens"]].to_numpy(float)
+    singles = held[["prefill_steps", "prompts", "prefill_tokens", "context_tokens"]].to_numpy(float)
     design = np.column_stack([np.ones(len(held)), singles, _shares(held.decode_seqs.to_numpy(), numbers)])
     scale = design.max(axis=0).clip(min=1.0)  # columns of one size: nnls has an absolute tolerance
     weights = np.ones(len(held))
@@ -142,10 +144,11 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
         width = HUBER * np.median(residuals) / 0.6745
         weights = width / np.maximum(residuals, width) if width > 0 else np.ones(len(held))
     slowdown = measured.sum() / (design @ costs).sum()
-    base, per_step, per_token, per_context, *decode = map(float, costs * slowdown)
+    base, per_step, per_prompt, per_token, per_context, *decode = map(float, costs * slowdown)
     step = StepCost(
         base_s=base,
         per_prefill_step_s=per_step,
+        per_prompt_s=per_prompt,
         per_prefill_token_s=per_token,
         decode_s=dict(zip(numbers, decode, strict=True)),
         per_context_token_s=per_context,
@@ -182,6 +185,7 @@ def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
     return (
         held.decode_seqs.map(step.decoding_s)
         + held.prefill_steps * step.per_prefill_step_s
+        + held.prompts * step.per_prompt_s
         + held.prefill_tokens * step.per_prefill_token_s
         + held.context_tokens * step.per_context_token_s
     ).to_numpy()

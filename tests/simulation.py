@@ -14,6 +14,7 @@ from driftsched_lib.validation import PROJECT
 COSTS = {
     "base_s": 1e-2,
     "per_prefill_step_s": 1e-3,
+    "per_prompt_s": 5e-4,
     "per_prefill_token_s": 1e-4,
     "decode_s": {1: 2e-4},
     "per_context_token_s": 3e-6,

@@ -31,7 +31,7 @@ FINE = 1_000_000
 
 def free_of_load(token_s, servers):
     """A profile whose iteration takes `token_s` seconds, whatever it holds."""
-    costs = dict.fromkeys(("per_prefill_step_s", "per_prefill_token_s", "per_context_token_s"), 0.0)
+    costs = dict.fromkeys(("per_prefill_step_s", "per_prompt_s", "per_prefill_token_s", "per_context_token_s"), 0.0)
     costs["decode_s"] = {1: 0.0}
     limits = {"max_num_seqs": servers, "max_num_batched_tokens": 10**9, "max_model_len": 10**9, "kv_blocks": 10**9}
     return make_profile(costs | {"base_s": token_s}, **limits)

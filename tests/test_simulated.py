@@ -22,11 +22,11 @@ COST = StepCost(**COSTS)
 MODEL = Path(__file__).parents[1] / "data" / "models" / "driftsched-tiny"
 
 
-def seconds(prefill_tokens=0, decode_seqs=0, context_tokens=0):
+def seconds(prefill_tokens=0, decode_seqs=0, context_tokens=0, prompts=1):
     return (
         COST.base_s
         + prefill_tokens * COST.per_prefill_token_s
-        + (prefill_tokens > 0) * COST.per_prefill_step_s
+        + (prefill_tokens > 0) * (COST.per_prefill_step_s + prompts * COST.per_prompt_s)
         + decode_seqs * COST.decode_s[1]
         + context_tokens * COST.per_context_token_s
     )
@@ -69,7 +69,7 @@ def test_static_batches_end_together():
     requests = [request(i, prompt=3, output=2 + 5 * i) for i in range(4)]
     _, records = simulated(requests, batching=StaticBatching(4, 0.01))
     assert len({record.finish_s for record in records.values()}) == 1
-    assert [record.first_token_s for record in records.values()] == pytest.approx([seconds(12)] * 4)
+    assert [record.first_token_s for record in records.values()] == pytest.approx([seconds(12, prompts=4)] * 4)
 
 
 def test_the_oracle_serves_the_short_first():
@@ -273,6 +273,7 @@ class LiteralEngine:
             sum(tokens for _, tokens in prefills),
             len(decodes),
             sum(one.prompt + one.generated for one in decodes),
+            len(prefills),
         )
         self.time += duration
         outputs = []

@@ -263,7 +263,7 @@ class SimulatedEngine:
     def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> None:
         tokens = sum(computed for _, computed in prefills)
         cost = self._cost
-        self._now += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s
+        self._now += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s + len(prefills) * cost.per_prompt_s
         self._reckon_from_here()
         self._prefilling = None
         for sequence, computed in prefills:
