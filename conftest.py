@@ -20,10 +20,10 @@ SMOKE = {
     "requests": 250,
     "real_seeds": 1,
     "real_requests": 40,
-    "requests_a_tenant": 30,
+    "requests_a_tenant": 20,
     "sides": {"plug-in, Express": {}},
 }
-SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 24, "rates": [3.0, 12.0]}}
+SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 16, "rates": [3.0, 12.0]}}
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",
     "paper-l4.yaml": "smoke-l4.yaml",
