@@ -24,6 +24,7 @@ SMOKE = {
     "sides": {"plug-in, Express": {}},
 }
 SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 16, "rates": [3.0, 12.0]}}
+LONGEST = {"test_live_server", "test_faults", "test_parallel", "test_explorer_in_a_browser", "test_vllm_plugin"}
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",
     "paper-l4.yaml": "smoke-l4.yaml",
@@ -32,9 +33,15 @@ SMOKE_FILES = {
 }
 
 
+def _turn(item):
+    """Notebooks first, then the files that take longest, or a worker would begin one of them when the other is done."""
+    if hasattr(item, "cell_num"):
+        return 0, str(item.path), item.cell_num
+    return (1 if item.path.stem in LONGEST else 2), "", 0
+
+
 def pytest_collection_modifyitems(items):
-    """Notebooks first: they take longest."""
-    items.sort(key=lambda item: (str(item.path), item.cell_num) if hasattr(item, "cell_num") else ("~", 0))
+    items.sort(key=_turn)
     for item in items:
         if hasattr(item, "cell_num") and "parameters" in item.cell.metadata.get("tags", []):
             item.cell.source = item.cell.source.replace(

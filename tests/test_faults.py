@@ -70,7 +70,7 @@ KEPT = "Finished runs are kept"
 def pytest_generate_tests(metafunc):
     thorough = metafunc.config.getoption("thorough")
     if "kills" in metafunc.fixturenames:
-        metafunc.parametrize(("engine", "kills"), [("simulated", 20), ("vllm", 20 if thorough else 2)])
+        metafunc.parametrize(("engine", "kills"), [("simulated", 20), ("vllm", 20 if thorough else 1)])
     elif "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", GRIDS if thorough else ["simulated"])
 
