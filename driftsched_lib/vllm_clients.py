@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 
+from driftsched_lib import child_process
 from driftsched_lib.corpus import TOPICS
 from driftsched_lib.engines.vllm_server import ServerError
 from driftsched_lib.prompts import TEMPLATES, build_prompt
@@ -85,16 +85,15 @@ def send(url: str, model: str, loads: Sequence[TenantLoad], seed: int = 1, timeo
             for i, (load, folder) in enumerate(zip(loads, folders, strict=True))
         ]
         with open(Path(name) / "log", "wb") as log:
-            command = [sys.executable, "-c", _CLIENTS, json.dumps(tenants)]
-            clients = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            with suppress(subprocess.TimeoutExpired):
-                clients.wait(timeout_s)
-            tables = [_result(load, folder, timeout_s) for load, folder in zip(loads, folders, strict=True)]
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(clients.pid, signal.SIGKILL)
-            clients.wait()
+            clients = child_process.start(_CLIENTS, json.dumps(tenants), stdout=log, stderr=subprocess.STDOUT)
+        with clients:
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    clients.wait(timeout_s)
+                tables = [_result(load, folder, timeout_s) for load, folder in zip(loads, folders, strict=True)]
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(clients.pid, signal.SIGKILL)
     table = pd.concat(tables, ignore_index=True)
     return table.assign(start_s=table.start_s - table.start_s.min())
 

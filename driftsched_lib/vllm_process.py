@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,14 @@ from pathlib import Path
 
 import httpx
 
+from driftsched_lib import child_process
 from driftsched_lib.engines.vllm_server import ServerError
 from driftsched_lib.validation import in_project
+
+_SERVER = """
+import runpy
+runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextmanager
@@ -34,8 +39,7 @@ def serve_vllm(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", in_project(model)]
-    command += ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port), *arguments]
+    address = ("--host", "127.0.0.1", "--port", str(port))
     with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
         log = Path(folder) / "log"
         metrics = Path(folder) / "metrics"  # what the engine's process and the server's share
@@ -51,19 +55,20 @@ def serve_vllm(
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # or a client sends on a connection that was just closed
         }
         with open(log, "wb") as output:
-            process = subprocess.Popen(
-                command,
+            process = child_process.start(
+                _SERVER,
+                *("--model", in_project(model), "--served-model-name", model, *address, *arguments),
                 env=defaults | os.environ | (env or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(url, process, log, start_timeout_s)
-            yield url
-        finally:
-            _end(process)
+        with process:
+            try:
+                url = f"http://127.0.0.1:{port}"
+                _wait(url, process, log, start_timeout_s)
+                yield url
+            finally:
+                _end(process)
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path, timeout_s: float) -> None:
