@@ -8,13 +8,14 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 
 import httpx
 import pandas as pd
 import pytest
 from helpers import SMOKE_SERVER, make_scheduler, params_at
 
-from driftsched_lib import results
+from driftsched_lib import engines, results
 from driftsched_lib.engine_setup import load_engine
 from driftsched_lib.engines import vllm_server
 from driftsched_lib.engines.vllm_server import ServerError, VllmServer
@@ -280,6 +281,25 @@ def test_an_interrupt_leaves_nothing_with_the_server():
             serve_or_fail("a run", [request], scheduler, engine, ContinuousBatching())
         assert [record.reason for record in records] == ["KeyboardInterrupt: "] and engine.has_room()
         engine.restart_clock()
+
+
+def test_signals_do_not_keep_a_step_from_coming_back(monkeypatch):
+    monkeypatch.setattr(engines, "LONGEST_WAIT_S", 5e-4)
+    with small_server(hang) as (_, url):
+        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=60.0, temperature=0.0)
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
+        rescue = threading.Timer(30, engine._done.put, [ServerError("a step never came back")])
+        before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+        try:
+            rescue.start()
+            signal.setitimer(signal.ITIMER_REAL, 3e-4, 3.7e-4)  # many come as a wait ends
+            for _ in range(3000):
+                assert engine.step(inf) == []
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            rescue.cancel()
+            engine.abort("1")
 
 
 def cut_and_die(handler, number):

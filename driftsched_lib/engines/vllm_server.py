@@ -97,7 +97,8 @@ class VllmServer:
             self.limits = None if longest is None else self._limits(longest, max_num_batched_tokens)
         self.count_tokens = lru_cache(maxsize=10_000)(self._count_tokens)
         self._in_flight: dict[str, Future[None]] = {}
-        self._done: queue.SimpleQueue[Output | ServerError] = queue.SimpleQueue()
+        # No SimpleQueue: a signal at the end of its timeout has CPython wait there for ever.
+        self._done: queue.Queue[Output | ServerError] = queue.Queue()
         self._gone: ServerError | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
