@@ -39,7 +39,7 @@ def serve_vllm(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address = ("--host", "127.0.0.1", "--port", str(port))
+    options = ["--model", in_project(model), "--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
         log = Path(folder) / "log"
         metrics = Path(folder) / "metrics"  # what the engine's process and the server's share
@@ -57,7 +57,8 @@ def serve_vllm(
         with open(log, "wb") as output:
             process = child_process.start(
                 _SERVER,
-                *("--model", in_project(model), "--served-model-name", model, *address, *arguments),
+                *options,
+                *arguments,
                 env=defaults | os.environ | (env or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
