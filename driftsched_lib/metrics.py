@@ -112,7 +112,8 @@ def estimation_errors(requests: pd.DataFrame) -> pd.Series:
 
 def job_class(total_tokens: pd.Series, bounds: Sequence[int]) -> pd.Series:
     """short <= bounds[0] < medium <= bounds[1] < long."""
-    return pd.cut(total_tokens.astype(float), [-np.inf, *bounds, np.inf], labels=JOB_CLASSES)
+    classes = np.array(JOB_CLASSES, dtype=object)[np.searchsorted(bounds, total_tokens.to_numpy(float))]
+    return pd.Series(classes, total_tokens.index)
 
 
 def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
@@ -122,8 +123,8 @@ def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
     by the estimate differs from the class by what the request came to.
     """
     done = requests[requests.outcome == "completed"].sort_values("arrival_s")
-    estimated = job_class(done.estimated_total_tokens, bounds).astype(str)
-    actual = job_class(done.input_tokens + done.actual_tokens, bounds).astype(str)
+    estimated = job_class(done.estimated_total_tokens, bounds)
+    actual = job_class(done.input_tokens + done.actual_tokens, bounds)
     before = estimated.groupby([done.category, done.tier]).shift()
     return done.assign(
         job_class=estimated,
@@ -147,15 +148,13 @@ def summarize(
         "requests": len(requests),
         **{name: int(outcomes.get(name, 0)) for name in ("completed", "rejected", "expired", "cancelled", "failed")},
     }
-    for q in (50, 95, 99):
-        row[f"p{q}_e2e_s"] = done.e2e_s.quantile(q / 100)
-    row["mean_e2e_s"] = done.e2e_s.mean()
-    row["p50_ttft_s"], row["p99_ttft_s"] = done.ttft_s.quantile([0.50, 0.99])
+    p50, p95, p99 = done[["e2e_s", "ttft_s", "slowdown", "longest_itl_s"]].quantile([0.50, 0.95, 0.99]).itertuples()
+    row |= {"p50_e2e_s": p50.e2e_s, "p95_e2e_s": p95.e2e_s, "p99_e2e_s": p99.e2e_s, "mean_e2e_s": done.e2e_s.mean()}
+    row |= {"p50_ttft_s": p50.ttft_s, "p99_ttft_s": p99.ttft_s}
     row["mean_itl_s"] = done.tpot_s[done.output_tokens > 1].mean()
-    row["p99_longest_itl_s"] = done.longest_itl_s.quantile(0.99)
-    row["mean_queue_wait_s"] = done.queue_wait_s.mean()
-    row["max_queue_wait_s"] = done.queue_wait_s.max()
-    row["p50_slowdown"], row["p99_slowdown"] = done.slowdown.quantile([0.50, 0.99])
+    row["p99_longest_itl_s"] = p99.longest_itl_s
+    row |= {"mean_queue_wait_s": done.queue_wait_s.mean(), "max_queue_wait_s": done.queue_wait_s.max()}
+    row |= {"p50_slowdown": p50.slowdown, "p99_slowdown": p99.slowdown}
     row["output_tokens_per_s"] = done.output_tokens.sum() / busy_s(done)
     errors = estimation_errors(requests)
     row["mae_tokens"] = errors.abs().mean()
