@@ -31,7 +31,10 @@ class KeywordClassifier:
         text = prompt.lower()
         best, most = self.default, 0
         for category, words in self.keywords.items():
-            hits = sum(map(text.count, words))
+            hits = 0
+            for word in words:
+                if word in text:
+                    hits += text.count(word)
             if hits > most:
                 best, most = category, hits
         return best

@@ -38,11 +38,11 @@ def decision_costs(params: Params, queued: Sequence[int] = QUEUED, blocks: int =
     load = params.model_copy(update={"requests": 3000, "output_length": "spread", "length_scale": 1.0})
     prompts = paper_load(load, seed=1, capacity_tokens_per_s=1.0)[-1].requests
     rows = {}
-    for name, policy in POLICIES.items():
-        queues = [_ConstantQueue(policy(), prompts, n) for n in queued]
-        with _no_garbage_collection():
+    with _no_garbage_collection():
+        for name, policy in POLICIES.items():
+            queues = [_ConstantQueue(policy(), prompts, n) for n in queued]
             costs = [[queue.seconds(size) / size * 1e6 for queue in queues] for _ in range(blocks)]
-        rows[name] = [statistics.median(column) for column in zip(*costs, strict=True)]
+            rows[name] = [statistics.median(column) for column in zip(*costs, strict=True)]
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(queued))
 
 
