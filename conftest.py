@@ -23,7 +23,15 @@ SMOKE = {
     "requests_a_tenant": 20,
     "sides": {"plug-in, Express": {}},
 }
-SMOKE_OF = {"07_policy_frontier": {"requests": 40, "real_requests": 16, "rates": [3.0, 12.0]}}
+SMOKE_OF = {
+    "07_policy_frontier": {
+        "requests": 40,
+        "real_requests": 16,
+        "rates": [3.0, 12.0],
+        "pair_seeds": 2,
+        "real_pair_seeds": 1,
+    }
+}
 LONGEST = {"test_live_server", "test_faults", "test_parallel", "test_explorer_in_a_browser", "test_vllm_plugin"}
 SMOKE_FILES = {
     "quick.yaml": "smoke.yaml",
