@@ -112,8 +112,7 @@ def estimation_errors(requests: pd.DataFrame) -> pd.Series:
 
 def job_class(total_tokens: pd.Series, bounds: Sequence[int]) -> pd.Series:
     """short <= bounds[0] < medium <= bounds[1] < long."""
-    classes = np.array(JOB_CLASSES, dtype=object)[np.searchsorted(bounds, total_tokens.to_numpy(float))]
-    return pd.Series(classes, total_tokens.index)
+    return pd.cut(total_tokens.astype(float), [-np.inf, *bounds, np.inf], labels=JOB_CLASSES)
 
 
 def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
@@ -123,8 +122,8 @@ def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
     by the estimate differs from the class by what the request came to.
     """
     done = requests[requests.outcome == "completed"].sort_values("arrival_s")
-    estimated = job_class(done.estimated_total_tokens, bounds)
-    actual = job_class(done.input_tokens + done.actual_tokens, bounds)
+    estimated = job_class(done.estimated_total_tokens, bounds).astype(str)
+    actual = job_class(done.input_tokens + done.actual_tokens, bounds).astype(str)
     before = estimated.groupby([done.category, done.tier]).shift()
     return done.assign(
         job_class=estimated,
