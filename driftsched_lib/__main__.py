@@ -11,7 +11,7 @@ from driftsched_lib.parallel import Backend
 from driftsched_lib.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.traces.read import FIELDS, FORMATS, Faults, read_trace
-from driftsched_lib.validation import PROJECT
+from driftsched_lib.validation import PROJECT, ParamsError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
     fidelity = commands.add_parser("fidelity", help="serve the real runs that notebook 04 lays the simulator beside")
     fidelity.set_defaults(command=_fidelity)
     fidelity.add_argument("--out", required=True, metavar="DIR", help="a finished run in it is not repeated")
+    fidelity.add_argument(
+        "--engines",
+        nargs="+",
+        default=["tiny", "llama-130m"],
+        metavar="ENGINE",
+        help="tiny, llama-130m (the default: both), or, on a GPU, qwen-1.8b",
+    )
     soak = commands.add_parser("soak", help="serve millions of requests on a faulty simulated engine, a line a policy")
     soak.set_defaults(command=_soak)
     soak.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="for each policy (10 million)")
@@ -141,9 +148,11 @@ def _trace(options: argparse.Namespace) -> None:
 
 
 def _fidelity(options: argparse.Namespace) -> None:
-    from driftsched_lib.studies.fidelity import measure
+    from driftsched_lib.studies.fidelity import ENGINES, measure
 
-    measure(PROJECT / "params" / "fidelity.yaml", options.out)
+    if unknown := [engine for engine in options.engines if engine not in ENGINES]:
+        raise ParamsError(f"--engines: {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    measure(PROJECT / "params" / "fidelity.yaml", options.out, options.engines)
 
 
 def _soak(options: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ def engine():
         max_model_len=512,
         max_num_seqs=16,
         num_gpu_blocks_override=6,
+        block_size=128,
         max_num_batched_tokens=64,
         enable_prefix_caching=True,
     )
