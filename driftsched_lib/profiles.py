@@ -64,13 +64,20 @@ class StepCost(_Model):
 
 
 class EngineLimits(_Model):
-    """What an engine holds, under vLLM's names; `kv_blocks` are the blocks that requests can use."""
+    """What an engine holds, and how it schedules, under vLLM's names.
+
+    Attributes:
+        kv_blocks: the blocks that requests can use.
+        async_scheduling: an iteration is scheduled and launched before it is known what the one before it made, as
+            vLLM does on a GPU unless told otherwise.
+    """
 
     max_num_seqs: Count
     max_num_batched_tokens: Count
     max_model_len: Annotated[int, Field(ge=2, le=10**9)]
     block_size: Count
     kv_blocks: Count
+    async_scheduling: bool = False
 
     @model_validator(mode="after")
     def _all_can_decode(self):

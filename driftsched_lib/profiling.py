@@ -19,15 +19,19 @@ NUMBERS = (*range(1, 9), 12, 16, 24, *range(32, 257, 16), 384, 512, 768, 1024)
 LEAST_ITERATIONS = 20
 
 
-def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
+def iterations(steps: pd.DataFrame, requests: pd.DataFrame, async_scheduling: bool = False) -> pd.DataFrame:
     """What each iteration of a run held and how long it took, a row for each row of `steps`.
 
     An iteration lasts from the end of the one before it, or, where that left the engine empty, from the dispatch that
     ended the idleness.  A sequence makes a token in every iteration from its first token on, so its context is known
     in each.
 
+    An engine that schedules asynchronously spends that time on launching the next iteration, if it has not to wait for
+    the GPU.  The time is then the next one's, and nobody's for the first two after idleness, which are left out.
+
     Parameters:
         steps, requests: the tables of a run's folder.
+        async_scheduling: of the engine's limits.
 
     Returns:
         Columns `seconds`, `prefill_steps` (one where a prompt is computed), `prompts`, `prefill_tokens`, `decode_seqs`,
@@ -55,9 +59,13 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
     np.add.at(context, (first + 1).clip(max=n), prompts)
     np.add.at(context, (last + 1).clip(max=n), -(prompts + outputs - 1))
     decode_seqs = decoding.cumsum()[:n]
-    return pd.DataFrame(
+    seconds = ends - np.where(was_empty, first_dispatch, starts)
+    if async_scheduling:
+        seconds = np.concatenate([[np.nan], np.where(was_empty, np.nan, seconds)[:-1]])
+        seconds[was_empty] = np.nan
+    held = pd.DataFrame(
         {
-            "seconds": ends - np.where(was_empty, first_dispatch, starts),
+            "seconds": seconds,
             "prefill_steps": (steps.prompt_tokens > 0).astype(float),
             "prompts": steps.prompt_requests,
             "prefill_tokens": steps.prompt_tokens,
@@ -65,6 +73,7 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame) -> pd.DataFrame:
             "context_tokens": (context[:n] + decode_seqs).cumsum(),
         }
     )
+    return held.dropna(subset="seconds")
 
 
 def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
@@ -208,8 +217,9 @@ def profile_of_run(folder: str | Path) -> Profile:
             raise ValueError("the run kept no steps")
         if manifest["engine_limits"] is None:
             raise ValueError("its server does not tell its limits, as vLLM's does")
-        step, error = fit_costs(seen_by_clients(requests) if served else iterations(steps, requests))
         limits = EngineLimits(**manifest["engine_limits"])
+        held = seen_by_clients(requests) if served else iterations(steps, requests, limits.async_scheduling)
+        step, error = fit_costs(held)
     except (OSError, ValueError, KeyError) as error:
         raise ProfileError(f"{folder}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]

@@ -98,6 +98,17 @@ def test_a_fit_finds_the_costs_that_made_the_run(batching):
     assert error.iterations == len(steps) and error.median_relative_error < 1e-6 and error.r2 > 1 - 1e-9
 
 
+def test_a_fit_finds_the_costs_of_an_asynchronous_engine():
+    steps, requests = run(ContinuousBatching(), async_scheduling=True)
+    held = iterations(steps, requests, async_scheduling=True)
+    assert len(steps) / 2 < len(held) < len(steps)  # the first two after idleness share their time
+    costs, _ = fit_costs(held)
+    assert predicted_s(held, costs) == pytest.approx(held.seconds.to_numpy(), rel=1e-6)
+    assert costs.decoding_s(1) == pytest.approx(COSTS["base_s"] + COSTS["decode_s"][1], rel=1e-6)
+    for name in ("per_prefill_step_s", "per_prompt_s", "per_prefill_token_s", "per_context_token_s"):
+        assert getattr(costs, name) == pytest.approx(COSTS[name], rel=1e-6)
+
+
 def test_slow_iterations_raise_the_level_of_a_fit_and_not_its_proportions():
     held = iterations(*run(ContinuousBatching()))
     rng = np.random.default_rng(2)

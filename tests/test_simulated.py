@@ -1,5 +1,6 @@
 """The simulated engine: by hand, jumping against stepping, and against vLLM's own scheduler."""
 
+from collections import deque
 from dataclasses import dataclass
 from math import isinf
 from pathlib import Path
@@ -63,6 +64,42 @@ def test_the_last_admitted_is_preempted_and_computed_again():
     assert back == [9] and steps.output_tokens[9] == 4 + 5  # b's prompt and its five tokens, when a is done
     assert records["b"].first_token_s == steps.time_s[0] and records["b"].output_tokens == 9
     assert (steps.kv_cache_usage <= 1).all() and steps.kv_cache_usage.iloc[-1] == 0
+
+
+def test_an_asynchronous_engine_knows_an_iteration_later_what_was_made():
+    requests = [request("a", arrival_s=2.0, prompt=5, output=3), request("b", arrival_s=2.0, prompt=4, output=2)]
+    load = [*requests, request("c", arrival_s=2.5, prompt=3, output=1)]
+    engine, records = simulated(load, make_profile(max_num_seqs=2, async_scheduling=True), log_steps=True)
+    prompts, both, last = seconds(9, prompts=2), seconds(0, 2, 6 + 5), seconds(0, 1, 7)
+    assert records["a"].first_token_s == records["b"].first_token_s == pytest.approx(2.0 + prompts + both)
+    assert records["b"].finish_s == pytest.approx(2.0 + prompts + both + last)
+    assert records["a"].finish_s == records["b"].finish_s  # an iteration that would hold nothing takes no time
+    assert records["c"].first_token_s == records["c"].finish_s == pytest.approx(2.5 + seconds(3))
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+    assert steps.output_requests.tolist() == [0, 2, 1, 0] and steps.running.tolist() == [2, 1, 0, 0]
+
+
+def test_a_slot_is_free_once_the_last_token_is_known():
+    def dispatched(**limits):
+        load = [request("first", output=3), request("longer", output=9), request("next", output=1)]
+        return simulated(load, make_profile(max_num_seqs=2, **limits))[1]
+
+    for records in (dispatched(), dispatched(async_scheduling=True)):
+        assert records["next"].dispatch_s == records["first"].finish_s
+    assert dispatched(async_scheduling=True)["next"].dispatch_s > dispatched()["next"].dispatch_s
+
+
+def test_what_waits_for_its_last_token_to_be_known_can_be_aborted_and_not_preempted():
+    engine = SimulatedEngine(make_profile(async_scheduling=True))
+    engine.add(request("gone", output=1))
+    engine.add(request("stays", output=3))
+    engine.step(0.005)
+    assert engine.made_tokens() == {"stays": 1}
+    engine.abort("gone")
+    outputs = []
+    while not outputs:
+        outputs = engine.step(float("inf"))
+    assert [output.request.request_id for output in outputs] == ["stays"] and not engine._in_flight
 
 
 def test_static_batches_end_together():
@@ -151,9 +188,10 @@ def test_lengths_are_the_requests_own_or_those_that_are_given():
     assert lengths == known
 
 
-@given(small, loads, st.sampled_from(sorted(POLICIES)), st.booleans())
-def test_jumping_and_stepping_agree_to_the_last_bit(limits, load, policy, static):
+@given(small, loads, st.sampled_from(sorted(POLICIES)), st.booleans(), st.booleans())
+def test_jumping_and_stepping_agree_to_the_last_bit(limits, load, policy, static, async_scheduling):
     runs = []
+    limits = limits | {"async_scheduling": async_scheduling}
     for log_steps in (False, True):
         batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
         engine, records = simulated(
@@ -295,8 +333,9 @@ class LiteralEngine:
         return outputs
 
 
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["synchronous", "asynchronous"])
 @pytest.mark.parametrize("seed", range(8))
-def test_iterations_are_those_of_vllms_own_scheduler(seed):
+def test_iterations_are_those_of_vllms_own_scheduler(seed, async_scheduling):
     """All requests are there at once; every iteration must hold the same tokens of the same kind."""
     pytest.importorskip("vllm")
     rng = np.random.default_rng(seed)
@@ -306,6 +345,7 @@ def test_iterations_are_those_of_vllms_own_scheduler(seed):
         "max_model_len": 128,
         "block_size": 16,
         "kv_blocks": int(rng.integers(9, 20)),
+        "async_scheduling": async_scheduling,
     }
     load = [(int(rng.integers(1, 60)), int(rng.integers(1, 60))) for _ in range(30)]
     engine = SimulatedEngine(make_profile(**limits), log_steps=True)
@@ -323,6 +363,7 @@ def vllm_iterations(load, limits):
     import torch
     from vllm import SamplingParams
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import ModelRunnerOutput
@@ -341,26 +382,32 @@ def vllm_iterations(load, limits):
             max_model_len=limits["max_model_len"],
             is_encoder_decoder=False,
             enable_chunked_prefill=True,
-            async_scheduling=False,
+            async_scheduling=limits["async_scheduling"],
         ),
         cache_config=cache,
         device_config=DeviceConfig("cpu"),
     )
     spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
     kv_cache = KVCacheConfig(cache.num_gpu_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
-    scheduler = Scheduler(config, kv_cache, StructuredOutputManager(config), block_size)
+    kind = AsyncScheduler if limits["async_scheduling"] else Scheduler
+    scheduler = kind(config, kv_cache, StructuredOutputManager(config), block_size)
     for i, (prompt, output) in enumerate(load):
         params = SamplingParams(max_tokens=output, ignore_eos=True)
         params.update_from_generation_config({}, eos_token_id=0)
         scheduler.add_request(Request(str(i), [1] * prompt, params, None))
-    rows = []
+    rows, launched = [], deque()
     while scheduler.has_unfinished_requests():
         scheduled = scheduler.schedule()
-        details = compute_iteration_details(scheduled)
         ids = list(scheduled.num_scheduled_tokens)
         complete = [not scheduler.requests[i].is_prefill_chunk for i in ids]
         output = ModelRunnerOutput(ids, {i: n for n, i in enumerate(ids)}, [[1] if done else [] for done in complete])
+        if ids:
+            launched.append((scheduled, output))
+        if ids and len(launched) <= limits["async_scheduling"]:
+            continue
+        scheduled, output = launched.popleft()
         scheduler.update_from_output(scheduled, output)
+        details = compute_iteration_details(scheduled)
         rows.append(
             (
                 len(scheduler.running),

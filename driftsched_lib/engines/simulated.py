@@ -19,6 +19,7 @@ class _Sequence:
     """
 
     __slots__ = (
+        "admitted",
         "blocks",
         "computed",
         "error",
@@ -36,6 +37,7 @@ class _Sequence:
         self.output_tokens = output_tokens
         self.blocks = blocks  # held at its end
         self.error = error
+        self.admitted = 0  # greater than that of all admitted before
         self.generated = request.made_tokens
         self.computed = 0
         self.origin = 0
@@ -54,6 +56,10 @@ class SimulatedEngine:
     `max_num_batched_tokens` goes to prompts, first come first served and in chunks where it must.  The iteration that
     computes the last of a prompt yields the first token.  When KV blocks run out, the sequence admitted last goes back
     to the front of the waiting, and all its tokens are computed again.  There is no prefix caching.
+
+    With `async_scheduling` it is known what an iteration made once the next is launched.  So a first token comes an
+    iteration later, and a sequence that has made its last holds its slot and its blocks for another; where that one
+    holds nothing else, it takes no time.
 
     While sequences only decode, none ends and blocks suffice, nothing that happens depends on the iteration: such
     iterations are passed in one jump, whose end is the closed form of their summed costs.
@@ -92,6 +98,8 @@ class SimulatedEngine:
         self._decoding: dict[str, _Sequence] = {}  # in the order of admission
         self._prefilling: _Sequence | None = None  # with a part of its prompt computed: one at most, admitted last
         self._ends: list[tuple[int, int, _Sequence]] = []  # heap: the iterations that make the last tokens
+        # What the last iteration made, where that is not known yet: first tokens, last tokens, its row of `steps`.
+        self._unseen: tuple[list[_Sequence], list[_Sequence], tuple | None] = ([], [], None)
         self._ties = count()
         self._promised = 0  # blocks that all in flight would hold at their ends
         # When the decoding sequences last changed, and the tokens they attended to.  Times are reckoned from there, so
@@ -141,12 +149,15 @@ class SimulatedEngine:
             self._interrupt(sequence)
         elif sequence is self._prefilling:
             self._prefilling = None
+        elif sequence in self._unseen[1]:
+            self._unseen[1].remove(sequence)
         else:
             self._waiting.remove(sequence)
 
     def made_tokens(self) -> dict[str, int]:
-        """By id, the output tokens so far of what is here."""
-        return {request_id: self._made(sequence) for request_id, sequence in self._in_flight.items()}
+        """By id, the output tokens so far of what is here and has more to make."""
+        ended = self._unseen[1]
+        return {i: self._made(sequence) for i, sequence in self._in_flight.items() if sequence not in ended}
 
     def _made(self, sequence: _Sequence) -> int:
         decoding = sequence.request.request_id in self._decoding
@@ -179,31 +190,34 @@ class SimulatedEngine:
         """Pass one iteration, or all that are alike."""
         preemptions = 0 if self._promised <= self.limits.kv_blocks else self._make_room()
         prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
-        started, decoding = self._now, len(self._decoding)
-        if preemptions or prefills or self._log_steps:
+        row = self._row(prefills, preemptions) if self._log_steps else None
+        started, in_hand = self._now, bool(self._decoding or prefills)
+        if in_hand and (preemptions or prefills or self._log_steps or self._unseen[0] or self._unseen[1]):
             self._iteration += 1
             self._now = self._end_s(self._iteration)
-        else:
+        elif in_hand:
             self._jump(until)
-        if prefills:
-            self._complete_prefills(prefills)
-        outputs = self._complete_sequences() if self._ends and self._ends[0][0] == self._iteration else []
-        if self._log_steps:
-            self._log(started, decoding, prefills, preemptions)
-        return outputs
+        begun = self._complete_prefills(prefills) if prefills else []
+        ended = self._stop_decoding_what_ends() if self._ends and self._ends[0][0] == self._iteration else []
+        made = begun, ended, row if in_hand else None
+        if self.limits.async_scheduling:
+            made, self._unseen = self._unseen, made
+        return self._show(*made, started)
 
     def _make_room(self) -> int:
         """Preempt those admitted last until the rest can go on in the blocks there are; return how many."""
         preempted = 0
         while not self._fits(1, self._growth()):
             sequence = self._prefilling or next(reversed(self._decoding.values()))
+            sequence = max([sequence, *self._unseen[1]], key=lambda one: one.admitted if one.computed else -1)
+            if sequence not in self._unseen[1]:  # which need not come back
+                self._waiting.appendleft(sequence)
             if sequence is self._prefilling:
                 self._prefilling = None
-            else:
+            elif sequence.request.request_id in self._decoding:
                 sequence.generated = self._iteration - sequence.origin
                 self._interrupt(sequence)
             sequence.computed = 0
-            self._waiting.appendleft(sequence)
             preempted += 1
         return preempted
 
@@ -215,7 +229,7 @@ class SimulatedEngine:
         """
         prefills = []
         budget = self._budget()
-        running = len(self._decoding)
+        running = len(self._decoding) + len(self._unseen[1])
         claimed = self._growth()
         if self._prefilling is not None and budget:
             running += 1
@@ -227,6 +241,7 @@ class SimulatedEngine:
             if not self._fits(1, claimed):
                 break
             running += 1
+            sequence.admitted = next(self._ties)
             prefills.append((self._waiting.popleft(), min(sequence.missing, budget)))
             budget -= prefills[-1][1]
         return prefills
@@ -260,33 +275,44 @@ class SimulatedEngine:
         context = n * self._since_context + decoding * (n * (n - 1) // 2)
         return self._since_s + n * self._decode_s[decoding] + context * self._cost.per_context_token_s
 
-    def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> None:
+    def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> list[_Sequence]:
+        """Time passes for them; the sequences whose prompts are computed make a token and begin to decode."""
         tokens = sum(computed for _, computed in prefills)
         cost = self._cost
         self._now += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s + len(prefills) * cost.per_prompt_s
         self._reckon_from_here()
-        self._prefilling = None
+        self._prefilling, begun = None, []
         for sequence, computed in prefills:
             sequence.computed += computed
             if sequence.missing:
                 self._prefilling = sequence
                 continue
-            if sequence.first_token_s is None:
-                sequence.first_token_s = self._now
+            begun.append(sequence)
             sequence.generated += 1
             sequence.origin = self._iteration - sequence.generated
             self._decoding[sequence.request.request_id] = sequence
             self._since_context += sequence.prompt_tokens + sequence.generated
             heappush(self._ends, (sequence.origin + sequence.output_tokens, next(self._ties), sequence))
+        return begun
 
-    def _complete_sequences(self) -> list[Output]:
-        outputs = []
-        words = self.profile.words_per_output_token
+    def _stop_decoding_what_ends(self) -> list[_Sequence]:
+        ended = []
         while self._ends and self._ends[0][0] == self._iteration:
             sequence = heappop(self._ends)[2]
-            request, tokens = sequence.request, sequence.output_tokens
             self._stop_decoding(sequence)
+            sequence.computed = sequence.prompt_tokens + sequence.output_tokens - 1
+            ended.append(sequence)
+        return ended
+
+    def _show(self, begun: list[_Sequence], ended: list[_Sequence], row: tuple | None, started: float) -> list[Output]:
+        """Let be known what an iteration made."""
+        for sequence in begun:
+            if sequence.first_token_s is None:
+                sequence.first_token_s = self._now
+        words, outputs = self.profile.words_per_output_token, []
+        for sequence in ended:
             self._forget(sequence)
+            request, tokens = sequence.request, sequence.output_tokens
             outputs.append(
                 Output(
                     request,
@@ -298,6 +324,10 @@ class SimulatedEngine:
                     sequence.error,
                 )
             )
+        if row is not None:
+            running = len(self._decoding) + (self._prefilling is not None) + len(self._unseen[1])
+            usage = self._used_blocks(0) / self.limits.kv_blocks
+            self.steps.append((self._now, self._now - started, running, len(self._waiting), *row, usage))
         return outputs
 
     def _forget(self, sequence: _Sequence) -> None:
@@ -340,8 +370,8 @@ class SimulatedEngine:
             return True
         running, tokens = len(self._decoding), self._since_context
         tokens += running * (self._iteration - self._since_iteration + ahead - 1)
-        if self._prefilling is not None:
-            running, tokens = running + 1, tokens + self._prefilling.computed
+        for sequence in self._held():
+            running, tokens = running + 1, tokens + sequence.computed
         at_most = tokens // self.limits.block_size + running  # no sequence wastes a whole block
         spare = self.limits.kv_blocks - extra
         return at_most <= spare or self._used_blocks(ahead) <= spare
@@ -350,26 +380,18 @@ class SimulatedEngine:
         """The blocks that the running sequences have `ahead` iterations on, none ending and no prompt computed."""
         made = self._iteration + ahead - 1
         used = sum(self._blocks(running.prompt_tokens + made - running.origin) for running in self._decoding.values())
-        return used if self._prefilling is None else used + self._blocks(self._prefilling.computed)
+        return used + sum(self._blocks(sequence.computed) for sequence in self._held())
 
-    def _log(self, started: float, decoding: int, prefills: list[tuple[_Sequence, int]], preemptions: int) -> None:
-        """A row of `steps`, with the columns `STEP_COLUMNS`; what is computed again counts as output, as in vLLM."""
-        prompts = [tokens for sequence, tokens in prefills if sequence.first_token_s in (None, self._now)]
-        again = [tokens for sequence, tokens in prefills if sequence.first_token_s not in (None, self._now)]
-        self.steps.append(
-            (
-                self._now,
-                self._now - started,
-                len(self._decoding) + (self._prefilling is not None),
-                len(self._waiting),
-                len(prompts),
-                sum(prompts),
-                decoding + len(again),
-                decoding + sum(again),
-                preemptions,
-                self._used_blocks(0) / self.limits.kv_blocks,
-            )
-        )
+    def _held(self) -> list[_Sequence]:
+        """What runs and does not decode: a prompt half computed, sequences whose last tokens are not known yet."""
+        return self._unseen[1] if self._prefilling is None else [self._prefilling, *self._unseen[1]]
+
+    def _row(self, prefills: list[tuple[_Sequence, int]], preemptions: int) -> tuple[int, ...]:
+        """What an iteration holds, of `STEP_COLUMNS`; what is computed again counts as output, as in vLLM."""
+        prompts = [tokens for sequence, tokens in prefills if sequence.first_token_s is None]
+        again = [tokens for sequence, tokens in prefills if sequence.first_token_s is not None]
+        decoding = len(self._decoding)
+        return len(prompts), sum(prompts), decoding + len(again), decoding + sum(again), preemptions
 
     def _own_lengths(self, request: Request) -> tuple[int, int]:
         return self.count_tokens(request.prompt), request.pinned_tokens or request.max_tokens

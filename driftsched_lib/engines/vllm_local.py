@@ -100,6 +100,7 @@ class VllmEngine:
             max_model_len=config.model_config.max_model_len,
             block_size=config.cache_config.block_size,
             kv_blocks=config.cache_config.num_gpu_blocks - 1,  # vLLM keeps one that no request gets
+            async_scheduling=bool(config.scheduler_config.async_scheduling),
         )
         self.temperature = temperature
         self._in_flight: dict[str, Request] = {}
