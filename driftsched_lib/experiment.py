@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -107,15 +108,15 @@ def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[s
 def _serve_one_by_one(
     params: Params, runs: Sequence[Run], out: Path, progress: tqdm, check: Callable[[], None]
 ) -> None:
-    engine = load_engine(params)
-    warm_up(params, engine)
-    speed = _engine_speed(params, engine, out)
-    for i, run in enumerate(runs, start=1):
-        progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
-        _serve_and_keep(params, run, engine, speed, out, progress)
-        check()
-        if i < len(runs):
-            time.sleep(params.cooling_s)
+    with closing(load_engine(params)) as engine:
+        warm_up(params, engine)
+        speed = _engine_speed(params, engine, out)
+        for i, run in enumerate(runs, start=1):
+            progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
+            _serve_and_keep(params, run, engine, speed, out, progress)
+            check()
+            if i < len(runs):
+                time.sleep(params.cooling_s)
 
 
 def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: Path, progress: tqdm) -> None:

@@ -232,7 +232,9 @@ class Explorer:
             run, speed = params.runs()[0], self.engine_speed
             tables, manifest = serve_run(params, run, self.engine, speed, self._count, self._watch())
         except BaseException:
-            self.engine = None
+            engine, self.engine = self.engine, None
+            if engine is not None:
+                engine.close()
             raise
         folder = self.out / "real" / self._name(name)
         results.write_run(folder, tables, manifest)

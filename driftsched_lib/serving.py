@@ -40,6 +40,10 @@ class Engine(Protocol):
         """Work for one iteration, or, with nothing to work on, let time pass, until `until` at most."""
         ...
 
+    def close(self) -> None:
+        """Give back what was loaded; it is not used any more."""
+        ...
+
 
 class Batching(Protocol):
     """When dispatched requests reach the engine, and when their outputs reach the client."""

@@ -105,15 +105,20 @@ class Broken:
 
     def __init__(self, error):
         self.error = error
+        self.closed = False
 
     def restart_clock(self):
         raise self.error
+
+    def close(self):
+        self.closed = True
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("the engine died"), RuntimeError("8 in flight")])
 def test_after_an_interrupt_or_a_failure_the_next_press_has_a_new_engine(explorer, monkeypatch, error):
     loaded, served = [], explorer.served["A"]
-    engines = [Broken(error), "whole"]
+    broken = Broken(error)
+    engines = [broken, "whole"]
 
     def serve_run(params, run, engine, *rest):
         if engine != "whole":
@@ -125,6 +130,7 @@ def test_after_an_interrupt_or_a_failure_the_next_press_has_a_new_engine(explore
     monkeypatch.setattr("driftsched_lib.explorer.serve_run", serve_run)
     click(explorer, "Run A on real vLLM")
     assert explorer.message.value == "stopped; press again" or str(error) in explorer.message.value
+    assert broken.closed
     click(explorer, "Run A on real vLLM")
     assert "kept in" in explorer.message.value and len(loaded) == 2
 

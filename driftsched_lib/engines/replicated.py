@@ -78,6 +78,10 @@ class ReplicatedEngine:
         self.count_tokens = engines[0].count_tokens
         self.restart_clock()
 
+    def close(self) -> None:
+        for replica in self._replicas:
+            replica.engine.close()
+
     def restart_clock(self) -> None:
         """Time zero is now and the step logs are empty: a new run begins."""
         for replica in self._replicas:

@@ -106,6 +106,9 @@ class SimulatedEngine:
         # that they are the same to the last bit however many iterations a step passes.
         self._since_iteration, self._since_s, self._since_context = 0, 0.0, 0
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def count_tokens(self, text: str) -> int:
         """A prompt's length in tokens, from its words."""
         return ceil(len(text.split()) * self.profile.tokens_per_prompt_word)

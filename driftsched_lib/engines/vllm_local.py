@@ -157,6 +157,11 @@ class VllmEngine:
         time.sleep(wait_s(until, self.now()))
         return []
 
+    def close(self) -> None:
+        """Give back the engine's memory, most of a GPU's: waiting until nobody holds the engine would be too late for
+        the next one.  All vLLM engines of a process share what this takes down."""
+        self._llm.engine_core.shutdown()
+
     def _finished(self, output, now: float) -> Output:
         completion = output.outputs[0]
         request = self._in_flight.pop(output.request_id)

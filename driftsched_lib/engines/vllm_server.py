@@ -102,7 +102,7 @@ class VllmServer:
         self._gone: ServerError | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        self.close = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
         limits = httpx.Limits(max_connections=max_in_flight, keepalive_expiry=IDLE_S)
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, limits=limits)
         self.restart_clock()

@@ -1,6 +1,7 @@
 """What real vLLM made of the project's prompts: lengths to pin in other runs, or to replay through estimators."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -203,12 +204,13 @@ def served_with(params: Params, speed: EngineSpeed, name: str, estimator_of: Est
         speed: as the results folder of those runs has it.
         name: what `estimator` is called in the rows.
     """
-    engine, rows = load_engine(params), []
-    warm_up(params, engine)
-    for run in params.policy_runs():
-        estimator = estimator_of(run.seed, engine.count_tokens)
-        tables, _ = serve_run(params, run, engine, speed, estimator=estimator)
-        rows.append({"seed": run.seed, "estimator": name} | measures(tables["requests"], speed))
+    rows = []
+    with closing(load_engine(params)) as engine:
+        warm_up(params, engine)
+        for run in params.policy_runs():
+            estimator = estimator_of(run.seed, engine.count_tokens)
+            tables, _ = serve_run(params, run, engine, speed, estimator=estimator)
+            rows.append({"seed": run.seed, "estimator": name} | measures(tables["requests"], speed))
     return pd.DataFrame(rows)
 
 

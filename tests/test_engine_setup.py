@@ -1,0 +1,22 @@
+"""Engines that are loaded one after the other in a process, as notebooks do."""
+
+from contextlib import closing
+
+import psutil
+
+from driftsched_lib.engine_setup import load_engine, warm_up
+from driftsched_lib.params import Params
+from driftsched_lib.validation import PROJECT
+
+
+def memory_gib():
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def test_an_engine_that_is_closed_gives_its_memory_to_the_next():
+    params = Params.load(PROJECT / "params" / "smoke.yaml")  # a GiB of KV cache
+    for _ in range(2):
+        with closing(load_engine(params)) as engine:
+            warm_up(params, engine)
+            held = memory_gib()
+        assert memory_gib() < held - 0.5
