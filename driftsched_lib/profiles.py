@@ -118,7 +118,7 @@ class Profile(JsonFile, _Model):
 
     Attributes:
         tokens_per_prompt_word: how prompts without a tokenizer at hand are counted.
-        words_per_output_token: whitespace words of generated text; None where no text was looked at.
+        words_per_output_token: whitespace words of generated text; None where the run counted tokens alone.
     """
 
     refused = ProfileError

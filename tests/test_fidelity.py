@@ -13,7 +13,11 @@ from driftsched_lib.studies import fidelity
 from driftsched_lib.validation import PROJECT, in_project
 
 RUNS = PROJECT / "data" / "fidelity_runs"
-PROFILES = {"tiny": "driftsched-tiny-cpu.json", "llama-130m": "llama-130m-shape-cpu.json"}
+PROFILES = {
+    "tiny": "driftsched-tiny-cpu.json",
+    "llama-130m": "llama-130m-shape-cpu.json",
+    "qwen-1.8b": "h100-qwen1.5-1.8b-shape.json",
+}
 
 
 def fitted_run(engine):
@@ -21,7 +25,7 @@ def fitted_run(engine):
     return folder
 
 
-@pytest.mark.parametrize("engine", PROFILES)
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
 def test_the_committed_profile_is_the_fit_of_the_committed_run(engine):
     committed = Profile.load(PROJECT / "data" / "profiles" / PROFILES[engine])
     fitted = profile_of_run(fitted_run(engine))
@@ -32,7 +36,7 @@ def test_the_committed_profile_is_the_fit_of_the_committed_run(engine):
     assert fidelity.slowness(fitted_run(engine), committed) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("engine", PROFILES)
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
 def test_a_replay_serves_what_reality_served(engine):
     folder = fitted_run(engine)
     real = pd.read_parquet(folder / "requests.parquet").set_index("request_id").sort_index()
@@ -43,7 +47,7 @@ def test_a_replay_serves_what_reality_served(engine):
     assert gaps.groupby(real.phase).std().max() < 1e-5
 
 
-@pytest.mark.parametrize("engine", PROFILES)
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
 def test_what_is_served_again_meets_the_same_arrivals(engine):
     for folder in RUNS.glob(f"{engine}-*-again"):
         name = folder.name.removeprefix(f"{engine}-").removesuffix("-again")
