@@ -3,6 +3,7 @@
 from contextlib import closing
 
 import psutil
+import pytest
 
 from driftsched_lib.engine_setup import load_engine, warm_up
 from driftsched_lib.params import Params
@@ -10,10 +11,15 @@ from driftsched_lib.validation import PROJECT
 
 
 def memory_gib():
-    return psutil.Process().memory_info().rss / 2**30
+    """Of the device that holds models and KV caches."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return (torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss) / 2**30
 
 
 def test_an_engine_that_is_closed_gives_its_memory_to_the_next():
+    pytest.importorskip("vllm")
     params = Params.load(PROJECT / "params" / "smoke.yaml")  # a GiB of KV cache
     for _ in range(2):
         with closing(load_engine(params)) as engine:

@@ -81,6 +81,7 @@ class SimulatedEngine:
         self.profile = profile
         self.max_num_seqs = profile.limits.max_num_seqs
         self.limits, self._cost = profile.limits, profile.step
+        self._async_scheduling = profile.limits.async_scheduling
         self._decode_s = [self._cost.decoding_s(n) for n in range(self.max_num_seqs + 1)]
         self._lengths = lengths or self._own_lengths
         self._log_steps = log_steps
@@ -98,8 +99,10 @@ class SimulatedEngine:
         self._decoding: dict[str, _Sequence] = {}  # in the order of admission
         self._prefilling: _Sequence | None = None  # with a part of its prompt computed: one at most, admitted last
         self._ends: list[tuple[int, int, _Sequence]] = []  # heap: the iterations that make the last tokens
-        # What the last iteration made, where that is not known yet: first tokens, last tokens, its row of `steps`.
-        self._unseen: tuple[list[_Sequence], list[_Sequence], tuple | None] = ([], [], None)
+        # What is not known yet of the last iteration: whose first and whose last tokens it made, its row of `steps`.
+        self._begun: list[_Sequence] = []
+        self._ended: list[_Sequence] = []
+        self._row: tuple[int, ...] | None = None
         self._ties = count()
         self._promised = 0  # blocks that all in flight would hold at their ends
         # When the decoding sequences last changed, and the tokens they attended to.  Times are reckoned from there, so
@@ -152,15 +155,14 @@ class SimulatedEngine:
             self._interrupt(sequence)
         elif sequence is self._prefilling:
             self._prefilling = None
-        elif sequence in self._unseen[1]:
-            self._unseen[1].remove(sequence)
+        elif sequence in self._ended:
+            self._ended.remove(sequence)
         else:
             self._waiting.remove(sequence)
 
     def made_tokens(self) -> dict[str, int]:
         """By id, the output tokens so far of what is here and has more to make."""
-        ended = self._unseen[1]
-        return {i: self._made(sequence) for i, sequence in self._in_flight.items() if sequence not in ended}
+        return {i: self._made(sequence) for i, sequence in self._in_flight.items() if sequence not in self._ended}
 
     def _made(self, sequence: _Sequence) -> int:
         decoding = sequence.request.request_id in self._decoding
@@ -193,27 +195,35 @@ class SimulatedEngine:
         """Pass one iteration, or all that are alike."""
         preemptions = 0 if self._promised <= self.limits.kv_blocks else self._make_room()
         prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
-        row = self._row(prefills, preemptions) if self._log_steps else None
-        started, in_hand = self._now, bool(self._decoding or prefills)
-        if in_hand and (preemptions or prefills or self._log_steps or self._unseen[0] or self._unseen[1]):
-            self._iteration += 1
-            self._now = self._end_s(self._iteration)
-        elif in_hand:
-            self._jump(until)
+        started, in_hand = self._now, self._decoding or prefills
+        row = self._contents(prefills, preemptions) if self._log_steps and in_hand else None
+        if in_hand:
+            if preemptions or prefills or self._log_steps or self._begun or self._ended:
+                self._iteration += 1
+                self._now = self._end_s(self._iteration)
+            else:
+                self._jump(until)
         begun = self._complete_prefills(prefills) if prefills else []
         ended = self._stop_decoding_what_ends() if self._ends and self._ends[0][0] == self._iteration else []
-        made = begun, ended, row if in_hand else None
-        if self.limits.async_scheduling:
-            made, self._unseen = self._unseen, made
-        return self._show(*made, started)
+        if self._async_scheduling:
+            begun, self._begun = self._begun, begun
+            ended, self._ended = self._ended, ended
+            row, self._row = self._row, row
+        for sequence in begun:
+            if sequence.first_token_s is None:
+                sequence.first_token_s = self._now
+        outputs = self._outputs(ended) if ended else []
+        if row is not None:
+            self._log(started, row)
+        return outputs
 
     def _make_room(self) -> int:
         """Preempt those admitted last until the rest can go on in the blocks there are; return how many."""
         preempted = 0
         while not self._fits(1, self._growth()):
             sequence = self._prefilling or next(reversed(self._decoding.values()))
-            sequence = max([sequence, *self._unseen[1]], key=lambda one: one.admitted if one.computed else -1)
-            if sequence not in self._unseen[1]:  # which need not come back
+            sequence = max([sequence, *self._ended], key=lambda one: one.admitted if one.computed else -1)
+            if sequence not in self._ended:  # which need not come back
                 self._waiting.appendleft(sequence)
             if sequence is self._prefilling:
                 self._prefilling = None
@@ -232,7 +242,7 @@ class SimulatedEngine:
         """
         prefills = []
         budget = self._budget()
-        running = len(self._decoding) + len(self._unseen[1])
+        running = len(self._decoding) + len(self._ended)
         claimed = self._growth()
         if self._prefilling is not None and budget:
             running += 1
@@ -307,11 +317,7 @@ class SimulatedEngine:
             ended.append(sequence)
         return ended
 
-    def _show(self, begun: list[_Sequence], ended: list[_Sequence], row: tuple | None, started: float) -> list[Output]:
-        """Let be known what an iteration made."""
-        for sequence in begun:
-            if sequence.first_token_s is None:
-                sequence.first_token_s = self._now
+    def _outputs(self, ended: list[_Sequence]) -> list[Output]:
         words, outputs = self.profile.words_per_output_token, []
         for sequence in ended:
             self._forget(sequence)
@@ -327,10 +333,6 @@ class SimulatedEngine:
                     sequence.error,
                 )
             )
-        if row is not None:
-            running = len(self._decoding) + (self._prefilling is not None) + len(self._unseen[1])
-            usage = self._used_blocks(0) / self.limits.kv_blocks
-            self.steps.append((self._now, self._now - started, running, len(self._waiting), *row, usage))
         return outputs
 
     def _forget(self, sequence: _Sequence) -> None:
@@ -387,10 +389,16 @@ class SimulatedEngine:
 
     def _held(self) -> list[_Sequence]:
         """What runs and does not decode: a prompt half computed, sequences whose last tokens are not known yet."""
-        return self._unseen[1] if self._prefilling is None else [self._prefilling, *self._unseen[1]]
+        return self._ended if self._prefilling is None else [self._prefilling, *self._ended]
 
-    def _row(self, prefills: list[tuple[_Sequence, int]], preemptions: int) -> tuple[int, ...]:
-        """What an iteration holds, of `STEP_COLUMNS`; what is computed again counts as output, as in vLLM."""
+    def _log(self, started: float, row: tuple[int, ...]) -> None:
+        """A row of `steps`, with the columns `STEP_COLUMNS`, of an iteration of which it is known what it made."""
+        running = len(self._decoding) + len(self._held())
+        usage = self._used_blocks(0) / self.limits.kv_blocks
+        self.steps.append((self._now, self._now - started, running, len(self._waiting), *row, usage))
+
+    def _contents(self, prefills: list[tuple[_Sequence, int]], preemptions: int) -> tuple[int, ...]:
+        """What an iteration holds, of its row; what is computed again counts as output, as in vLLM."""
         prompts = [tokens for sequence, tokens in prefills if sequence.first_token_s is None]
         again = [tokens for sequence, tokens in prefills if sequence.first_token_s is not None]
         decoding = len(self._decoding)
