@@ -5,6 +5,7 @@ import pytest
 from simulation import PAPER_L4, SMALL
 
 from driftsched_lib import results
+from driftsched_lib.__main__ import main
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiles import Profile
@@ -70,6 +71,12 @@ def test_only_an_order_that_reality_repeats_must_be_simulated():
     real, again, simulated = (pd.Series(values, ["a", "b", "c"]) for values in ([1, 2, 3], [2, 1, 3], [1, 4, 3]))
     kept = fidelity.order_kept(real, again, simulated)
     assert kept == {"pairs": 3, "repeat": 2, "simulated alike": 1, "turned": "b before c"}
+
+
+def test_an_engine_that_there_is_not_is_named(tmp_path, capsys):
+    assert main(["fidelity", "--engines", "tiny", "gpt", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "--engines: gpt; there are tiny, llama-130m, qwen-1.8b\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_measurement_has_valid_parameters():
