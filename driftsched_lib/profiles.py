@@ -119,6 +119,8 @@ class Profile(JsonFile, _Model):
     Attributes:
         tokens_per_prompt_word: how prompts without a tokenizer at hand are counted.
         words_per_output_token: whitespace words of generated text; None where the run counted tokens alone.
+        launch_bound: with `async_scheduling`, whether the host takes longer to launch an iteration than the device to
+            compute the one before it, so that the costs are those of launching.
     """
 
     refused = ProfileError
@@ -127,6 +129,7 @@ class Profile(JsonFile, _Model):
     limits: EngineLimits
     tokens_per_prompt_word: Positive
     words_per_output_token: Positive | None
+    launch_bound: bool = False
     provenance: Provenance
 
     def with_limits(self, **limits: int) -> "Profile":

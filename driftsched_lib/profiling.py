@@ -19,19 +19,19 @@ NUMBERS = (*range(1, 9), 12, 16, 24, *range(32, 257, 16), 384, 512, 768, 1024)
 LEAST_ITERATIONS = 20
 
 
-def iterations(steps: pd.DataFrame, requests: pd.DataFrame, async_scheduling: bool = False) -> pd.DataFrame:
+def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool = False) -> pd.DataFrame:
     """What each iteration of a run held and how long it took, a row for each row of `steps`.
 
     An iteration lasts from the end of the one before it, or, where that left the engine empty, from the dispatch that
     ended the idleness.  A sequence makes a token in every iteration from its first token on, so its context is known
     in each.
 
-    An engine that schedules asynchronously spends that time on launching the next iteration, if it has not to wait for
-    the GPU.  The time is then the next one's, and nobody's for the first two after idleness, which are left out.
+    An engine that is launch-bound launches the next iteration in that time.  The time is then the next one's, and that
+    of the first two after idleness is both's: they are left out.
 
     Parameters:
         steps, requests: the tables of a run's folder.
-        async_scheduling: of the engine's limits.
+        launch_bound: of the engine's profile.
 
     Returns:
         Columns `seconds`, `prefill_steps` (one where a prompt is computed), `prompts`, `prefill_tokens`, `decode_seqs`,
@@ -60,7 +60,7 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame, async_scheduling: bo
     np.add.at(context, (last + 1).clip(max=n), -(prompts + outputs - 1))
     decode_seqs = decoding.cumsum()[:n]
     seconds = ends - np.where(was_empty, first_dispatch, starts)
-    if async_scheduling:
+    if launch_bound:
         seconds = np.concatenate([[np.nan], np.where(was_empty, np.nan, seconds)[:-1]])
         seconds[was_empty] = np.nan
     held = pd.DataFrame(
@@ -218,8 +218,12 @@ def profile_of_run(folder: str | Path) -> Profile:
         if manifest["engine_limits"] is None:
             raise ValueError("its server does not tell its limits, as vLLM's does")
         limits = EngineLimits(**manifest["engine_limits"])
-        held = seen_by_clients(requests) if served else iterations(steps, requests, limits.async_scheduling)
-        step, error = fit_costs(held)
+        launch_bound = False
+        step, error = fit_costs(seen_by_clients(requests) if served else iterations(steps, requests))
+        if limits.async_scheduling:
+            launched = fit_costs(iterations(steps, requests, launch_bound=True))
+            if launch_bound := launched[1].median_relative_error < error.median_relative_error:
+                step, error = launched
     except (OSError, ValueError, KeyError) as error:
         raise ProfileError(f"{folder}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]
@@ -230,6 +234,7 @@ def profile_of_run(folder: str | Path) -> Profile:
         limits=limits,
         tokens_per_prompt_word=float(done.prompt_tokens.sum() / done.request_id.map(prompts).sum()),
         words_per_output_token=None if words is None else float(words / done.output_tokens.sum()),
+        launch_bound=launch_bound,
         provenance=Provenance(
             measured=True,
             model=manifest["run"]["model"],

@@ -24,13 +24,14 @@ SMALL = {"seeds": [1, 2], "requests": 60, "policies": ["fifo", "sjf"], "batching
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256, "block_size": 16, "kv_blocks": 64}
 
 
-def make_profile(costs=COSTS, **limits):
+def make_profile(costs=COSTS, launch_bound=False, **limits):
     provenance = Provenance(measured=False, model="none", hardware="none", date="2026-01-01")
     return Profile(
         step=StepCost(**costs),
         limits=EngineLimits(**(LIMITS | limits)),
         tokens_per_prompt_word=1.0,
         words_per_output_token=0.5,
+        launch_bound=launch_bound,
         provenance=provenance,
     )
 

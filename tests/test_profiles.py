@@ -100,7 +100,17 @@ def test_a_fit_finds_the_costs_that_made_the_run(batching):
 
 def test_a_fit_finds_the_costs_of_an_asynchronous_engine():
     steps, requests = run(ContinuousBatching(), async_scheduling=True)
-    held = iterations(steps, requests, async_scheduling=True)
+    held = iterations(steps, requests)
+    assert held.seconds.to_numpy() == pytest.approx(steps.duration_s.to_numpy())
+    costs, _ = fit_costs(held)
+    assert costs.model_dump(exclude={"decode_s"}) == pytest.approx(
+        {k: v for k, v in COSTS.items() if k != "decode_s"}, rel=1e-6
+    )
+
+
+def test_a_fit_finds_the_costs_of_launching():
+    steps, requests = run(ContinuousBatching(), launch_bound=True, async_scheduling=True)
+    held = iterations(steps, requests, launch_bound=True)
     assert len(steps) / 2 < len(held) < len(steps)  # the first two after idleness share their time
     costs, _ = fit_costs(held)
     assert predicted_s(held, costs) == pytest.approx(held.seconds.to_numpy(), rel=1e-6)

@@ -67,30 +67,46 @@ def test_the_last_admitted_is_preempted_and_computed_again():
 
 
 def test_an_asynchronous_engine_knows_an_iteration_later_what_was_made():
-    requests = [request("a", arrival_s=2.0, prompt=5, output=3), request("b", arrival_s=2.0, prompt=4, output=2)]
-    load = [*requests, request("c", arrival_s=2.5, prompt=3, output=1)]
-    engine, records = simulated(load, make_profile(max_num_seqs=2, async_scheduling=True), log_steps=True)
     prompts, both, last = seconds(9, prompts=2), seconds(0, 2, 6 + 5), seconds(0, 1, 7)
-    assert records["a"].first_token_s == records["b"].first_token_s == pytest.approx(2.0 + prompts + both)
-    assert records["b"].finish_s == pytest.approx(2.0 + prompts + both + last)
-    assert records["a"].finish_s == records["b"].finish_s  # an iteration that would hold nothing takes no time
-    assert records["c"].first_token_s == records["c"].finish_s == pytest.approx(2.5 + seconds(3))
-    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-    assert steps.output_requests.tolist() == [0, 2, 1, 0] and steps.running.tolist() == [2, 1, 0, 0]
+    for launch_bound in (False, True):
+        load = [request("a", 2.0, prompt=5, output=3), request("b", 2.0, prompt=4, output=2), request("c", 2.5, 3)]
+        profile = make_profile(max_num_seqs=2, async_scheduling=True, launch_bound=launch_bound)
+        engine, records = simulated(load, profile, log_steps=True)
+        first, end_of_both = 2.0 + prompts, 2.0 + prompts + both
+        if launch_bound:  # the prompts' tokens are seen when the next iteration has been launched
+            first, end_of_both = first + both, end_of_both + last
+        assert records["a"].first_token_s == records["b"].first_token_s == pytest.approx(first)
+        assert records["b"].finish_s == pytest.approx(end_of_both)
+        assert records["a"].finish_s == pytest.approx(2.0 + prompts + both + last)  # nothing is left to launch
+        assert records["c"].first_token_s == records["c"].finish_s == pytest.approx(2.5 + seconds(3))
+        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+        assert steps.output_requests.tolist() == [0, 2, 1, 0] and steps.running.tolist() == [2, 1, 0, 0]
+
+
+def test_what_comes_waits_until_the_launched_iteration_ends():
+    load = [request("long", prompt=4, output=9), request("next", arrival_s=1e-3, prompt=2)]
+    _, records = simulated(load, make_profile(async_scheduling=True))
+    ends = 0.0
+    for iteration in (seconds(4), seconds(0, 1, 5), seconds(2, 1, 6)):  # the second is launched with the first
+        ends += iteration
+    assert records["next"].dispatch_s == pytest.approx(seconds(4))
+    assert records["next"].first_token_s == pytest.approx(ends)
 
 
 def test_a_slot_is_free_once_the_last_token_is_known():
-    def dispatched(**limits):
+    def wait_s(**profile):
         load = [request("first", output=3), request("longer", output=9), request("next", output=1)]
-        return simulated(load, make_profile(max_num_seqs=2, **limits))[1]
-
-    for records in (dispatched(), dispatched(async_scheduling=True)):
+        records = simulated(load, make_profile(max_num_seqs=2, **profile))[1]
         assert records["next"].dispatch_s == records["first"].finish_s
-    assert dispatched(async_scheduling=True)["next"].dispatch_s > dispatched()["next"].dispatch_s
+        return records["next"].first_token_s - records["next"].dispatch_s
+
+    assert wait_s() == pytest.approx(seconds(1, 1, 4))
+    assert wait_s(async_scheduling=True) == pytest.approx(seconds(0, 1, 4) + seconds(1, 1, 5))
+    assert wait_s(async_scheduling=True, launch_bound=True) == pytest.approx(seconds(1, 1, 5) + seconds(0, 1, 6))
 
 
 def test_what_waits_for_its_last_token_to_be_known_can_be_aborted_and_not_preempted():
-    engine = SimulatedEngine(make_profile(async_scheduling=True))
+    engine = SimulatedEngine(make_profile(async_scheduling=True, launch_bound=True))
     engine.add(request("gone", output=1))
     engine.add(request("stays", output=3))
     engine.step(0.005)
@@ -188,10 +204,10 @@ def test_lengths_are_the_requests_own_or_those_that_are_given():
     assert lengths == known
 
 
-@given(small, loads, st.sampled_from(sorted(POLICIES)), st.booleans(), st.booleans())
-def test_jumping_and_stepping_agree_to_the_last_bit(limits, load, policy, static, async_scheduling):
+@given(small, loads, st.sampled_from(sorted(POLICIES)), st.booleans(), st.booleans(), st.booleans())
+def test_jumping_and_stepping_agree_to_the_last_bit(limits, load, policy, static, async_scheduling, launch_bound):
     runs = []
-    limits = limits | {"async_scheduling": async_scheduling}
+    limits = limits | {"async_scheduling": async_scheduling, "launch_bound": launch_bound}
     for log_steps in (False, True):
         batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
         engine, records = simulated(

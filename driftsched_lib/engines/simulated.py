@@ -57,9 +57,10 @@ class SimulatedEngine:
     computes the last of a prompt yields the first token.  When KV blocks run out, the sequence admitted last goes back
     to the front of the waiting, and all its tokens are computed again.  There is no prefix caching.
 
-    With `async_scheduling` it is known what an iteration made once the next is launched.  So a first token comes an
-    iteration later, and a sequence that has made its last holds its slot and its blocks for another; where that one
-    holds nothing else, it takes no time.
+    With `async_scheduling` an iteration is launched before it is known what the one before it made.  So what comes
+    waits for one iteration more, and a sequence that has made its last token holds its slot and its blocks for another.
+    Meanwhile time passes until the one before it ends, or, where the profile is `launch_bound`, until this one is
+    launched; one that would hold nothing takes none.
 
     While sequences only decode, none ends and blocks suffice, nothing that happens depends on the iteration: such
     iterations are passed in one jump, whose end is the closed form of their summed costs.
@@ -82,6 +83,7 @@ class SimulatedEngine:
         self.max_num_seqs = profile.limits.max_num_seqs
         self.limits, self._cost = profile.limits, profile.step
         self._async_scheduling = profile.limits.async_scheduling
+        self._behind = int(profile.limits.async_scheduling and not profile.launch_bound)  # iterations, of the clock
         self._decode_s = [self._cost.decoding_s(n) for n in range(self.max_num_seqs + 1)]
         self._lengths = lengths or self._own_lengths
         self._log_steps = log_steps
@@ -94,7 +96,7 @@ class SimulatedEngine:
             raise RuntimeError(f"{len(self._in_flight)} requests are still in flight")
         self.steps: list[tuple] = []
         self._now = 0.0
-        self._iteration = 0
+        self._iteration, self._end = 0, 0.0  # the last one that was launched, and when it ends
         self._waiting: deque[_Sequence] = deque()
         self._decoding: dict[str, _Sequence] = {}  # in the order of admission
         self._prefilling: _Sequence | None = None  # with a part of its prompt computed: one at most, admitted last
@@ -184,7 +186,8 @@ class SimulatedEngine:
         if not self._in_flight:
             if isinf(until):
                 raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
-            self._now = self._since_s = max(self._now, until)
+            self._now = max(self._now, until)
+            self._end = self._since_s = max(self._end, self._now)
             return []
         while True:
             outputs = self._pass(until)
@@ -200,10 +203,12 @@ class SimulatedEngine:
         if in_hand:
             if preemptions or prefills or self._log_steps or self._begun or self._ended:
                 self._iteration += 1
-                self._now = self._end_s(self._iteration)
+                self._end = self._end_s(self._iteration)
             else:
                 self._jump(until)
+            before_s = self._end_s(self._iteration - 1) if self._behind else 0.0
         begun = self._complete_prefills(prefills) if prefills else []
+        self._now = before_s if in_hand and self._behind else self._end
         ended = self._stop_decoding_what_ends() if self._ends and self._ends[0][0] == self._iteration else []
         if self._async_scheduling:
             begun, self._begun = self._begun, begun
@@ -266,21 +271,24 @@ class SimulatedEngine:
         if not self._fits(last - self._iteration):
             ahead = range(1, last - self._iteration + 1)
             last = self._iteration + bisect_right(ahead, self.limits.kv_blocks, key=self._used_blocks)
+        last -= self._behind
         end_s = self._end_s(last)
         if end_s > until:
             # The root of `_end_s`, a quadratic, is near; rounding decides about the last.
-            decoding, per_token = len(self._decoding), self._cost.per_context_token_s
-            growth, left = decoding * per_token, until - self._since_s
+            first, decoding = self._iteration + 1 - self._behind, len(self._decoding)
+            per_token = self._cost.per_context_token_s
+            growth, left = decoding * per_token, max(0.0, until - self._since_s)
             pace = self._decode_s[decoding] + self._since_context * per_token - growth / 2
             near = self._since_iteration + ceil(2 * left / (pace + sqrt(pace * pace + 2 * growth * left)))
-            last = max(near, self._iteration + 1)
+            last = max(near, first)
             end_s = self._end_s(last)
             while end_s < until:
                 last += 1
                 end_s = self._end_s(last)
-            while last > self._iteration + 1 and (before_s := self._end_s(last - 1)) >= until:
+            while last > first and (before_s := self._end_s(last - 1)) >= until:
                 last, end_s = last - 1, before_s
-        self._iteration, self._now = last, end_s
+        self._iteration = last + self._behind
+        self._end = self._end_s(self._iteration) if self._behind else end_s
 
     def _end_s(self, iteration: int) -> float:
         """When an iteration ends, if since the last change of the decoding sequences there was nothing but decoding."""
@@ -292,7 +300,7 @@ class SimulatedEngine:
         """Time passes for them; the sequences whose prompts are computed make a token and begin to decode."""
         tokens = sum(computed for _, computed in prefills)
         cost = self._cost
-        self._now += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s + len(prefills) * cost.per_prompt_s
+        self._end += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s + len(prefills) * cost.per_prompt_s
         self._reckon_from_here()
         self._prefilling, begun = None, []
         for sequence, computed in prefills:
@@ -353,7 +361,7 @@ class SimulatedEngine:
     def _reckon_from_here(self) -> None:
         """The decoding sequences are about to change."""
         self._since_context += len(self._decoding) * (self._iteration - self._since_iteration)
-        self._since_iteration, self._since_s = self._iteration, self._now
+        self._since_iteration, self._since_s = self._iteration, self._end
 
     def _budget(self) -> int:
         """Tokens of prompts that the iteration may hold."""

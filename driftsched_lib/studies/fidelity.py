@@ -136,7 +136,7 @@ def slowness(folder: str | Path, profile: Profile) -> float:
     """Seconds that a run's iterations took, over those that the profile gives the same iterations: how slow the machine
     was in that run against the one that the profile was fitted to."""
     steps, requests = (pd.read_parquet(Path(folder) / f"{table}.parquet") for table in ("steps", "requests"))
-    held = iterations(steps, requests, profile.limits.async_scheduling)
+    held = iterations(steps, requests, profile.launch_bound)
     return float(held.seconds.sum() / predicted_s(held, profile.step).sum())
 
 
