@@ -11,6 +11,7 @@ from driftsched_lib.engines.vllm_server import ServerError
 from driftsched_lib.experiment import run_grid
 from driftsched_lib.params import Params
 from driftsched_lib.profiling import profile_of_run
+from driftsched_lib.studies.fidelity import replay
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_clients import TenantLoad, scrape, send
 from driftsched_lib.vllm_process import serve_vllm
@@ -66,8 +67,8 @@ def test_what_a_server_served_is_profiled(server, tmp_path):
     limits = profile.limits
     assert (limits.max_num_seqs, limits.max_model_len) == (8, 1024)
     assert limits.kv_blocks * limits.block_size > 8 * limits.max_model_len
-    pace_s = ((done.finish_s - done.first_token_s) / (done.output_tokens - 1))[done.output_tokens > 1]
-    assert profile.step.base_s < pace_s.mean() < 2 * profile.step.decoding_s(8)
+    served_s, simulated_s = ((run.finish_s - run.dispatch_s).mean() for run in (done, replay(folder, profile)))
+    assert 2 / 3 < simulated_s / served_s < 3 / 2  # measured: 0.94 to 0.96, on a busy machine too
 
 
 def test_vllms_own_benchmark_client_is_served_and_the_metrics_say_how(server):
