@@ -24,13 +24,14 @@ SMOKE = {
     "sides": {"plug-in, Express": {}},
 }
 SMOKE_OF = {
+    "06_drift_lab": {"real_scenarios": ["abrupt"]},
     "07_policy_frontier": {
         "requests": 40,
         "real_requests": 16,
         "rates": [3.0, 12.0],
         "pair_seeds": 2,
         "real_pair_seeds": 1,
-    }
+    },
 }
 LONGEST = {"test_live_server", "test_faults", "test_parallel", "test_explorer_in_a_browser", "test_vllm_plugin"}
 SMOKE_FILES = {

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,14 @@ def replay(folder: str | Path, profile: Profile) -> pd.DataFrame:
     Returns:
         A row a request, as in `requests.parquet`.
     """
-    folder = Path(folder)
-    manifest = results.load_manifest(folder)
+    finished = results.load_manifest(Path(folder))["finished"]
+    return _replayed(Path(folder), finished, profile.model_dump_json()).copy()
+
+
+@lru_cache(maxsize=256)
+def _replayed(folder: Path, finished: str, profile_json: str) -> pd.DataFrame:
+    """Remembered, for a notebook asks for each run several times; `finished` tells two runs of a folder apart."""
+    manifest, profile = results.load_manifest(folder), Profile.model_validate_json(profile_json)
     params = Params.parse(manifest["params"], f"{folder}/manifest.json")
     [run] = [run for run in params.runs() if run.name == folder.name]
     limits = EngineLimits(**manifest["engine_limits"])
