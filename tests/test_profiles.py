@@ -137,6 +137,20 @@ def test_no_cost_is_negative():
     assert costs.per_context_token_s == 0.0
 
 
+def test_what_the_decoding_sequences_cannot_be_told_apart_from_is_an_iterations():
+    held = iterations(*run(ContinuousBatching()))
+    assert fit_costs(held)[0].base_s > 0
+    without_base = held.assign(seconds=held.seconds - COSTS["base_s"] + 0.01 * (held.decode_seqs > 0))
+    costs, _ = fit_costs(without_base[(held.decode_seqs > 0) | (held.prefill_tokens < 5)])
+    assert costs.base_s > 0.005 and min(costs.decode_s.values()) == 0
+
+
+def test_iterations_that_do_not_tell_what_one_costs_are_refused():
+    held = iterations(*run(ContinuousBatching()))
+    with pytest.raises(ValueError, match="do not tell what one costs: serve more requests"):
+        fit_costs(held.assign(seconds=1e-4 * held.prefill_tokens))
+
+
 def test_a_fit_finds_costs_that_are_no_line():
     decode_s = {1: 1e-4, 2: 9e-4, 3: 2e-4, 4: 5e-4}
     steps, requests = run(ContinuousBatching(), costs=COSTS | {"decode_s": decode_s})
