@@ -234,13 +234,13 @@ def profile_of_run(folder: str | Path) -> Profile:
     except (OSError, ValueError, KeyError) as error:
         raise ProfileError(f"{folder}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]
-    words = done.output_words.sum() if manifest["run"]["token_counter"] == "whitespace" else None
+    counts_words = manifest["run"]["token_counter"] == "whitespace"
     prompts = prompt_words(Params.parse(manifest["params"], str(folder)), manifest["run"]["seed"])
     return Profile(
         step=step,
         limits=limits,
         tokens_per_prompt_word=float(done.prompt_tokens.sum() / done.request_id.map(prompts).sum()),
-        words_per_output_token=None if words is None else float(words / done.output_tokens.sum()),
+        words_per_output_token=float(done.output_words.sum() / done.output_tokens.sum()) if counts_words else None,
         launch_bound=launch_bound,
         provenance=Provenance(
             measured=True,

@@ -67,6 +67,8 @@ def test_what_a_server_served_is_profiled(server, tmp_path):
     limits = profile.limits
     assert (limits.max_num_seqs, limits.max_model_len) == (8, 1024)
     assert limits.kv_blocks * limits.block_size > 8 * limits.max_model_len
+    pace_s = ((done.finish_s - done.first_token_s) / (done.output_tokens - 1))[done.output_tokens > 1]
+    assert profile.step.base_s < pace_s.mean()
     served_s, simulated_s = ((run.finish_s - run.dispatch_s).mean() for run in (done, replay(folder, profile)))
     assert 2 / 3 < simulated_s / served_s < 3 / 2  # measured: 0.94 to 0.96, on a busy machine too
 

@@ -229,12 +229,12 @@ class SimulatedEngine:
             sequence = self._prefilling or next(reversed(self._decoding.values()))
             sequence = max([sequence, *self._ended], key=lambda one: one.admitted if one.computed else -1)
             if sequence not in self._ended:  # which need not come back
+                if sequence is self._prefilling:
+                    self._prefilling = None
+                else:
+                    sequence.generated = self._iteration - sequence.origin
+                    self._interrupt(sequence)
                 self._waiting.appendleft(sequence)
-            if sequence is self._prefilling:
-                self._prefilling = None
-            elif sequence.request.request_id in self._decoding:
-                sequence.generated = self._iteration - sequence.origin
-                self._interrupt(sequence)
             sequence.computed = 0
             preempted += 1
         return preempted
