@@ -34,20 +34,20 @@ POLICY_NAMES = {
     "srpt": "SRPT",
     "express": "Express",
 }
-_FAMILIES = {
-    "#000000": ["fifo"],
-    "#e69f00": ["priority", "weighted", "aging"],  # by tier
-    "#0072b2": ["sjf", "sjf_aging", "sjf_sigmoid", "srpt"],  # by size
-    "#56b4e9": ["grouped", "hrrn", "boost"],  # by size among other things
-    "#cc79a7": ["edf", "least_slack"],  # by deadline
-    "#009e73": ["vtc", "drr", "wfq"],  # by tenant
-    "#7f4f24": ["mlfq", "gittins", "tie"],  # by size that is not known
-    "#d55e00": ["express"],
-}
+_FAMILIES = (
+    {"fifo": "#000000"},
+    {"priority": "#e69f00", "weighted": "#009e73", "aging": "#cc79a7"},  # by tier
+    {"sjf": "#0072b2", "sjf_aging": "#003f63", "sjf_sigmoid": "#4d5fd1", "srpt": "#00a0c6"},  # by size
+    {"grouped": "#56b4e9", "hrrn": "#7d9bb5", "boost": "#8fa8ff"},  # by size among other things
+    {"edf": "#8a3f6c", "least_slack": "#b58fd6"},  # by deadline
+    {"vtc": "#00573f", "drr": "#5c8a00", "wfq": "#66c9a9"},  # by tenant
+    {"mlfq": "#7f4f24", "gittins": "#b08d57", "tie": "#4a3b28"},  # by size that is not known
+    {"express": "#d55e00"},
+)
 _POLICY_STYLES = {
     policy: {"color": color, "marker": marker, "linestyle": line}
-    for color, family in _FAMILIES.items()
-    for policy, marker, line in zip(family, "os^D", ("-", "--", ":", "-."), strict=False)
+    for family in _FAMILIES
+    for (policy, color), marker, line in zip(family.items(), "os^D", ("-", "--", ":", "-."), strict=False)
 }
 POLICY_COLORS = {policy: _POLICY_STYLES[policy]["color"] for policy in POLICY_NAMES}
 DARK, LIGHT = "#404040", "#b3b3b3"
@@ -58,8 +58,9 @@ CALIBRATION_COLORS = {"uncalibrated": LIGHT, "calibrated": DARK}
 
 
 def policy_style(policy: str) -> dict[str, str]:
-    """Colour, marker and line style of a policy, for `plot`: a hue a family, the colours of Okabe and Ito (2008), which
-    the colour-blind can tell apart, and within a family a marker and a line style a policy.
+    """Colour, marker and line style of a policy, for `plot`: no two share a colour, and within a family of policies none
+    its marker and its line.  The paper's five and Express have those of Okabe and Ito (2008), which the colour-blind
+    can tell apart.
 
     Parameters:
         policy: its name, arguments behind a dash ignored (`aging-rate0.1`).
