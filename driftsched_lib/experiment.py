@@ -26,6 +26,9 @@ from driftsched_lib.traces.load import check_trace
 from driftsched_lib.validation import ParamsError
 from driftsched_lib.workloads import length_mix, recorded_lengths
 
+COMPILED_FROM = 100_000
+"""Requests of a grid in all: a process takes as long to load the compiled loop as to serve some 30,000 without."""
+
 
 def run_grid(
     params: Params,
@@ -92,7 +95,8 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
             if params.engine == "simulated":
                 one = params.model_copy(update={"replicas": 1})
                 speed = _engine_speed(params, load_engine(one, log_steps=True), out)
-                tasks = [(params, run, speed) for run in todo]
+                compiled = len(todo) * params.requests >= COMPILED_FROM
+                tasks = [(params, run, speed, compiled) for run in todo]
                 for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
                     results.write_run(out / run.name, tables, manifest)
                     progress.update(params.requests)
@@ -101,8 +105,10 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
                 _serve_one_by_one(params, todo, out, progress, check)
 
 
-def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
-    return run, *serve_run(params, run, load_engine(params), speed)
+def _simulate(
+    params: Params, run: Run, speed: EngineSpeed, compiled: bool
+) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
+    return run, *serve_run(params, run, load_engine(params), speed, compiled=compiled)
 
 
 def _serve_one_by_one(

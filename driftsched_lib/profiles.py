@@ -136,6 +136,10 @@ class Profile(JsonFile, _Model):
         """The same engine with other limits; ValidationError for one it cannot have."""
         return self.model_copy(update={"limits": EngineLimits(**(self.limits.model_dump() | limits))})
 
+    def decode_costs(self) -> list[float]:
+        """`decoding_s` of none, one, and so on to all sequences that the engine can run."""
+        return [self.step.decoding_s(n) for n in range(self.limits.max_num_seqs + 1)]
+
     def slowed(self, factor: float) -> "Profile":
         """The same engine with every cost `factor` times as high."""
         return self.model_copy(update={"step": self.step.slowed(factor)})

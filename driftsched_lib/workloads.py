@@ -138,7 +138,7 @@ def _drifted(params: Params, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoa
 def _phase(
     params: Params, phase: Phase, first_id: int, n: int, rng: np.random.Generator, gap_s: float
 ) -> list[Request]:
-    workload = params.workload
+    workload, limits = params.workload, params.max_tokens
     arrivals = np.cumsum(_gaps(phase, n, rng)) * gap_s
     tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares)
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
@@ -163,7 +163,7 @@ def _phase(
                 prompt=prompt,
                 tenant=tenant,
                 tier=workload.tenants[tenant],
-                max_tokens=max(params.max_tokens[category], lengths[i] or 0),
+                max_tokens=max(limits[category], lengths[i] or 0),
                 job_type=category,
                 phase=phase.name,
                 pinned_tokens=lengths[i],
@@ -184,7 +184,8 @@ def _gaps(phase: Phase, n: int, rng: np.random.Generator) -> np.ndarray:
 def _pinned_lengths(params: Params, categories: np.ndarray, rng: np.random.Generator) -> list[int | None]:
     if params.output_length == "natural":
         return [None] * len(categories)
-    limits = np.array([params.max_tokens[category] for category in categories])
+    by_category = params.max_tokens
+    limits = np.array([by_category[category] for category in categories])
     if params.output_length == "spread":
         variance = np.log1p(params.spread.cv**2)
         shares = params.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
@@ -200,7 +201,8 @@ def _mixed_lengths(
         np.rint(lengths * params.length_scale).clip(min=1).astype(int).tolist()
         for lengths in length_mix(mix).draw(n, rng)
     )
-    categories = [category_of(output, params.max_tokens) for output in outputs]
+    limits = params.max_tokens
+    categories = [category_of(output, limits) for output in outputs]
     words_of_a_prompt = len(build_prompt("technical", "DNS", 0).split())
     return outputs, categories, ["the " * max(0, prompt - words_of_a_prompt) for prompt in prompts]
 

@@ -96,8 +96,8 @@ def test_the_simulators_goals_are_judged_by_the_largest_run(measured, met):
 
 
 def test_simulators_are_measured_side_by_side():
-    table = simulator_speed(sizes=(50, 100), others=50)
-    assert table.requests.tolist() == [50, 50, 50, 100]
+    table = simulator_speed(sizes=(50,), others=40)
+    assert table.requests.tolist() == [40, 40, 50, 50]
     assert (table[["cpu_s", "memory_mib", "requests_per_s"]] > 0).all().all() and table.times_ciw[0] == 1.0
 
 

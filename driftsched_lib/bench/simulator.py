@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.compiled import serve_compiled
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import BASE_TOKENS, PaperEstimator
 from driftsched_lib.params import PAPER_PHASES
@@ -22,6 +23,7 @@ from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import WhitespaceCounter
 from driftsched_lib.validation import PROJECT
+from driftsched_lib.workloads import PhaseLoad
 
 SIZES = (10_000, 100_000, 1_000_000)
 OTHERS_SIZE = 50_000
@@ -30,15 +32,25 @@ L4_TOKENS_PER_S = 1_150
 """What the L4's profile generates with all slots taken: only sets how full the engine is."""
 
 
-def driftsched(requests: int) -> None:
+def in_python(requests: int) -> None:
     """SJF on calibrated estimates, continuous batching, the paper's stress mix at a load of 0.9, every record kept."""
     records: list[Record] = []
-    engine = SimulatedEngine(Profile.load(PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"))
-    scheduler = Scheduler(
-        ShortestJobFirst(), PaperEstimator(), WhitespaceCounter(), KeywordClassifier(), records.append
-    )
-    serve(_stress(requests), scheduler, engine, ContinuousBatching())
+    serve(_stress(requests), _scheduler(records), _engine(), ContinuousBatching())
     assert len(records) == requests
+
+
+def driftsched(requests: int) -> None:
+    """The same, in machine code, as long runs are served."""
+    load = PhaseLoad("stress", 0.0, _stress(requests))
+    assert len(serve_compiled([load], _scheduler([]), _engine(), ContinuousBatching()).requests) == requests
+
+
+def _scheduler(records: list[Record]) -> Scheduler:
+    return Scheduler(ShortestJobFirst(), PaperEstimator(), WhitespaceCounter(), KeywordClassifier(), records.append)
+
+
+def _engine() -> SimulatedEngine:
+    return SimulatedEngine(Profile.load(PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"))
 
 
 def ciw_mmc(customers: int) -> None:
@@ -86,8 +98,12 @@ def simpy_mmc(customers: int) -> None:
 
 
 def simulator_speed(sizes: tuple[int, ...] = SIZES, others: int = OTHERS_SIZE) -> pd.DataFrame:
-    """Seconds of CPU time, memory and requests a second, a row a simulator and size, each in a process of its own."""
+    """Seconds of CPU time, memory and requests a second, a row a simulator and size, each in a process of its own.
+
+    Each simulates a few before its time is measured, so that it is loaded, and compiled, by then.
+    """
     runs = [("Ciw, M/M/8", ciw_mmc, others), ("SimPy, M/M/8", simpy_mmc, others)]
+    runs += [("its loop in Python", in_python, size) for size in sizes]
     runs += [("DriftSched, SJF and EMA", driftsched, size) for size in sizes]
     rows = [(name, size, *_in_a_process(function, size)) for name, function, size in runs]
     table = pd.DataFrame(rows, columns=["simulator", "requests", "cpu_s", "memory_mib"])
@@ -102,6 +118,7 @@ def _in_a_process(function: Callable[[int], None], size: int) -> tuple[float, fl
 
 
 def _measured(function: Callable[[int], None], size: int) -> tuple[float, float]:
+    function(10)
     gc.collect()
     gc.freeze()
     started = time.process_time()

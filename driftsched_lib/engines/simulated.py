@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import ceil, isinf, sqrt
@@ -49,6 +50,11 @@ class _Sequence:
         return self.prompt_tokens + self.generated - self.computed
 
 
+@lru_cache(maxsize=1000)
+def _count_words(text: str) -> int:
+    return len(text.split())
+
+
 class SimulatedEngine:
     """vLLM's v1 scheduler (`vllm/v1/core/sched/scheduler.py`) with a cost function in the place of the model.
 
@@ -84,9 +90,9 @@ class SimulatedEngine:
         self.limits, self._cost = profile.limits, profile.step
         self._async_scheduling = profile.limits.async_scheduling
         self._behind = int(profile.limits.async_scheduling and not profile.launch_bound)  # iterations, of the clock
-        self._decode_s = [self._cost.decoding_s(n) for n in range(self.max_num_seqs + 1)]
-        self._lengths = lengths or self._own_lengths
-        self._log_steps = log_steps
+        self._decode_s = profile.decode_costs()
+        self.lengths = lengths or self._own_lengths
+        self.log_steps = log_steps
         self._in_flight: dict[str, _Sequence] = {}
         self.restart_clock()
 
@@ -116,7 +122,7 @@ class SimulatedEngine:
 
     def count_tokens(self, text: str) -> int:
         """A prompt's length in tokens, from its words."""
-        return ceil(len(text.split()) * self.profile.tokens_per_prompt_word)
+        return ceil(_count_words(text) * self.profile.tokens_per_prompt_word)
 
     def now(self) -> float:
         return self._now
@@ -125,7 +131,23 @@ class SimulatedEngine:
         return len(self._in_flight) < self.max_num_seqs
 
     def add(self, request: Request) -> None:
-        limits, (prompt, output) = self.limits, self._lengths(request)
+        prompt, wanted = self.lengths(request)
+        output = self.fitted(prompt, wanted)
+        error = None
+        if output < wanted and request.pinned_tokens is not None:
+            error = f"the context holds {output} of {wanted} pinned tokens"
+        sequence = _Sequence(request, prompt, output, self._blocks(prompt + output), error)
+        self._in_flight[request.request_id] = sequence
+        self._waiting.append(sequence)
+        self._promised += sequence.blocks
+
+    def fitted(self, prompt: int, output: int) -> int:
+        """The output tokens that the context has room for beside the prompt's.
+
+        Raises:
+            ValueError: such a request can never be served.
+        """
+        limits = self.limits
         if not 1 <= prompt < limits.max_model_len:
             raise ValueError(
                 f"the prompt has {prompt} tokens, and a context of {limits.max_model_len} takes 1 to "
@@ -133,20 +155,13 @@ class SimulatedEngine:
             )
         if output < 1:
             raise ValueError(f"the output has {output} tokens, it must have at least one")
-        error = None
-        if prompt + output > limits.max_model_len:
-            wanted, output = output, limits.max_model_len - prompt
-            if request.pinned_tokens is not None:
-                error = f"the context holds {output} of {wanted} pinned tokens"
+        output = min(output, limits.max_model_len - prompt)
         if self._blocks(prompt + output - 1) > limits.kv_blocks:
             raise ValueError(
                 f"{prompt} prompt and {output} output tokens can never fit the KV cache, "
                 f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
             )
-        sequence = _Sequence(request, prompt, output, self._blocks(prompt + output), error)
-        self._in_flight[request.request_id] = sequence
-        self._waiting.append(sequence)
-        self._promised += sequence.blocks
+        return output
 
     def abort(self, request_id: str) -> None:
         sequence = self._in_flight.get(request_id)
@@ -199,9 +214,9 @@ class SimulatedEngine:
         preemptions = 0 if self._promised <= self.limits.kv_blocks else self._make_room()
         prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
         started, in_hand = self._now, self._decoding or prefills
-        row = self._contents(prefills, preemptions) if self._log_steps and in_hand else None
+        row = self._contents(prefills, preemptions) if self.log_steps and in_hand else None
         if in_hand:
-            if preemptions or prefills or self._log_steps or self._begun or self._ended:
+            if preemptions or prefills or self.log_steps or self._begun or self._ended:
                 self._iteration += 1
                 self._end = self._end_s(self._iteration)
             else:
@@ -325,8 +340,13 @@ class SimulatedEngine:
             ended.append(sequence)
         return ended
 
+    def words(self, tokens: int) -> int | None:
+        """Whitespace words of so many output tokens."""
+        words = self.profile.words_per_output_token
+        return None if words is None else round(tokens * words)
+
     def _outputs(self, ended: list[_Sequence]) -> list[Output]:
-        words, outputs = self.profile.words_per_output_token, []
+        outputs = []
         for sequence in ended:
             self._forget(sequence)
             request, tokens = sequence.request, sequence.output_tokens
@@ -335,7 +355,7 @@ class SimulatedEngine:
                     request,
                     sequence.prompt_tokens,
                     tokens,
-                    None if words is None else round(tokens * words),
+                    self.words(tokens),
                     sequence.first_token_s,
                     self._now,
                     sequence.error,

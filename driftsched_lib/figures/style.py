@@ -58,9 +58,10 @@ CALIBRATION_COLORS = {"uncalibrated": LIGHT, "calibrated": DARK}
 
 
 def policy_style(policy: str) -> dict[str, str]:
-    """Colour, marker and line style of a policy, for `plot`: no two share a colour, and within a family of policies none
-    its marker and its line.  The paper's five and Express have those of Okabe and Ito (2008), which the colour-blind
-    can tell apart.
+    """Colour, marker and line style of a policy, for `plot`: no two share a colour, and no two of a family a marker.
+
+    The colours of the paper's five and of Express are those of Okabe and Ito (2008), which the colour-blind can tell
+    apart.
 
     Parameters:
         policy: its name, arguments behind a dash ignored (`aging-rate0.1`).

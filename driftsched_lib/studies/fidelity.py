@@ -136,7 +136,7 @@ def _replayed(folder: Path, finished: str, profile_json: str) -> pd.DataFrame:
 
     engine = SimulatedEngine(profile.model_copy(update={"limits": limits}), lengths)
     speed = results.EngineSpeed(**manifest["engine_speed"])
-    return serve_run(params, run, engine, speed, lambda record: None)[0]["requests"]
+    return serve_run(params, run, engine, speed)[0]["requests"]
 
 
 def slowness(folder: str | Path, profile: Profile) -> float:
