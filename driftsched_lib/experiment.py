@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -108,7 +109,18 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
 def _simulate(
     params: Params, run: Run, speed: EngineSpeed, compiled: bool
 ) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
-    return run, *serve_run(params, run, load_engine(params), speed, compiled=compiled)
+    return run, *_serve(params, run, load_engine(params), speed, compiled=compiled)
+
+
+def _serve(params: Params, run: Run, engine, speed: EngineSpeed, **options) -> tuple[dict, dict[str, Any]]:
+    """`serve_run`, with the run's row of the summary in its manifest: whoever served it has its tables at hand."""
+    tables, manifest = serve_run(params, run, engine, speed, **options)
+    row = _summary(params, tables["requests"], speed)
+    return tables, manifest | {"summary": {name: None if isnan(value) else value for name, value in row.items()}}
+
+
+def _summary(params: Params, requests: pd.DataFrame, speed: EngineSpeed) -> dict[str, float]:
+    return summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, params.job_class_bounds)
 
 
 def _serve_one_by_one(
@@ -135,7 +147,7 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
         progress.update()
 
     try:
-        results.write_run(out / run.name, *serve_run(params, run, engine, speed, note))
+        results.write_run(out / run.name, *_serve(params, run, engine, speed, on_record=note))
         with results.writing(failed):
             failed.unlink(missing_ok=True)
     except RunError:
@@ -145,16 +157,16 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
     """Write `summary.csv`: a row for each finished run, in the order of the grid."""
-    bounds = params.job_class_bounds
     rows = []
     for run in params.runs():
         if results.is_complete(out / run.name):
             manifest = results.load_manifest(out / run.name)
-            requests = results.read_table(out / run.name, "requests")
-            speed = EngineSpeed(**manifest["engine_speed"])
-            rows.append(
-                {"run": run.name} | manifest["run"] | summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, bounds)
-            )
+            row = manifest.get("summary")
+            if row is None:  # of older results
+                requests = results.read_table(out / run.name, "requests")
+                row = _summary(params, requests, EngineSpeed(**manifest["engine_speed"]))
+            row = {name: nan if value is None else value for name, value in row.items()}
+            rows.append({"run": run.name} | manifest["run"] | row)
     summary = pd.DataFrame(rows)
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
     return summary

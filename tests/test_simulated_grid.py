@@ -1,5 +1,7 @@
 """Grids on simulated engines: the same to the byte however they are run, and refused where they cannot be."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +41,17 @@ def test_a_grid_is_whole_and_not_run_again(grid):
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")}
     assert run_grid(params, out).equals(summary)
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")} == before
+
+
+def test_older_results_whose_manifests_have_no_summary_are_summed_up_anew(grid, tmp_path):
+    params, out, summary = grid
+    old = tmp_path / "old"
+    shutil.copytree(out, old)
+    for folder in results.run_folders(old):
+        manifest = results.load_manifest(folder)
+        del manifest["summary"]
+        results.write_json(folder / "manifest.json", manifest)
+    pd.testing.assert_frame_equal(run_grid(params, old), summary, rtol=1e-4)  # tables are kept to the microsecond
 
 
 def test_the_oracle_makes_no_error_and_runs_once_for_both_calibrations(grid):
