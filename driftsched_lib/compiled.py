@@ -95,7 +95,7 @@ def serve_compiled(
 
     It does FIFO, Priority, Weighted, SJF, Aging and EDF on the estimates of the paper's estimator or of the oracle, in
     either batching, on one simulated engine that schedules synchronously and whose KV blocks suffice.  All requests are
-    let in, and none expires, is cancelled or cannot be served.
+    let in as they were sent, and none expires, is cancelled or cannot be served.
 
     Parameters:
         loads: requests are read lazily, and kept as numbers.
@@ -134,7 +134,7 @@ def _load(loads: Iterable[PhaseLoad], scheduler: Scheduler, engine: SimulatedEng
     def known(request: Request) -> tuple:
         prompt_tokens, wanted = engine.lengths(request)
         output_tokens = fitted(prompt_tokens, wanted)
-        if request.deadline_s is not None or request.cancel_s is not None:
+        if request.deadline_s is not None or request.cancel_s is not None or request.category or request.input_tokens:
             raise _Unfit
         if output_tokens != request.pinned_tokens and (needs_pins or request.pinned_tokens is not None):
             raise _Unfit

@@ -90,18 +90,15 @@ def serve(requests, phases, policy, estimator, engine, batch_size, batch_wait_s,
         Whether the KV cache held whatever was served: if not, nothing here is of use; the requests in the order in
         which they ended; and samples of the time and of how many of each tier are queued.
     """
-    lanes = [[(0.0, 0)] for _ in range(policy.lane.max() + 1)]
-    for lane in lanes:
-        lane.clear()
     depth = np.zeros(len(policy.lane), np.int64)
+    # Numba learns what an empty list will hold from what it would have held.
+    lanes = [[(0.0, 0) for _ in range(0)] for _ in range(policy.lane.max() + 1)]  # heaps: key, request
+    ends = [(0, 0, 0) for _ in range(0)]  # heap: iteration of the last token, place among the first tokens, request
     depths = [(0.0, 0, 0, 0) for _ in range(0)]
     dispatched = [0 for _ in range(0)]  # in this order; those from `state.begun` on have made no token yet
-    ends = [
-        (0, 0, 0) for _ in range(0)
-    ]  # heap: iteration of the last token, place in the order of first tokens, request
-    ended = [0 for _ in range(0)]
     batch = [0 for _ in range(0)]  # open, not dispatched yet
     finished = [0 for _ in range(0)]  # of the batch that runs
+    ended = [0 for _ in range(0)]
     next_sample_s = -inf
     for phase in phases:
         start_s = state.now + phase.pause_s
