@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation import PAPER_L4, EngineTokens, contents, make_profile, request, words
+from simulation import COSTS, PAPER_L4, EngineTokens, contents, make_profile, request, words
 
 from driftsched_lib import experiment, results
 from driftsched_lib.admission import admission_check
@@ -48,16 +48,19 @@ ESTIMATORS = [
 ]
 OPENINGS = ["What is", "Give a summary of", "A detailed report about", "The architecture and the code of"]
 
+ROUND = dict.fromkeys(COSTS, 0.0) | {"base_s": 0.25, "decode_s": {1: 0.0}}  # iterations end where requests come
+
 limits = st.fixed_dictionaries(
     {
         "max_num_seqs": st.integers(1, 5),
         "max_num_batched_tokens": st.integers(5, 40),
         "max_model_len": st.just(256),
-        "kv_blocks": st.sampled_from([16, 1000]),
+        "block_size": st.sampled_from([2, 16]),
+        "kv_blocks": st.sampled_from([20, 60, 1000]),
     }
 )
 sent = st.tuples(
-    st.sampled_from([0.0, 0.0, 0.01, 0.03, 0.2, 2.0]),  # seconds after the one before
+    st.sampled_from([0.0, 0.0, 0.01, 0.03, 0.25, 2.0]),  # seconds after the one before
     st.sampled_from(OPENINGS),
     st.integers(0, 60),  # more words
     st.sampled_from(TIERS),
@@ -113,20 +116,22 @@ def assert_alike(compiled, table, depths, spans):
 
 @settings(max_examples=150, deadline=None)
 @given(
+    st.sampled_from([COSTS, ROUND]),
+    st.sampled_from([0.5, 1.5]),
     st.lists(st.tuples(st.sampled_from([0.0, 1.5]), st.lists(sent, min_size=1, max_size=25)), min_size=1, max_size=3),
     limits,
     st.sampled_from(POLICIES),
     st.sampled_from(ESTIMATORS),
-    st.sampled_from([ContinuousBatching, lambda: StaticBatching(3, 0.02), lambda: StaticBatching(7, 0.0)]),
+    st.sampled_from([ContinuousBatching, lambda: StaticBatching(3, 0.25), lambda: StaticBatching(7, 0.0)]),
     st.sampled_from([WhitespaceCounter(), EngineTokens()]),
 )
-def test_all_is_the_same_to_the_last_bit(drawn, limits, policy, estimator, batching, counter):
-    profile = make_profile(**limits)
+def test_all_is_the_same_to_the_last_bit(costs, words_a_token, drawn, limits, policy, estimator, batching, counter):
+    profile = make_profile(costs, **limits).model_copy(update={"words_per_output_token": words_a_token})
     compiled, *recorded = both(
         phases_of(drawn), policy, estimator, lambda: SimulatedEngine(profile), batching, counter=counter
     )
     if compiled is None:
-        assert limits["kv_blocks"] == 16  # of the cases above, only these can run out of blocks
+        assert limits["kv_blocks"] < 1000  # of the cases above, only these can run out of blocks
     else:
         assert_alike(compiled, *recorded)
 
@@ -140,11 +145,17 @@ def test_a_window_that_is_full_forgets_as_the_estimators_does():
         )
     ]
     profile = make_profile(max_model_len=512, kv_blocks=1000)
-    engine, estimator = lambda: SimulatedEngine(profile), lambda: PaperEstimator({"short_qa": 64, "summary": 30})
-    compiled, table, *rest = both(phases_of([(0.0, part)]), ShortestJobFirst, estimator, engine, ContinuousBatching)
-    assert_alike(compiled, table, *rest)
-    held = table.actual_tokens.between(table.estimated_low_tokens, table.estimated_high_tokens)
-    assert table.estimated_high_tokens.iloc[-300:].lt(400).all() and 0 < (~held).sum() < len(table) / 3
+    for base, clip in ((30, (0.25, 3.0)), (1, (0.25, 0.75))):  # the latter expects less than one token
+
+        def estimator(base=base, clip=clip):
+            return PaperEstimator({"short_qa": 64, "summary": base}, clip=clip)
+
+        compiled, table, *rest = both(
+            phases_of([(0.0, part)]), ShortestJobFirst, estimator, lambda: SimulatedEngine(profile), ContinuousBatching
+        )
+        assert_alike(compiled, table, *rest)
+        held = table.actual_tokens.between(table.estimated_low_tokens, table.estimated_high_tokens)
+        assert table.estimated_high_tokens.iloc[-300:].lt(400).any() and 0 < (~held).sum() < len(table) / 3
 
 
 def test_what_an_estimator_has_learnt_before_is_taken_along():
@@ -203,6 +214,12 @@ def test_what_it_does_not_do_is_left_to_serve():
 )
 def test_requests_of_which_serve_has_more_to_say_are_left_to_it(requests):
     assert compiled(requests, on=engine(kv_blocks=20)) is None
+
+
+def test_the_last_block_decides():
+    pair = [one(request_id=i, prompt=16, output=100, pinned_tokens=100) for i in range(2)]  # of 8 blocks each
+    assert compiled(pair, on=engine(kv_blocks=16)) is not None
+    assert compiled(pair, on=engine(kv_blocks=15)) is None
 
 
 def test_requests_that_an_estimator_refuses_are_left_to_serve():
