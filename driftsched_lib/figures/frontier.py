@@ -95,8 +95,10 @@ def longest_waits(runs: pd.DataFrame) -> Figure:
     axes[0][0].set_yticks(range(len(policies)), names)
     axes[0][0].invert_yaxis()
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=color) for color in TIER_COLORS.values()]
-    figure.legend(handles, TIER_COLORS, loc="outside lower center", ncols=3, frameon=False)
-    figure.text(0.01, 0.005, "* to the first slot, which it may lose again", fontsize=9)
+    note = "* to the first slot, which it may lose again" if any(name.endswith(LATER) for name in names) else None
+    figure.legend(
+        handles, TIER_COLORS, loc="outside lower center", ncols=3, frameon=False, title=note, title_fontsize=9
+    )
     return figure
 
 
