@@ -10,10 +10,15 @@ from math import ceil, inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from llvmlite.binding.ffi import lib as llvm
 from numba import njit
 
 from driftsched_lib.estimators.conformal import HIGHEST_LEVEL, LEAST_RATIOS, MISS_RATE, STEP
 from driftsched_lib.estimators.sliding import CAPACITY
+
+# As it loads, vLLM's CPU build looks for `kernel` in the attributes of every object of every module.  This one, asked
+# for its attributes, gives a C function of that name, into which nothing can look.
+llvm._fntab["__dict__"] = {}
 
 REQUEST = np.dtype(
     [("arrival_s", "f8")]

@@ -83,13 +83,13 @@ head = ray.get_runtime_context().get_node_id()
 def the_other_node_works():
     return any(start.read_text() not in ("", head) for start in starts.iterdir())
 
-def slow(params, run, speed):
+def slow(params, run, *task):
     start = starts / f"{run.name}--{time.time_ns()}"
     start.write_text(ray.get_runtime_context().get_node_id())
     while not the_other_node_works():  # or the head might do all there is to do
         time.sleep(0.1)
     time.sleep(0.5)
-    return simulate(params, run, speed)
+    return simulate(params, run, *task)
 
 def kill_the_node_that_works():
     while not the_other_node_works():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import driftsched_lib.compiled_loop  # noqa: F401  # vLLM has to load in a process that has loaded numba
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engine_setup import load_engine
 from driftsched_lib.engines import STEP_COLUMNS
