@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from helpers import OneTokenASecond
 
+from driftsched_lib.bench import simulator
 from driftsched_lib.bench.decisions import QUEUED, decision_costs
 from driftsched_lib.bench.estimators import estimator_costs
 from driftsched_lib.bench.goals import goals, median_interval
@@ -95,9 +96,13 @@ def test_the_simulators_goals_are_judged_by_the_largest_run(measured, met):
     assert goals(table, estimates(), [1.0], [0.97], speeds(*measured)).met.tolist()[6:] == met.split()
 
 
-def test_simulators_are_measured_side_by_side():
+def test_simulators_are_measured_side_by_side(monkeypatch):
+    in_a_process = simulator._in_a_process
+    monkeypatch.setattr(simulator, "_in_a_process", simulator._measured)  # each of which takes seconds to start
+    monkeypatch.setattr("gc.freeze", lambda: None)  # this process goes on
     table = simulator_speed(sizes=(50,), others=40)
     assert table.requests.tolist() == [40, 40, 50, 50]
+    assert min(in_a_process(simulator.simpy_mmc, 10)) > 0
     assert (table[["cpu_s", "memory_mib", "requests_per_s"]] > 0).all().all() and table.times_ciw[0] == 1.0
 
 
