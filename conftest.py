@@ -27,7 +27,7 @@ SMOKE_OF = {
     "06_drift_lab": {"real_scenarios": ["abrupt"]},
     "07_policy_frontier": {
         "requests": 40,
-        "real_requests": 16,
+        "real_requests": 10,
         "rates": [3.0, 12.0],
         "pair_seeds": 2,
         "real_pair_seeds": 1,
