@@ -100,8 +100,8 @@ def test_simulators_are_measured_side_by_side(monkeypatch):
     in_a_process = simulator._in_a_process
     monkeypatch.setattr(simulator, "_in_a_process", simulator._measured)  # each of which takes seconds to start
     monkeypatch.setattr("gc.freeze", lambda: None)  # this process goes on
-    table = simulator_speed(sizes=(50,), others=40)
-    assert table.requests.tolist() == [40, 40, 50, 50]
+    table = simulator_speed(sizes=(50, 100), others=50)
+    assert table.requests.tolist() == [50, 50, 50, 100, 50, 100]
     assert min(in_a_process(simulator.simpy_mmc, 10)) > 0
     assert (table[["cpu_s", "memory_mib", "requests_per_s"]] > 0).all().all() and table.times_ciw[0] == 1.0
 

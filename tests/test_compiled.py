@@ -91,13 +91,13 @@ def phases_of(drawn):
     return loads
 
 
-def both(loads, make_policy, make_estimator, make_engine, make_batching, counter=None, **options):
+def both(loads, make_policy, make_estimator, make_engine, make_batching, counter=None):
     """What the compiled loop says, and then what `serve` records: requests, queue samples, spans of phases."""
     records = []
 
     def scheduler():
         parts = make_policy(), make_estimator(), counter or WhitespaceCounter(), KeywordClassifier()
-        return Scheduler(*parts, records.append, **options)
+        return Scheduler(*parts, records.append)
 
     compiled = serve_compiled(loads, scheduler(), make_engine(), make_batching(), 0.1)
     assert not records
