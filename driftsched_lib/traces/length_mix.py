@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, Field, model_validator
-from scipy.stats import norm, spearmanr
+from scipy.special import ndtr
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators.base import LONGEST
@@ -93,7 +93,7 @@ class LengthMix(JsonFile):
             requests=n,
             rate_per_s=round(gaps / span_s, 4),
             arrival_cv=round(sqrt(variance) * gaps / span_s, 4),
-            spearman=round(float(spearmanr(lengths).statistic), 4) if varied else 0.0,
+            spearman=round(float(lengths.rank().corr().iloc[0, 1]), 4) if varied else 0.0,
             levels=[round(level, 4) for level in LEVELS],
             prompt_tokens=quantiles.prompt_tokens.tolist(),
             output_tokens=quantiles.output_tokens.tolist(),
@@ -103,7 +103,7 @@ class LengthMix(JsonFile):
         """`n` pairs: prompt tokens and output tokens."""
         correlation = 2 * np.sin(np.pi * self.spearman / 6)  # of the normals under a Gaussian copula (Pearson, 1907)
         covariance = [[1.0, correlation], [correlation, 1.0]]
-        levels = norm.cdf(rng.multivariate_normal([0.0, 0.0], covariance, n))
+        levels = ndtr(rng.multivariate_normal([0.0, 0.0], covariance, n))
         prompts, outputs = self.prompt_tokens, self.output_tokens
         return np.interp(levels[:, 0], self.levels, prompts), np.interp(levels[:, 1], self.levels, outputs)
 
