@@ -38,6 +38,18 @@ def test_the_committed_profile_is_the_fit_of_the_committed_run(engine):
 
 
 @pytest.mark.parametrize("engine", fidelity.ENGINES)
+def test_what_a_run_is_expected_to_take_is_told_by_the_three_before_it_and_not_by_itself(engine):
+    profile = profile_of_run(fitted_run(engine))
+    speeds = fidelity.speeds(RUNS, engine, profile)
+    assert speeds.index[0] == fitted_run(engine) and speeds.index.is_unique
+    started = [results.load_manifest(folder)["started"] for folder in speeds.index]
+    assert started == sorted(started) and len(started) == sum(1 for _ in RUNS.glob(f"{engine}-*/*/manifest.json"))
+    for i, folder in enumerate(speeds.index):
+        assert speeds.slowness[folder] == fidelity.slowness(folder, profile)
+        assert speeds.expected[folder] == pytest.approx(speeds.slowness.iloc[max(0, i - 3) : i].mean() if i else 1.0)
+
+
+@pytest.mark.parametrize("engine", fidelity.ENGINES)
 def test_a_replay_serves_what_reality_served(engine):
     folder = fitted_run(engine)
     real = pd.read_parquet(folder / "requests.parquet").set_index("request_id").sort_index()

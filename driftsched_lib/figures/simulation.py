@@ -20,7 +20,12 @@ from driftsched_lib.figures.style import (
     side_styles,
 )
 
-SOURCES = {"simulated": (COLORS[0], "o"), "at its speed": (COLORS[2], "D"), "reality again": ("#999999", "s")}
+SOURCES = {
+    "simulated": (COLORS[0], "o"),
+    "at the last runs' speed": (COLORS[1], "^"),
+    "at its speed": (COLORS[2], "D"),
+    "reality again": ("#999999", "s"),
+}
 
 
 def simulated_against_real(requests: pd.DataFrame) -> Figure:
@@ -49,8 +54,9 @@ def simulated_against_real(requests: pd.DataFrame) -> Figure:
         axis.plot(ends, ends, color="black", linewidth=1)
         axis.set(xscale="log", yscale="log", xlim=(ends[0] / 1.2, ends[1] * 1.2), ylim=(ends[0] / 1.2, ends[1] * 1.2))
         axis.set_box_aspect(1)
+        steps = (1.0, 3.0) if ends[1] < 300 * ends[0] else (1.0,)
         for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            side.set_major_locator(LogLocator(subs=steps))
             side.set_major_formatter(lambda seconds, _: f"{seconds:g}")
             side.set_minor_formatter(NullFormatter())
         axis.set_title(name, loc="left")

@@ -157,25 +157,47 @@ def measures(requests: pd.DataFrame) -> pd.Series:
     return pd.Series(values, dtype=float)
 
 
-def compare(out: str | Path, profile: Profile, again: str | Path | None = None) -> pd.DataFrame:
-    """Relative errors of every run of a folder, a row a run.
+def speeds(out: str | Path, engine: str, profile: Profile, last: int = 3) -> pd.DataFrame:
+    """How slow the machine was in each run of an engine, and what the runs before it told of that.
 
-    Three sources stand side by side under `source`: `simulated`; `at its speed`, the same with the profile slowed to
-    what the machine was in that run; and, where `again` holds the same runs served a second time, `reality again`.
+    Parameters:
+        last: so many runs, the fitted one among them.
+
+    Returns:
+        By the run's folder `slowness`, and `expected`, the mean over the runs that were served last before.
     """
-    rows = []
-    for folder in results.run_folders(out):
-        real = measures(pd.read_parquet(folder / "requests.parquet"))
-        slow = slowness(folder, profile)
-        others = {"simulated": replay(folder, profile), "at its speed": replay(folder, profile.slowed(slow))}
-        if again is not None:
-            others["reality again"] = pd.read_parquet(Path(again) / folder.name / "requests.parquet")
-        run = results.load_manifest(folder)["run"]
-        setting = {key: run[key] for key in ("batching", "policy", "rate")} | {"run": folder.name, "slowness": slow}
-        rows += [
-            setting | {"source": source} | (measures(other) / real - 1).to_dict() for source, other in others.items()
-        ]
-    return pd.DataFrame(rows)
+    folders = [folder for grid in Path(out).glob(f"{engine}-*") for folder in results.run_folders(grid)]
+    folders.sort(key=lambda folder: results.load_manifest(folder)["started"])
+    slow = pd.Series([slowness(folder, profile) for folder in folders], folders)
+    return pd.DataFrame({"slowness": slow, "expected": slow.rolling(last, min_periods=1).mean().shift(fill_value=1.0)})
+
+
+def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
+    """Relative errors of every measured run of an engine, a row a run and source.
+
+    Under `source` stand side by side: `simulated`; `at the last runs' speed` and `at its speed`, the same with the
+    profile slowed to what `speeds` expects before the run and to what the machine was in it; and, where the run was
+    served a second time, `reality again`.
+    """
+    rows, slow = [], speeds(out, engine, profile)
+    for name in MEASUREMENTS:
+        for folder in results.run_folders(Path(out) / f"{engine}-{name}"):
+            real = measures(pd.read_parquet(folder / "requests.parquet"))
+            others = {
+                "simulated": replay(folder, profile),
+                "at the last runs' speed": replay(folder, profile.slowed(slow.expected[folder])),
+                "at its speed": replay(folder, profile.slowed(slow.slowness[folder])),
+            }
+            if (again := Path(out) / f"{engine}-{name}-again" / folder.name).exists():
+                others["reality again"] = pd.read_parquet(again / "requests.parquet")
+            run = results.load_manifest(folder)["run"]
+            setting = {"measurement": name} | {key: run[key] for key in ("batching", "policy", "rate")}
+            setting |= {"run": folder.name, "slowness": slow.slowness[folder]}
+            rows += [
+                setting | {"source": source} | (measures(other) / real - 1).to_dict()
+                for source, other in others.items()
+            ]
+    return pd.DataFrame(rows).assign(engine=engine)
 
 
 def by_policy(out: str | Path, profile: Profile | None = None) -> pd.DataFrame:
