@@ -16,8 +16,13 @@ NUMBERS += ("longest_itl_s", "input_tokens", "actual_tokens", "estimated_tokens"
 
 def plain(requests: pd.DataFrame) -> pd.DataFrame:
     """The columns that measures are of, as plain floats and objects, in which pandas is several times as fast."""
-    columns = dict.fromkeys(NAMES, object) | dict.fromkeys(NUMBERS, float)
-    return requests.reindex(columns=list(columns)).astype(columns)  # of older results, some lack one
+    return pd.concat([_block(requests, NAMES, object), _block(requests, NUMBERS, float)], axis=1)
+
+
+def _block(requests: pd.DataFrame, names: Sequence[str], kind: type) -> pd.DataFrame:
+    missing = np.full(len(requests), np.nan)  # of older results, some lack a column
+    columns = [requests[name].to_numpy(kind) if name in requests else missing for name in names]
+    return pd.DataFrame(np.column_stack(columns), requests.index, list(names), dtype=kind)
 
 
 def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) -> pd.DataFrame:
