@@ -114,7 +114,7 @@ def assert_alike(compiled, table, depths, spans):
     assert compiled.depths == depths and compiled.spans == spans
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([COSTS, ROUND]),
     st.sampled_from([0.5, 1.5]),

@@ -50,10 +50,10 @@ def test_the_tokenizer_gives_back_what_it_took(tokenizer):
 
 
 def test_the_committed_model_is_small_and_ends_its_answers(tokenizer):
-    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 15 * 2**20
     import torch
     from transformers import AutoModelForCausalLM
 
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 15 * 2**20
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     assert 2e6 < model.num_parameters() < 5e6
     torch.manual_seed(1)
