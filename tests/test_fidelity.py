@@ -85,6 +85,25 @@ def test_only_an_order_that_reality_repeats_must_be_simulated():
     assert kept == {"pairs": 3, "repeat": 2, "simulated alike": 1, "turned": "b before c"}
 
 
+def test_errors_larger_than_the_noise_tell_the_simulator_from_reality_and_smaller_ones_do_not():
+    noise = [0.01, -0.02, 0.03, -0.04, 0.05, -0.06, 0.07, -0.08]
+    sizes = {"reality again": 1.0, "worse": -2.0, "better": 0.5}
+    rows = [
+        {"engine": engine, "measurement": "policies", "run": f"run {i}", "source": source}
+        | dict.fromkeys(fidelity.GOALS, size * error)
+        for engine in ("tiny", "llama-130m")
+        for source, size in sizes.items()
+        for i, error in enumerate(noise)
+    ]
+    once = rows[-1] | {"run": "served once"}
+    errors = pd.DataFrame([*rows, once])
+    worse, better = (fidelity.told_apart(errors, source) for source in ("worse", "better"))
+    assert len(better) == 2 * len(fidelity.GOALS)
+    assert set(worse.p) == {1 / 2**8} and set(better.p) == {1.0}
+    assert set(worse.nearer) == {0.0} and set(better.nearer) == {1.0}
+    assert better["median"].to_numpy() == pytest.approx(0.0225) and better.again.to_numpy() == pytest.approx(0.045)
+
+
 def test_an_engine_that_there_is_not_is_named(tmp_path, capsys):
     assert main(["fidelity", "--engines", "tiny", "gpt", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "--engines: gpt; there are tiny, llama-130m, qwen-1.8b\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import wilcoxon
 
 from driftsched_lib import results
 from driftsched_lib.engines.simulated import SimulatedEngine
@@ -198,6 +199,36 @@ def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
                 for source, other in others.items()
             ]
     return pd.DataFrame(rows).assign(engine=engine)
+
+
+def told_apart(errors: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Whether simulated runs are farther from the real ones than these are from themselves, served a second time.
+
+    Parameters:
+        errors: of `compare`, of one engine or more.
+        source: which simulation.
+
+    Returns:
+        A row an engine and measure of `GOALS`, over the runs that were served again: the median absolute error of the
+        simulation and `again`, the share of runs in which the simulation is `nearer`, and `p`: how likely errors as
+        large or larger are of a simulation that is as near to reality as reality itself (Wilcoxon's signed-rank test,
+        one-sided).
+    """
+    index = ["engine", "measurement", "run"]
+    sides = [errors[errors.source == name].set_index(index) for name in (source, "reality again")]
+    rows = {}
+    for engine in errors.engine.unique():
+        for measure in GOALS:
+            both = pd.concat(
+                [side.loc[[engine], measure].abs() for side in sides], axis=1, keys=["ours", "again"]
+            ).dropna()
+            rows[engine, measure] = {
+                "median": both.ours.median(),
+                "again": both.again.median(),
+                "nearer": (both.ours < both.again).mean(),
+                "p": wilcoxon(both.ours, both.again, alternative="greater").pvalue,
+            }
+    return pd.DataFrame(rows).T.rename_axis(["engine", "measure"])
 
 
 def by_policy(out: str | Path, profile: Profile | None = None) -> pd.DataFrame:
