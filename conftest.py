@@ -30,6 +30,7 @@ SMOKE_OF = {
         "real_requests": 10,
         "rates": [3.0, 12.0],
         "pair_seeds": 2,
+        "pair_requests": 40,
         "real_pair_seeds": 1,
     },
 }

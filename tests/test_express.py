@@ -1,5 +1,6 @@
 """Express: what each of its terms does, and the wait that it promises."""
 
+from itertools import cycle, islice
 from math import inf
 
 import pytest
@@ -190,37 +191,70 @@ def test_the_cap_follows_recent_sizes():
 
 
 @given(
-    sizes=SIZES, share=st.sampled_from([0.0, 0.5, 1.0]), fifo_share=st.sampled_from([0.0, 0.5]), most=st.integers(1, 12)
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=60),
+    fifo_share=st.sampled_from([0.0, 0.5]),
+    most=st.integers(1, 12),
 )
-def test_a_static_batch_is_the_part_of_the_order_that_is_worth_most_a_second(sizes, share, fifo_share, most):
-    policy = Express(**OFF | {"weights": WEIGHTS, "express_share": share, "fifo_share": fifo_share})
+def test_static_batches_serve_each_request_once_and_the_iteration_tells_them(sizes, fifo_share, most):
+    """Two requests come for each batch, until all are there."""
+    policy = Express(weights=WEIGHTS, fifo_share=fifo_share)
+    coming = [make_request(i, tier=TIERS[i % 3], total_tokens=size) for i, size in enumerate(sizes)]
+    left, served = iter(coming), []
+    while len(served) < len(coming):
+        for request in islice(left, 2):
+            policy.add(request)
+        room = policy.batch_size(most, 0.0)
+        assert 1 <= room <= most
+        told = [request.request_id for request in policy]
+        batch = [policy.pop(0.0).request_id for _ in range(min(room, len(policy)))]
+        assert batch == told[: len(batch)]
+        served += batch
+    assert sorted(served, key=int) == [request.request_id for request in coming]
+
+
+def queue_of(sizes, most=8, **changes):
+    policy = Express(**OFF | changes)
     for i, size in enumerate(sizes):
-        policy.add(make_request(i, tier=TIERS[i % 3], total_tokens=size))
-    cap = sorted(size / WEIGHTS[TIERS[i % 3]] for i, size in enumerate(sizes))[
-        min(int(share * len(sizes)), len(sizes) - 1)
-    ]
-    batch = [(request.estimate.total_tokens, WEIGHTS[request.tier]) for request in policy][:most]
-
-    def worth(n):
-        longest = max(size for size, _ in batch[:n])
-        return sum(max(weight, size / cap) for size, weight in batch[:n]) / longest
-
-    wanted = policy.batch_size(most, 0.0)
-    size = min(wanted, len(batch))
-    assert worth(size) == pytest.approx(max(worth(n) for n in range(1, len(batch) + 1)))
-    assert wanted == most or wanted < len(batch)
+        policy.add(make_request(i, total_tokens=size))
+    return policy, [policy.pop(0.0).request_id for _ in range(policy.batch_size(most, 0.0))]
 
 
 def test_short_requests_do_not_wait_in_a_batch_for_a_long_one():
-    policy = Express(**OFF)
-    assert policy.batch_size(8, 0.0) == 8
-    assert order(policy, [5, 100, 6, 5, 5, 90]) == [0, 3, 4, 2, 5, 1]
-    for i, size in enumerate([5, 100, 6, 5, 5, 90]):
-        policy.add(make_request(i, total_tokens=size))
-    assert policy.batch_size(8, 0.0) == 4  # two more would make it 16 times as long
-    for _ in range(4):
-        policy.pop(0.0)
+    assert Express(**OFF).batch_size(8, 0.0) == 8
+    policy, batch = queue_of([5, 100, 6, 5, 5, 90])
+    assert batch == ["0", "3", "4", "2"]  # two more would make it 16 times as long
     assert policy.batch_size(8, 0.0) == 8  # all that is here, and what may come
+
+
+def test_a_batch_that_is_not_full_waits_for_more_of_its_kind_while_others_are():
+    policy, batch = queue_of([5, 5, *[40] * 20])
+    assert batch == [str(i) for i in range(2, 10)]
+    policy.add(make_request(22, total_tokens=5))
+    assert policy.batch_size(8, 0.0) == 3  # two have waited for 40 tokens each, ten others would for 5
+    assert [policy.pop(0.0).request_id for _ in range(3)] == ["0", "1", "22"]
+
+
+def test_a_request_of_a_batch_that_is_cancelled_leaves_it():
+    policy, _ = queue_of([5] * 3 + [100] * 3, most=1)
+    room = policy.batch_size(2, 0.0)
+    policy.remove(next(iter(policy)).request_id)
+    assert room == 2 and [policy.pop(0.0).request_id for _ in range(len(policy))] == ["2", "3", "4", "5"]
+
+
+@given(sizes=SIZES, most=st.integers(1, 4))
+def test_the_oldest_waits_in_static_batches_for_one_batch_more_at_most(sizes, most):
+    """A large one comes first, then ever more small ones."""
+    share, large = 0.5, 30
+    policy, dispatched, batch_tokens = Express(**OFF | {"express_share": 0.5, "fifo_share": share}), 0, 0
+    policy.add(make_request("large", total_tokens=large))
+    small = (make_request(i, total_tokens=size) for i, size in enumerate(cycle(sizes)))
+    while "large" in {request.request_id for request in policy}:
+        for request in islice(small, most):
+            policy.add(request)
+        batch = [policy.pop(0.0) for _ in range(policy.batch_size(most, 0.0))]
+        batch_tokens = max(batch_tokens, sum(request.estimate.total_tokens for request in batch))
+        dispatched += sum(request.estimate.total_tokens for request in batch if request.request_id != "large")
+        assert dispatched <= 2 * large / share + batch_tokens
 
 
 def test_parameters_are_checked():

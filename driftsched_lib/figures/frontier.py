@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from driftsched_lib.comparison import mean_interval, select
 from driftsched_lib.figures.style import POLICY_NAMES, TIER_COLORS, policy_style
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.studies.frontier import RELATIVE
+from driftsched_lib.studies.frontier import COMPARED, RELATIVE
 
 LATER = " *"
 """Behind the name of a policy that takes slots back: its wait is to the first."""
@@ -102,7 +102,7 @@ def longest_waits(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def changes(table: pd.DataFrame, columns: Sequence[str] = tuple(RELATIVE)) -> Figure:
+def changes(table: pd.DataFrame, columns: Sequence[str] = COMPARED) -> Figure:
     """Paired changes against FIFO with their 95% intervals, all policies: a row a policy, a panel a measure and value
     of `panel`.
 

@@ -45,9 +45,10 @@ class Policy(ABC):
         """
 
     def batch_size(self, most: int, now: float) -> int:
-        """How many of the requests that `pop` returns now are to share a static batch, of `most` for which it has room.
+        """How many of the requests that `pop` returns next share a static batch, of `most` for which it has room.
 
-        Asked before a batch's first pop.  `most` closes no batch before it is full: what comes meanwhile may join.
+        Asked before a batch's first pop; a policy may choose then which ones come next.  `most` closes no batch before
+        it is full: what comes meanwhile may join.
         """
         return most
 

@@ -28,20 +28,19 @@ queued before it at its arrival, which is its wait under FIFO, and `L` the large
 `fifo_share` of what is dispatched; while the request waits only those before it spend it, at most `A`; and it is below
 `L` before each pop that does not serve the oldest.)
 
-**Static batches.**  A batch that ends with its longest request is one job of that size, and its price is that of all in
-it; so by the same exchange batches belong in the order of `longest m / sum of v`.  Of the order above, a batch holds
-those first ones for which that is least: the next would lengthen it by more than it is worth, and begins the next one.
+**Static batches** are formed of this order, at these prices, as in `static_batches`.  Whether the oldest request's turn
+has come is asked once a batch, so that the tokens of one batch come on top of that bound.
 """
 
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
-from heapq import nsmallest
 from math import inf
 
 from driftsched_lib.checks import not_negative, positive_for_each_tier
 from driftsched_lib.policies.base import KeyedQueue
 from driftsched_lib.policies.paper import TURNS
+from driftsched_lib.policies.static_batches import next_batch
 from driftsched_lib.policies.tenants import FEW_TENANTS
 from driftsched_lib.requests import Request
 
@@ -93,6 +92,9 @@ class Express(KeyedQueue):
         self._waiting: OrderedDict[str, float] = OrderedDict()  # by request id, the oldest first: its size
         self._dispatched: dict[str, tuple[float, float]] = {}  # by id of a request that was popped: rank and size
         self._credit = 0.0
+        self._batch: dict[str, None] = {}  # the ids of what shares a static batch, and is still queued
+        self._batched_tokens = 0.0  # of the longest request of each batch: time in which batches ran
+        self._came: dict[str, float] = {}  # by id of a request that waited for a batch: that time at its arrival
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self._virtual_time = 0.0  # tokens per weight of processor sharing
@@ -129,6 +131,8 @@ class Express(KeyedQueue):
         return self._leave(request_id)
 
     def peek(self, now: float) -> Request:
+        if self._batch:
+            return self._alive[next(iter(self._batch))][2]
         if self._waiting:
             oldest, size = next(iter(self._waiting.items()))
             if self._credit >= size:
@@ -136,19 +140,24 @@ class Express(KeyedQueue):
         return super().peek(now)
 
     def batch_size(self, most: int, now: float) -> int:
-        """See this module, *Static batches*.  Cost: O(queued requests), once a batch."""
+        """See `static_batches`.  Cost: O(n log n) for n queued requests, once a batch."""
+        self._batch = {}
         if not self:
             return most
+        queued = list(self)
+        self._came = {request_id: self._came.get(request_id, self._batched_tokens) for request_id in self._waiting}
         cap = self._sorted[min(int(self.express_share * len(self._sorted)), len(self._sorted) - 1)]
-        best = prices = longest = 0.0
-        size = n = 0
-        for n, request in enumerate(self._in_pop_order(most), start=1):
-            tokens = self._waiting[request.request_id]
-            prices += max(self.weights[request.tier], tokens / cap)
-            longest = max(longest, tokens)
-            if prices / longest >= best:
-                best, size = prices / longest, n
-        return size if size < n else most
+        sizes = [self._waiting[request.request_id] for request in queued]
+        prices = [max(self.weights[request.tier], size / cap) for request, size in zip(queued, sizes, strict=True)]
+        waits = [self._batched_tokens - self._came[request.request_id] for request in queued]
+        if self._credit >= self._waiting[next(iter(self._waiting))]:
+            waits[0] = inf  # the oldest request's turn
+        start, end = next_batch(sizes, prices, waits, most)
+        self._batched_tokens += max(sizes[start:end])
+        if end - start == len(queued):
+            return most
+        self._batch = {request.request_id: None for request in queued[start:end]}
+        return end - start
 
     def remove(self, request_id: str) -> Request:
         rank = self._alive[request_id][0]
@@ -175,6 +184,7 @@ class Express(KeyedQueue):
     def _leave(self, request_id: str) -> Request:
         request = super().remove(request_id)
         del self._waiting[request_id]
+        self._batch.pop(request_id, None)
         tenant = request.tenant
         self._queued[tenant] -= 1
         if not self._queued[tenant]:
@@ -204,21 +214,16 @@ class Express(KeyedQueue):
         return place < self.express_share * len(self._sorted)
 
     def __iter__(self) -> Iterator[Request]:
-        return self._in_pop_order(len(self))
-
-    def _in_pop_order(self, most: int) -> Iterator[Request]:
-        """The first `most` in the order in which they would be popped if nothing more arrived."""
-        by_rank = (request.request_id for _, _, request in nsmallest(most, self._alive.values()))
-        by_age, credit, popped = iter(self._waiting), self._credit, set[str]()
+        by_rank = (request.request_id for _, _, request in sorted(self._alive.values()))
+        by_age, batch, credit, popped = iter(self._waiting), iter(self._batch), self._credit, set[str]()
         oldest = next(by_age, "")
-        while len(popped) < min(most, len(self)):
+        while len(popped) < len(self):
             while oldest in popped:
                 oldest = next(by_age)
-            if credit >= self._waiting[oldest]:
-                chosen = oldest
-            else:
-                chosen = next(request_id for request_id in by_rank if request_id not in popped)
-            popped.add(chosen)
-            if chosen not in self._dispatched:
-                credit = self._credited(credit, self._waiting[chosen], chosen == oldest)
-            yield self._alive[chosen][2]
+            if not (first := next(batch, "")):
+                is_due = credit >= self._waiting[oldest]
+                first = oldest if is_due else next(request_id for request_id in by_rank if request_id not in popped)
+            popped.add(first)
+            if first not in self._dispatched:
+                credit = self._credited(credit, self._waiting[first], first == oldest)
+            yield self._alive[first][2]
