@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched_lib.policies import Express, Fifo, ShortestJobFirst
+from driftsched_lib.policies.static_batches import next_batch
 from driftsched_lib.requests import TIERS
 
 EQUAL = dict.fromkeys(TIERS, 1)
@@ -210,6 +211,26 @@ def test_static_batches_serve_each_request_once_and_the_iteration_tells_them(siz
         assert batch == told[: len(batch)]
         served += batch
     assert sorted(served, key=int) == [request.request_id for request in coming]
+
+
+@given(
+    sizes=SIZES, share=st.sampled_from([0.0, 0.5, 1.0]), fifo_share=st.sampled_from([0.0, 0.5]), most=st.integers(1, 12)
+)
+def test_a_static_batch_is_of_the_order_at_its_prices(sizes, share, fifo_share, most):
+    """Of a queue that no batch has kept waiting yet."""
+    policy = Express(**OFF | {"weights": WEIGHTS, "express_share": share, "fifo_share": fifo_share})
+    for i, size in enumerate(sizes):
+        policy.add(make_request(i, tier=TIERS[i % 3], total_tokens=size))
+    cap = sorted(size / WEIGHTS[TIERS[i % 3]] for i, size in enumerate(sizes))[
+        min(int(share * len(sizes)), len(sizes) - 1)
+    ]
+    queued = list(policy)
+    lengths = [request.estimate.total_tokens for request in queued]
+    prices = [max(WEIGHTS[request.tier], size / cap) for request, size in zip(queued, lengths, strict=True)]
+    start, end = next_batch(lengths, prices, [0] * len(queued), most)
+    wanted = policy.batch_size(most, 0.0)
+    assert list(policy)[: end - start] == queued[start:end]
+    assert wanted == (most if end - start == len(queued) else end - start)
 
 
 def queue_of(sizes, most=8, **changes):

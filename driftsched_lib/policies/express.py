@@ -220,7 +220,7 @@ class Express(KeyedQueue):
         while len(popped) < len(self):
             while oldest in popped:
                 oldest = next(by_age)
-            if not (first := next(batch, "")):
+            if (first := next(batch, None)) is None:
                 is_due = credit >= self._waiting[oldest]
                 first = oldest if is_due else next(request_id for request_id in by_rank if request_id not in popped)
             popped.add(first)

@@ -29,16 +29,14 @@ def next_batch(sizes: Sequence[float], prices: Sequence[float], waits: Sequence[
         waits: such tokens since a request came.
         most: room in a batch.
     """
-    of_all = sum(prices)
-    start, first_end = 0, len(sizes)
+    of_all, start = sum(prices), 0
     while start < len(sizes):
         end = _group_end(sizes, prices, start, most)
-        first_end = min(first_end, end)
         waited = sum(prices[i] * waits[i] for i in range(start, end))
         if end - start == most or waited >= (of_all - sum(prices[start:end])) * max(sizes[start:end]):
             return max(0, end - most), end
         start = end
-    return 0, first_end
+    return 0, _group_end(sizes, prices, 0, most)
 
 
 def _group_end(sizes: Sequence[float], prices: Sequence[float], start: int, most: int) -> int:
