@@ -30,8 +30,10 @@ SMOKE_OF = {
         "real_requests": 10,
         "rates": [3.0, 12.0],
         "pair_seeds": 2,
+        "pair_rates": [3.0, 12.0],
         "pair_requests": 40,
         "real_pair_seeds": 1,
+        "real_pair_rates": [3.0],
     },
 }
 LONGEST = {"test_live_server", "test_faults", "test_parallel", "test_explorer_in_a_browser", "test_vllm_plugin"}

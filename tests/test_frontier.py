@@ -29,6 +29,7 @@ def test_a_row_a_run_with_what_it_gave(grid):
         assert row.p99_e2e_s == pytest.approx(e2e.quantile(0.99))
         assert row.completed == (mine.outcome == "completed").mean() == 1.0
         assert row.longest_wait_s == pytest.approx((mine.dispatch_s - mine.arrival_s).max())
+        assert row.overload == pytest.approx((mine.arrival_s + e2e).max() / mine.arrival_s.max())
         assert 0 <= row.premium_slo <= 1 and 0 <= row.slo <= 1 and 0 < row.jain <= 1 and 0 < row.jain_equal <= 1
 
 

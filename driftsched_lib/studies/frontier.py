@@ -39,7 +39,8 @@ def measures(
     """What one run gave: share of requests completed; of these, latencies (s), slowdowns against the idle engine and
     output tokens a second; longest wait (s) to the first dispatch; the shares that met their SLOs, goodput (requests a
     second), Jain index over tenants per weight of their tiers and for equal weights, and the mean service difference a
-    second (VTC's, priced tokens per weight).  What has a tier's name before it is that tier's.
+    second (VTC's, priced tokens per weight); overload, the time until all have ended over the time in which they come.
+    What has a tier's name before it is that tier's.
 
     Parameters:
         speed: of the idle engine.
@@ -60,6 +61,7 @@ def measures(
         "jain": tenant_fairness(requests, TURNS),
         "jain_equal": tenant_fairness(requests),
         "service_difference": service_difference(requests, INTERVAL_S, TURNS).difference.mean() / INTERVAL_S,
+        "overload": requests.finish_s.max() / requests.arrival_s.max(),
     }
 
 
