@@ -154,12 +154,6 @@ def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def share_speed(measured: str | Path, out: str | Path) -> None:
-    """Let the runs of the folder `out` meet the load factors, and so the arrivals, of those of another."""
-    Path(out).mkdir(parents=True, exist_ok=True)
-    shutil.copy(Path(measured) / SPEED, out)
-
-
 def load_speed(out: str | Path) -> EngineSpeed:
     """What was measured of the engine before the first run."""
     path = Path(out) / SPEED

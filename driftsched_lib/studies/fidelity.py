@@ -1,5 +1,6 @@
 """The simulator beside reality: real runs served again in virtual time, and how far apart the two are."""
 
+import shutil
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import combinations
@@ -101,7 +102,8 @@ def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) ->
         for name, difference in grids.items():
             folder = Path(out) / f"{engine}-{name}"
             if name != "fit":
-                results.share_speed(Path(out) / f"{engine}-fit", folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(Path(out) / f"{engine}-fit" / results.SPEED, folder)
             run_grid(Params.load(params_file, changes | difference), folder)
 
 
