@@ -6,12 +6,12 @@ from typing import get_args
 
 import yaml
 
-from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.parallel import Backend
-from driftsched_lib.params import Params
+from driftsched_lib.errors import DriftSchedError, ParamsError
+from driftsched_lib.experiments.parallel import Backend
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.traces.read import FIELDS, FORMATS, Faults, read_trace
-from driftsched_lib.validation import PROJECT, ParamsError
+from driftsched_lib.validation import PROJECT
+from driftsched_lib.workloads.traces import FIELDS, FORMATS, Faults, read_trace
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,15 +102,15 @@ def _override(text: str) -> tuple[str, object]:
 
 def _run(options: argparse.Namespace) -> None:
     params = Params.load(options.params, dict(options.set))
-    from driftsched_lib.experiment import run_grid
+    from driftsched_lib.experiments.grid import run_grid
 
     print(run_grid(params, options.out, jobs=options.jobs, backend=options.backend).to_string(max_cols=14))
 
 
 def _notebooks(options: argparse.Namespace) -> None:
     params = Params.load(options.params, dict(options.set))
-    from driftsched_lib.experiment import run_grid
-    from driftsched_lib.report import execute_notebooks
+    from driftsched_lib.experiments.grid import run_grid
+    from driftsched_lib.figures.report import execute_notebooks
 
     run_grid(params, options.out)
     execute_notebooks(options.out)
@@ -118,8 +118,8 @@ def _notebooks(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from driftsched_lib.profiling import profile_of_run
-    from driftsched_lib.results import writing
+    from driftsched_lib.engines.fit import profile_of_run
+    from driftsched_lib.experiments.results import writing
 
     profile = profile_of_run(options.run)
     with writing(options.out):
@@ -134,7 +134,7 @@ def _lengths(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace) -> None:
-    from driftsched_lib.traces.length_mix import LengthMix
+    from driftsched_lib.workloads.length_mix import LengthMix
 
     faults = Faults()
     on_bad_row = "skip" if options.skip_bad_rows else "refuse"
@@ -156,7 +156,7 @@ def _fidelity(options: argparse.Namespace) -> None:
 
 
 def _soak(options: argparse.Namespace) -> None:
-    from driftsched_lib.soak import check, soak
+    from soak import check, soak
 
     for policy in options.policies:
         done = soak(policy, options.requests)
@@ -165,7 +165,7 @@ def _soak(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from driftsched_lib.bench.goals import main
+    from benchmarks.goals import main
 
     main()
 

@@ -6,8 +6,8 @@ returns None to let the request in, or the reason why it is turned away.
 
 from collections.abc import Callable, Mapping
 
-from driftsched_lib.checks import for_each_tier, positive, positive_for_each_tier
-from driftsched_lib.requests import TIERS, Request
+from driftsched_lib.requests import Request
+from driftsched_lib.validation import positive
 
 Check = Callable[[Request, float, Mapping[str, float]], str | None]
 
@@ -28,8 +28,8 @@ class TokenBuckets:
     """
 
     def __init__(self, tokens_per_s: Mapping[str, float], burst_tokens: Mapping[str, float]):
-        self.tokens_per_s = positive_for_each_tier("tokens_per_s", tokens_per_s)
-        self.burst_tokens = positive_for_each_tier("burst_tokens", burst_tokens)
+        self.tokens_per_s = _positive("tokens_per_s", tokens_per_s)
+        self.burst_tokens = _positive("burst_tokens", burst_tokens)
         self._levels: dict[str, tuple[float, float]] = {}  # by tenant: tokens in the bucket, and when they were counted
 
     def __call__(self, request: Request, now: float, queued_tokens: Mapping[str, float]) -> str | None:
@@ -59,16 +59,21 @@ class LoadShedding:
 
     def __init__(self, tokens_per_s: float, longest_wait_s: Mapping[str, float]):
         self.tokens_per_s = positive("tokens_per_s", tokens_per_s)
-        self.longest_wait_s = for_each_tier("longest_wait_s", longest_wait_s)
+        self.longest_wait_s = dict(longest_wait_s)
         if not all(wait >= 0 for wait in longest_wait_s.values()):
             raise ValueError(f"longest_wait_s is {dict(longest_wait_s)}, none may be below 0")
 
     def __call__(self, request: Request, now: float, queued_tokens: Mapping[str, float]) -> str | None:
-        ahead = sum(queued_tokens[tier] for tier in TIERS[: TIERS.index(request.tier) + 1])
+        tiers = list(queued_tokens)
+        ahead = sum(queued_tokens[tier] for tier in tiers[: tiers.index(request.tier) + 1])
         longest = self.longest_wait_s[request.tier]
         if ahead / self.tokens_per_s > longest:
             return f"more than {longest:g} s of work before a {request.tier} request"
         return None
+
+
+def _positive(name: str, by_tier: Mapping[str, float]) -> dict[str, float]:
+    return {tier: positive(f"{name} of {tier}", value) for tier, value in by_tier.items()}
 
 
 def in_turn(*checks: Check) -> Check:

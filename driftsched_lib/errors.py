@@ -1,5 +1,13 @@
-"""The one base of what the package refuses."""
+"""Errors that the person who runs this can mend: each message names what is wrong, where, and what to do."""
 
 
 class DriftSchedError(Exception):
-    """What whoever runs this can mend: the message names what is wrong and where, and says what to do."""
+    """The base of all errors that the package raises on purpose."""
+
+
+class ParamsError(DriftSchedError, ValueError):
+    """Parameters, or a file they name, cannot be used."""
+
+
+class RunError(DriftSchedError, RuntimeError):
+    """An engine failed during a run."""

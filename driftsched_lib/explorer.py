@@ -14,20 +14,20 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from driftsched_lib import results
-from driftsched_lib.comparison import intervals
-from driftsched_lib.drift import SCENARIOS
-from driftsched_lib.engine_setup import load_engine, measure_speed
 from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.engine import load_engine, measure_speed
+from driftsched_lib.experiments.metrics import latencies
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.results import EngineSpeed
+from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import POLICY_NAMES
-from driftsched_lib.metrics import latencies
-from driftsched_lib.params import Params
 from driftsched_lib.requests import TIERS, Record
-from driftsched_lib.results import EngineSpeed
-from driftsched_lib.run import serve_run
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import QueueDepth
+from driftsched_lib.studies.compare import intervals
+from driftsched_lib.workloads.drift import SCENARIOS
 
 TENANTS = (3, 30, 300)
 DPI = 80

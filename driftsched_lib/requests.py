@@ -1,11 +1,43 @@
 """What flows through DriftSched: a `Request` goes in, an `Estimate` is attached, a `Record` comes out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import final
+from typing import Annotated, Literal, final
 
-TIERS = ("premium", "standard", "batch")
+from pydantic import Field
+
+from driftsched_lib.validation import Positive, Validated
+
+
+class Tier(Validated):
+    """What a tier is promised.  Its rank is its place among the tiers, of which the first is the best.
+
+    Attributes:
+        weight: share of the engine, and cost of a second of waiting, relative to the other tiers.
+        safety: factor on the paper's estimates (section Token budget).
+        ttft_slo_s, e2e_slo_s: objectives, from the arrival to the first and to the last token.
+    """
+
+    weight: Positive = 1.0
+    safety: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    ttft_slo_s: Annotated[float, Field(gt=0)] = inf
+    e2e_slo_s: Annotated[float, Field(gt=0)] = inf
+
+
+Tiers = Mapping[str, Tier]
+"""Tiers by name, the best first."""
+TIERS: Tiers = {
+    "premium": Tier(weight=5, safety=1.2, ttft_slo_s=5.0, e2e_slo_s=30.0),
+    "standard": Tier(weight=3, safety=1.0, ttft_slo_s=15.0, e2e_slo_s=60.0),
+    "batch": Tier(weight=2, safety=0.8, ttft_slo_s=60.0, e2e_slo_s=240.0),
+}
+"""The paper's tiers with its turns and safety factors; the objectives are this project's."""
+Category = Literal["short_qa", "summary", "technical", "report"]
+BASE_TOKENS: Mapping[Category, int] = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
+"""The paper's categories, with the output length that is expected of each and is also its limit (tokens)."""
+CATEGORIES = tuple(BASE_TOKENS)
 
 
 class Outcome(StrEnum):
@@ -51,18 +83,17 @@ class Request:
     Attributes:
         arrival_s: seconds since the start of the run.
         max_tokens: the most output tokens the client accepts.
-        pinned_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
+        fixed_output_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
         deadline_s: a request still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
         temperature: of its sampling; None for the engine's.
         features: what a linear estimator knows it by (`estimators.features`); None until one asked.
         dispatch_s: when it was first given to the engine.
-        made_tokens, first_token_s: of a request that was preempted, the output tokens that it had by then, and when the
-            first of them came.
+        num_output_tokens, first_token_s: of a preempted request, its output tokens so far, and when the first came.
         preemptions: how often the policy took its slot back.
 
     Raises:
-        ValueError: an unknown tier, a length below one token, or a temperature that is none.
+        ValueError: a length below one token, or a temperature that is none.
     """
 
     request_id: str
@@ -73,7 +104,7 @@ class Request:
     max_tokens: int
     job_type: str = ""
     phase: str = ""
-    pinned_tokens: int | None = None
+    fixed_output_tokens: int | None = None
     deadline_s: float | None = None
     cancel_s: float | None = None
     temperature: float | None = None
@@ -85,14 +116,12 @@ class Request:
     dispatch_s: float | None = None
     batch_id: int | None = None
     batch_size: int | None = None
-    made_tokens: int = 0
+    num_output_tokens: int = 0
     first_token_s: float | None = None
     preemptions: int = 0
 
     def __post_init__(self) -> None:
-        if self.tier not in TIERS:
-            raise ValueError(f"request {self.request_id!r}: tier is {self.tier!r}, it may be one of {', '.join(TIERS)}")
-        if self.max_tokens < 1 or (self.pinned_tokens is not None and self.pinned_tokens < 1):
+        if self.max_tokens < 1 or (self.fixed_output_tokens is not None and self.fixed_output_tokens < 1):
             raise ValueError(f"request {self.request_id!r}: an output length is at least one token")
         if self.temperature is not None and not 0 <= self.temperature < inf:
             raise ValueError(f"request {self.request_id!r}: temperature is {self.temperature}, it must be at least 0")

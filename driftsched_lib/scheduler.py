@@ -8,8 +8,9 @@ from driftsched_lib.admission import Check
 from driftsched_lib.classify import Classifier
 from driftsched_lib.estimators import Estimator, Feedback
 from driftsched_lib.policies import Policy
-from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request
+from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request, Tiers
 from driftsched_lib.tokens import TokenCounter
+from driftsched_lib.validation import choice
 
 
 class Scheduler:
@@ -19,6 +20,7 @@ class Scheduler:
         on_record: called once for each request, when it has ended.
         capacity: the most requests that may be queued; one more is rejected.  None for no limit.
         admission: says for each request, once it has its estimate, why it is rejected; None lets all in.
+        tiers: of the requests, the best first.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Scheduler:
         on_record: Callable[[Record], None],
         capacity: int | None = None,
         admission: Check | None = None,
+        tiers: Tiers = TIERS,
     ):
         self.policy = policy
         self.estimator = estimator
@@ -38,8 +41,8 @@ class Scheduler:
         self.on_record = on_record
         self.capacity = capacity
         self.admission = admission
-        self.depth = dict.fromkeys(TIERS, 0)
-        self.queued_tokens = dict.fromkeys(TIERS, 0)
+        self.depth = dict.fromkeys(tiers, 0)
+        self.queued_tokens = dict.fromkeys(tiers, 0)
         self._queued: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
         self._came_back: set[str] = set()  # ids of requests that the policy has popped before
@@ -53,10 +56,12 @@ class Scheduler:
         """Classify and count a request unless that is done, estimate and queue it, or reject it.
 
         Raises:
-            ValueError: a request of that id is queued or running.
+            ValueError: a request of that id is queued or running, or its tier is unknown.
         """
         if request.request_id in self._queued or request.request_id in self._running:
             raise ValueError(f"request {request.request_id!r} is already here")
+        if request.tier not in self.depth:
+            raise ValueError(f"request {request.request_id!r}: tier {choice(request.tier, self.depth)}")
         if self.capacity is not None and len(self._queued) >= self.capacity:
             self._end(request, Outcome.REJECTED, now, f"queue full ({self.capacity})")
             return
@@ -80,18 +85,18 @@ class Scheduler:
         self._running[request.request_id] = request
         return request
 
-    def preempt(self, made_tokens: Mapping[str, int], now: float) -> Request | None:
+    def preempt(self, num_output_tokens: Mapping[str, int], now: float) -> Request | None:
         """Queue a running request again if the policy wants its place for the first queued one, and return it.
 
         Parameters:
-            made_tokens: output tokens so far, by id, of the running requests that can be preempted.
+            num_output_tokens: output tokens so far, by id, of the running requests that can be preempted.
         """
         if not self._queued:
             return None
         running = []
-        for request_id, made in made_tokens.items():
+        for request_id, made in num_output_tokens.items():
             request = self._running[request_id]
-            request.made_tokens = made
+            request.num_output_tokens = made
             running.append(request)
         victim = self.policy.victim(running, now)
         if victim is not None:
@@ -177,13 +182,13 @@ class Scheduler:
 
     def _stop(self, request: Request, output_tokens: int | None = None) -> None:
         del self._running[request.request_id]
-        self.policy.ended(request, request.estimate.output_tokens if output_tokens is None else output_tokens)
+        self.policy.on_finish(request, request.estimate.output_tokens if output_tokens is None else output_tokens)
 
     def _drop(self, request_id: str, outcome: Outcome, now: float, reason: str) -> None:
         request = self.policy.remove(request_id)
         self._leave_queue(request)
         if request_id in self._came_back:
-            self.policy.ended(request, request.made_tokens)
+            self.policy.on_finish(request, request.num_output_tokens)
         self._end(request, outcome, now, reason)
 
     def _end(

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from math import inf, isnan
 from typing import Protocol
 
-from driftsched_lib.requests import TIERS, Output, Request
+from driftsched_lib.requests import Output, Request
 from driftsched_lib.scheduler import Scheduler
 
 
@@ -28,7 +28,7 @@ class Engine(Protocol):
         """Drop a request; one that is not here is no error."""
         ...
 
-    def made_tokens(self) -> dict[str, int]:
+    def num_output_tokens(self) -> dict[str, int]:
         """By id, the output tokens so far of what is here; only where a policy preempts."""
         ...
 
@@ -79,16 +79,14 @@ class ContinuousBatching:
 class StaticBatching:
     """The paper's worker: micro-batches with a barrier.
 
-    Requests are taken as the policy gives them until `size` are there, or as many as the policy wants in this batch, or
-    `wait_s` seconds have passed since the first; the engine gets them together, the next batch waits for the last of
-    them, and all of them finish with it.
+    Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first.
+    The engine gets them together, the next batch waits for the last of them, and all of them finish with it.
     """
 
     def __init__(self, size: int, wait_s: float):
         self.size = size
         self.wait_s = wait_s
         self.closes_s = inf
-        self._room = size
         self._open: list[Request] = []
         self._running: set[str] = set()
         self._finished: list[Output] = []
@@ -96,13 +94,11 @@ class StaticBatching:
 
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while not self._running:
-            if not self._open:
-                self._room = scheduler.policy.batch_size(self.size, now)
-            while len(self._open) < self._room and (request := scheduler.next(now)) is not None:
+            while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
                 if not self._open:
                     self.closes_s = now + self.wait_s
                 self._open.append(request)
-            if not self._open or (len(self._open) < self._room and now < self.closes_s):
+            if not self._open or (len(self._open) < self.size and now < self.closes_s):
                 return
             for request in self._open:
                 request.batch_id, request.batch_size = self._batches, len(self._open)
@@ -140,7 +136,7 @@ class QueueDepth:
 
     def __call__(self, now: float, scheduler: Scheduler) -> None:
         if now >= self._next_s:
-            self.rows.append((now, *(scheduler.depth[tier] for tier in TIERS)))
+            self.rows.append((now, *scheduler.depth.values()))
             self._next_s = now + self.interval_s
 
 
@@ -213,7 +209,7 @@ def _shifted(request: Request, start_s: float) -> Request:
 
 def _preempt(scheduler: Scheduler, engine: Engine, now: float) -> None:
     """Let queued requests have the places of running ones for as long as the policy wants it."""
-    while (victim := scheduler.preempt(engine.made_tokens(), now)) is not None:
+    while (victim := scheduler.preempt(engine.num_output_tokens(), now)) is not None:
         engine.preempt(victim.request_id)
         if (request := scheduler.next(now)) is not None:
             _start(request, scheduler, engine, now)

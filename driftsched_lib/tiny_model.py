@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from driftsched_lib.corpus import Document, documents
 from driftsched_lib.requests import Output, Request
 from driftsched_lib.serving import Engine
+from driftsched_lib.workloads.corpus import Document, documents
 
 VOCABULARY = 2048
 TRAINING_LOG = "training_log.csv"
@@ -78,16 +78,18 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int) -> Iterato
 
 
 def generated_lengths(
-    engine: Engine, documents: Sequence[Document], max_tokens: int = 512, pinned_tokens: int | None = None
+    engine: Engine, documents: Sequence[Document], max_tokens: int = 512, fixed_output_tokens: int | None = None
 ) -> pd.DataFrame:
     """What the model makes of the documents' prompts beside the documents themselves, a row a document.
 
     Columns: category, topic, style, `corpus_tokens` and `generated_tokens` (with <eos>), and `words`.
-    With `pinned_tokens` every output has exactly that length, the end token being forbidden before.
+    With `fixed_output_tokens` every output has exactly that length, the end token being forbidden before.
     """
     outputs: dict[str, Output] = {}
     for i, document in enumerate(documents):
-        request = Request(str(i), 0.0, document.prompt, "tenant", "standard", max_tokens, pinned_tokens=pinned_tokens)
+        request = Request(
+            str(i), 0.0, document.prompt, "tenant", "standard", max_tokens, fixed_output_tokens=fixed_output_tokens
+        )
         engine.add(request)
     while len(outputs) < len(documents):
         outputs |= {output.request.request_id: output for output in engine.step(inf)}

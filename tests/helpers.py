@@ -4,7 +4,7 @@ from math import isinf
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.params import Params
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import Fifo
 from driftsched_lib.requests import Estimate, Output, Request
 from driftsched_lib.scheduler import Scheduler

@@ -23,7 +23,7 @@ class Naive:
     def removed(self, request, queued):
         pass
 
-    def ended(self, request, output_tokens):
+    def on_finish(self, request, output_tokens):
         pass
 
 
@@ -102,7 +102,7 @@ class NaiveVtc(Naive):
         if not has_others(request, queued):
             self.last_left = request.tenant
 
-    def ended(self, request, output_tokens):
+    def on_finish(self, request, output_tokens):
         self.counters[request.tenant] += self.cost(request, output_tokens) - self.charged.pop(request.request_id)
 
 
@@ -173,14 +173,14 @@ class NaiveMlfq(Naive):
         self.before, self.boost_at = defaultdict(int), 0.0
 
     def level(self, request):
-        return sum(request.made_tokens - self.before[request.request_id] >= end for end in (2, 6, 14))
+        return sum(request.num_output_tokens - self.before[request.request_id] >= end for end in (2, 6, 14))
 
     def choose(self, queued, now):
         if now >= self.boost_at:
             self.boost_at = now + 128
             for request in queued:
                 if self.level(request):
-                    self.before[request.request_id] = request.made_tokens
+                    self.before[request.request_id] = request.num_output_tokens
         return min(queued, key=self.level)
 
 
@@ -229,7 +229,7 @@ class NaiveExpress(Naive):
         if self.is_express(request) and request.request_id not in self.dispatched:
             self.ends[request.tenant] -= self.size(request) / WEIGHTS[request.tier]
 
-    def ended(self, request, output_tokens):
+    def on_finish(self, request, output_tokens):
         if self.is_express(request):
             wrong_by = request.input_tokens / 2 + output_tokens - self.size(request)
             self.ends[request.tenant] += wrong_by / WEIGHTS[request.tier]
@@ -243,7 +243,7 @@ def totals_of(request):
 
 
 def to_come(request):
-    return max(1, request.estimate.output_tokens - request.made_tokens)
+    return max(1, request.estimate.output_tokens - request.num_output_tokens)
 
 
 def naive_gittins(request, now):

@@ -3,9 +3,9 @@
 from hypothesis import strategies as st
 
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines.profile import EngineLimits, Profile, Provenance, StepCost
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import Fifo
-from driftsched_lib.profiles import EngineLimits, Profile, Provenance, StepCost
 from driftsched_lib.requests import Estimate, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
@@ -46,10 +46,10 @@ def request(request_id, arrival_s=0.0, prompt=1, output=1, tier="standard", **fi
 
 
 class KnowsLimits:
-    """An estimator that knows the output's length: `pinned_tokens`, or else `max_tokens`."""
+    """An estimator that knows the output's length: `fixed_output_tokens`, or else `max_tokens`."""
 
     def estimate(self, request):
-        output = request.pinned_tokens or request.max_tokens
+        output = request.fixed_output_tokens or request.max_tokens
         return Estimate(output, request.input_tokens + output, 1.0, output)
 
     def observe(self, request, output_tokens):

@@ -20,9 +20,9 @@ from driftsched_lib.estimators import (
     RunningQuantiles,
     TailInflatedExpectation,
 )
-from driftsched_lib.estimators.base import LEAST_VARIANCE
+from driftsched_lib.estimators.base import MIN_VARIANCE
 from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
-from driftsched_lib.estimators.features import MOST_WORDS, READ, SLOTS, ends, named, word_slots
+from driftsched_lib.estimators.features import MAX_WORDS, READ, SLOTS, ends, named, word_slots
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.estimators.pooled import AgedMean, Category
 from driftsched_lib.estimators.regression import PRIOR_VARIANCE
@@ -57,7 +57,7 @@ def test_pooling_against_the_posterior_of_a_normal_mean(values, noise, between):
     assert variance == pytest.approx(1 / precision)
     assert mean == pytest.approx(sum(values) / noise / precision, abs=1e-9)
     assert category.deviation(None) == (0.0, between)
-    assert Category(between=-1.0).deviation(None) == (0.0, LEAST_VARIANCE)
+    assert Category(between=-1.0).deviation(None) == (0.0, MIN_VARIANCE)
 
 
 def test_a_new_tenant_starts_from_its_category_and_grows_its_own_habits():
@@ -170,7 +170,7 @@ def test_features_are_the_same_in_every_process_and_of_long_prompts_only_the_end
     assert word_slots("Explain TLS.") == word_slots("explain tls")
     assert word_slots("Explain TLS.") == (1610, 1943)
     long = " ".join(f"word{i}x" for i in range(10_000))
-    assert len(ends(long)) == 2 * READ + 1 and len(word_slots(ends(long))) == MOST_WORDS
+    assert len(ends(long)) == 2 * READ + 1 and len(word_slots(ends(long))) == MAX_WORDS
     assert {word_slots("word0x")[0], word_slots("word9999x")[0]} <= set(named(request(prompt=long)))
     assert named(request(prompt=long)) == named(request(prompt=long[:1000] + "middle" + long[-1000:]))
     assert named(request(prompt=long)) != named(request(prompt="other " + long))

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib import results
 from driftsched_lib.admission import LoadShedding, TokenBuckets, admission_check, in_turn
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS
-from driftsched_lib.validation import ParamsError
 
 RATES = {"premium": 8.0, "standard": 4.0, "batch": 2.0}
 DEPTHS = {"premium": 80.0, "standard": 40.0, "batch": 20.0}

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from benchmarks import simulator
+from benchmarks.decisions import QUEUED, decision_costs
+from benchmarks.estimators import estimator_costs
+from benchmarks.goals import goals, median_interval
+from benchmarks.simulator import simulator_speed
+from benchmarks.throughput import loop_throughput_ratios
 from helpers import OneTokenASecond
 
-from driftsched_lib.bench import simulator
-from driftsched_lib.bench.decisions import QUEUED, decision_costs
-from driftsched_lib.bench.estimators import estimator_costs
-from driftsched_lib.bench.goals import goals, median_interval
-from driftsched_lib.bench.simulator import simulator_speed
-from driftsched_lib.bench.throughput import loop_throughput_ratios
 from driftsched_lib.estimators import ESTIMATORS
-from driftsched_lib.params import Params
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 
 SMOKE = Params.load(Path(__file__).parents[1] / "params" / "smoke.yaml")

@@ -10,7 +10,7 @@ subprocess.Popen([sys.executable, "-c", "import time; print('grandchild', flush=
 """
 PARENT = f"""
 import time
-from driftsched_lib.child_process import start
+from driftsched_lib.engines.child_process import start
 child = start({CHILD!r})
 time.sleep(1000)
 """

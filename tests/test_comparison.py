@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftsched_lib.comparison import (
+from driftsched_lib.studies.compare import (
     Interval,
     difference,
     mean,

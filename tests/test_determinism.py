@@ -12,11 +12,11 @@ import pytest
 import yaml
 from simulation import PAPER_L4, contents
 
-from driftsched_lib import results
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.results import ResultsError
 from driftsched_lib.validation import PROJECT
 
 GRID = {
@@ -86,7 +86,7 @@ def test_parameters_in_an_order_that_draws_another_load_are_others(tmp_path):
     run_grid(params, tmp_path, jobs=1)
     tenants = dict(reversed(params.workload.tenants.items()))
     turned = params.model_copy(update={"workload": params.workload.model_copy(update={"tenants": tenants})})
-    with pytest.raises(ResultsError, match="holds runs with another workload"):
+    with pytest.raises(DriftSchedError, match="holds runs with another workload"):
         run_grid(turned, tmp_path, jobs=1)
 
 

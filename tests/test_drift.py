@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau
 
-from driftsched_lib.comparison import Interval
-from driftsched_lib.corpus import TOPIC_FACTORS
-from driftsched_lib.drift import FACTOR, HOT, HOT_SPREAD, MEDIAN_SHARE, SCENARIOS, SPREAD, abrupt, drifted
-from driftsched_lib.estimators import BASE_TOKENS, Kalman, Oracle, PaperEstimator, Pooled
-from driftsched_lib.params import Params, WorkloadParams
+from driftsched_lib.estimators import Kalman, Oracle, PaperEstimator, Pooled
+from driftsched_lib.experiments.params import Params, WorkloadParams
+from driftsched_lib.requests import BASE_TOKENS
+from driftsched_lib.studies.compare import Interval
 from driftsched_lib.studies.drift_lab import (
     accuracy,
     accuracy_table,
@@ -27,7 +26,9 @@ from driftsched_lib.studies.drift_lab import (
     settled_bias,
     steady_noise,
 )
-from driftsched_lib.workloads import paper_load
+from driftsched_lib.workloads.corpus import TOPIC_FACTORS
+from driftsched_lib.workloads.drift import FACTOR, HOT, HOT_SPREAD, MEDIAN_SHARE, SCENARIOS, SPREAD, abrupt, drifted
+from driftsched_lib.workloads.synthetic import paper_load
 
 
 def load_of(label_prefix=True, requests=600):
@@ -36,7 +37,7 @@ def load_of(label_prefix=True, requests=600):
 
 
 def lengths(requests):
-    return np.array([request.pinned_tokens for request in requests], dtype=float)
+    return np.array([request.fixed_output_tokens for request in requests], dtype=float)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -56,9 +57,9 @@ def test_number_order_and_times_stay_and_a_seed_gives_the_same_again(name, form,
         assert request.prompt.startswith("Request ID") == label_prefix
         assert (f"Tenant {request.tenant}. Job type {request.job_type}. " in request.prompt) == label_prefix
         if form == "lengths":
-            assert 1 <= request.pinned_tokens <= request.max_tokens
+            assert 1 <= request.fixed_output_tokens <= request.max_tokens
         else:
-            assert request.pinned_tokens is None
+            assert request.fixed_output_tokens is None
 
 
 def test_a_stationary_load_is_lognormal_around_what_category_topic_and_tenant_make_of_it():
@@ -86,7 +87,7 @@ def test_lengths_drift_by_the_factor_in_the_scenarios_direction(name, before, af
     changed = drifted(load, name, 7, BASE_TOKENS, spread=0.0)
     ratios = np.log(lengths(changed) / still) / log(FACTOR)
     free = np.array(
-        [r.job_type == "summary" and r.tenant != "tenant-new" and r.pinned_tokens < r.max_tokens for r in changed]
+        [r.job_type == "summary" and r.tenant != "tenant-new" and r.fixed_output_tokens < r.max_tokens for r in changed]
     )
     n = len(load)
     assert ratios[: n // 4][free[: n // 4]] == pytest.approx(before, abs=0.1)
@@ -187,7 +188,7 @@ def test_a_replay_estimates_before_it_observes_and_observes_with_the_delay():
         table = replay(log, load, delay=delay)
         calls = [int(call) for call in log.calls]
         assert [call for i, call in enumerate(calls) if i == 0 or call < 0 or calls[i - 1] != call] == expected
-    assert table.estimated_tokens.tolist() == table.actual_tokens.tolist() == [r.pinned_tokens for r in load]
+    assert table.estimated_tokens.tolist() == table.actual_tokens.tolist() == [r.fixed_output_tokens for r in load]
 
 
 def test_accuracy_by_hand():

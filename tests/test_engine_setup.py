@@ -5,8 +5,8 @@ from contextlib import closing
 import psutil
 import pytest
 
-from driftsched_lib.engine_setup import load_engine, warm_up
-from driftsched_lib.params import Params
+from driftsched_lib.experiments.engine import load_engine, warm_up
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 
 

@@ -5,8 +5,10 @@ from itertools import count
 
 import pytest
 
-from driftsched_lib.estimator_state import EstimatorStateError, load_estimator, save_estimator
-from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS, Kalman
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.estimators import ESTIMATORS, Kalman
+from driftsched_lib.estimators.state import load_estimator, save_estimator
+from driftsched_lib.requests import BASE_TOKENS
 from driftsched_lib.studies.drift_lab import lab_load, replay
 
 
@@ -72,7 +74,7 @@ def test_whatever_is_damaged_is_named(saved, bad, tmp_path):
             continue
         put(content, place, bad)
         path.write_text(json.dumps(content))
-        with pytest.raises(EstimatorStateError) as caught:
+        with pytest.raises(ParamsError) as caught:
             load_estimator(path)
         first, *_ = place
         assert str(caught.value).startswith(f"{path}: ") and str(first) in str(caught.value)
@@ -91,7 +93,7 @@ def test_a_missing_or_unknown_field_is_named(saved, tmp_path):
             parent = parent[name]
         parent["not" + place[-1]] = parent.pop(place[-1])
         path.write_text(json.dumps(content))
-        with pytest.raises(EstimatorStateError, match=str(path)):
+        with pytest.raises(ParamsError, match=str(path)):
             load_estimator(path)
 
 
@@ -119,14 +121,14 @@ def test_a_missing_or_unknown_field_is_named(saved, tmp_path):
 def test_foreign_files_are_refused(text, message, tmp_path):
     path = tmp_path / "state.json"
     path.write_text(text)
-    with pytest.raises(EstimatorStateError, match=message):
+    with pytest.raises(ParamsError, match=message):
         load_estimator(path)
 
 
 def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "none.json", tmp_path / "bytes.json"):
-        with pytest.raises(EstimatorStateError, match="cannot be read"):
+        with pytest.raises(ParamsError, match="cannot be read"):
             load_estimator(path)
 
 
@@ -136,7 +138,7 @@ def test_numbers_out_of_range_are_refused(tmp_path):
     content = json.loads(path.read_text())
     content["state"]["levels"]["summary"]["variance"] = -1.0
     path.write_text(json.dumps(content))
-    with pytest.raises(EstimatorStateError, match=r"state.levels.summary.variance: .* greater than 0"):
+    with pytest.raises(ParamsError, match=r"state.levels.summary.variance: .* greater than 0"):
         load_estimator(path)
 
 
@@ -155,14 +157,14 @@ def test_a_number_that_is_absurd_is_refused_or_can_be_used(saved, bad, tmp_path)
         path.write_text(json.dumps(content))
         try:
             estimator = load_estimator(path)
-        except EstimatorStateError:
+        except ParamsError:
             refused += 1
             continue
         for request in load:
             estimate = estimator.estimate(request)
             assert 0 <= estimate.low_tokens <= estimate.high_tokens, place
             assert estimate.quantiles is None or min(estimate.quantiles) >= 0, place
-            estimator.observe(request, request.pinned_tokens)
+            estimator.observe(request, request.fixed_output_tokens)
         save_estimator(estimator, path)
         load_estimator(path)
     assert refused >= 1 or bad == 0

@@ -89,7 +89,7 @@ def test_bad_parameters_are_refused():
 
 
 def any_request(i=0, category="summary", tenant="tenant-a", max_tokens=256, **fields):
-    request = make_request(i, max_tokens=max_tokens, pinned_tokens=7, **fields)
+    request = make_request(i, max_tokens=max_tokens, fixed_output_tokens=7, **fields)
     request.category, request.tenant, request.input_tokens, request.estimate = category, tenant, 5, None
     return request
 
@@ -195,10 +195,10 @@ def test_only_what_is_known_at_admission_is_read(name):
     """Labels and pinned lengths can be anything: the estimates are the same."""
     plain, misled = ESTIMATORS[name](), ESTIMATORS[name]()
     for request in lab_load("abrupt", seed=1, requests=120):
-        length = request.pinned_tokens
+        length = request.fixed_output_tokens
         expected = plain.estimate(request)
         plain.observe(request, length)
-        request.job_type, request.pinned_tokens, request.phase = "nonsense", 1, "none"
+        request.job_type, request.fixed_output_tokens, request.phase = "nonsense", 1, "none"
         assert misled.estimate(request) == expected
         misled.observe(request, length)
 

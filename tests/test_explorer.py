@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import contents
 
-from driftsched_lib.comparison import mean, quantile, relative_change
-from driftsched_lib.experiment import run_grid
+from driftsched_lib.errors import RunError
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.results import load
 from driftsched_lib.explorer import Explorer, Load, Side, setting
 from driftsched_lib.figures.explorer import slots
-from driftsched_lib.params import Params
-from driftsched_lib.results import RunError, load
+from driftsched_lib.studies.compare import mean, quantile, relative_change
 from driftsched_lib.validation import PROJECT
 
 PROFILE = "data/profiles/driftsched-tiny-cpu.json"

@@ -4,12 +4,12 @@ from itertools import cycle, islice
 from math import inf
 
 import pytest
+from driftsched_lib.policies.static_batches import next_batch
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched_lib.policies import Express, Fifo, ShortestJobFirst
-from driftsched_lib.policies.static_batches import next_batch
 from driftsched_lib.requests import TIERS
 
 EQUAL = dict.fromkeys(TIERS, 1)
@@ -150,7 +150,7 @@ def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():
         policy.add(mine)
         assert policy.pop(0.0) is mine
     assert (policy._virtual_time, policy._tags) == before
-    policy.ended(mine, 50)
+    policy.on_finish(mine, 50)
     assert policy._tags == {mine.tenant: 50.0} and not policy._dispatched
 
 
@@ -160,7 +160,7 @@ def test_tenants_that_are_gone_are_forgotten():
         request = make_request(i)
         request.tenant = f"name {i}"
         policy.add(request)
-        policy.ended(policy.pop(0.0), 10)
+        policy.on_finish(policy.pop(0.0), 10)
     assert len(policy._tags) < 300 and not policy._queued and not policy._tenant_weights
 
 

@@ -56,7 +56,7 @@ def test_vtc_corrects_estimates_by_what_was_observed(sizes, actual):
     had = dict.fromkeys(policy.had, 0.0)
     for i in range(len(sizes) // 2):
         request, tokens = policy.pop(0.0), actual[i % len(actual)]
-        policy.ended(request, tokens)
+        policy.on_finish(request, tokens)
         had[request.tenant] += tokens / WEIGHTS[request.tier]
         assert max(had.values()) - min(had.values()) <= 2 * LARGEST
 
@@ -148,7 +148,7 @@ def test_vtc_gives_no_credit_for_having_been_idle():
 def test_vtc_lifts_to_what_the_last_tenants_counter_is_by_then():
     policy = VirtualTokenCounter(dict.fromkeys(TIERS, 1))
     policy.add(sent_by("long", 0))
-    policy.ended(policy.pop(0.0), 500)
+    policy.on_finish(policy.pop(0.0), 500)
     policy.add(sent_by("newcomer", 1))
     assert policy.had["tenant 1"] == 1000.0
 
@@ -193,7 +193,7 @@ def test_tenants_that_are_gone_are_forgotten(policy):
         request = sent_by(i, 0)
         request.tenant = f"name {i}"
         policy.add(request)
-        policy.ended(policy.pop(0.0), 10)
+        policy.on_finish(policy.pop(0.0), 10)
     kept = policy._left if isinstance(policy, DeficitRoundRobin) else policy.had
     assert len(kept) < 300 and not policy._queues and not getattr(policy, "_charged", None)
 
@@ -202,7 +202,7 @@ def test_who_moves_often_leaves_little_behind():
     policy = backlog(VirtualTokenCounter(), [10] * 30)
     for _ in range(1000):
         request = policy.pop(0.0)
-        policy.ended(request, 11)
+        policy.on_finish(request, 11)
         policy.add(request)
     assert len(policy._heap) <= 9
 

@@ -27,13 +27,13 @@ import yaml
 from jupyter_client.manager import start_new_kernel
 from simulation import PAPER_L4, SMALL, contents
 
-from driftsched_lib import results
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.provenance import provenance
-from driftsched_lib.results import ResultsError, RunError
+from driftsched_lib.errors import DriftSchedError, RunError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.validation import PROJECT
 
 SMOKE = PROJECT / "params" / "smoke.yaml"
@@ -275,13 +275,13 @@ def serve_on_failing_disks(engine, grid, out, mounts):
                 message.append(stack.enter_context(fault(out)))  # noqa: B023
 
             message = []
-            with patch.object(results, "write_run", write_one_run), pytest.raises(ResultsError) as caught:
+            with patch.object(results, "write_run", write_one_run), pytest.raises(DriftSchedError) as caught:
                 run_grid(params, out, jobs=1)
             after = kept(before, out)
             assert len(after) == len(before) + 1 and not list(out.glob("*/*.partial"))
             for _ in range(2):
                 assert message[0] in str(caught.value) and KEPT in str(caught.value), caught.value
-                with pytest.raises(ResultsError) as caught:
+                with pytest.raises(DriftSchedError) as caught:
                     run_grid(params, out, jobs=1)
             before = kept(after, out)
     run_grid(params, out, jobs=1)
@@ -313,8 +313,8 @@ def test_disks_that_cannot_be_written(engine, mounts, tmp_path):
 
 
 CELL = """
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 run_grid(Params.load({grid!r}), {out!r})
 """
 

@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib import results
 from driftsched_lib.__main__ import main
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.profiles import Profile
-from driftsched_lib.profiling import profile_of_run
+from driftsched_lib.engines.fit import profile_of_run
+from driftsched_lib.engines.profile import Profile
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.studies import fidelity
 from driftsched_lib.validation import PROJECT, in_project
 

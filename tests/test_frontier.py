@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib import results
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.studies.frontier import against, against_goals, best_policies, every_order, frontier, where_worst
 
 

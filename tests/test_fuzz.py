@@ -21,21 +21,21 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from simulation import PAPER_L4
 
-from driftsched_lib.drift import SCENARIOS
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.estimator_state import load_estimator, save_estimator
 from driftsched_lib.estimators import ESTIMATORS
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.estimators.state import load_estimator, save_estimator
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies.drift_lab import lab_load, replay
-from driftsched_lib.traces.length_mix import LengthMix
-from driftsched_lib.traces.read import FORMATS, read_trace
 from driftsched_lib.validation import PROJECT
+from driftsched_lib.vllm_plugin.settings import PluginSettings
+from driftsched_lib.workloads.drift import SCENARIOS
+from driftsched_lib.workloads.length_mix import LengthMix
+from driftsched_lib.workloads.traces import FORMATS, read_trace
 
-LONGEST_S = 60
+MAX_S = 60
 unshrunk = settings(phases=[Phase.generate])  # each try is a run: shrinking would take minutes
 PROFILE = PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"
 MIX = PROJECT / "data" / "traces" / "azure-conv-2023.json"
@@ -135,10 +135,10 @@ def taken_or_refused(*names):
     """What runs within ends in time; if it is refused, the one message names one of these."""
 
     def too_long(*_):
-        raise AssertionError(f"runs for more than {LONGEST_S} s")
+        raise AssertionError(f"runs for more than {MAX_S} s")
 
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(LONGEST_S)
+    signal.alarm(MAX_S)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # NumPy's word for a number that is none

@@ -8,14 +8,16 @@ import threading
 import pytest
 from simulation import PAPER_L4, SMALL, contents
 
-from driftsched_lib import experiment, results, scheduler, serving
-from driftsched_lib.engine_setup import load_engine, measure_speed
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.interrupts import remembered
-from driftsched_lib.params import Params
+from driftsched_lib import scheduler, serving
+from driftsched_lib.errors import RunError
+from driftsched_lib.experiments import grid as experiment
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.engine import load_engine, measure_speed
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.interrupts import remembered
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.policies import base, paper
-from driftsched_lib.results import RunError
-from driftsched_lib.run import serve_run
 
 FEW = SMALL | {"requests": 20, "calibration": [True], "vary_estimates_for": []}
 MOMENTS = 20

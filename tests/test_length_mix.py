@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 from simulation import PAPER_L4
 
-from driftsched_lib import results
 from driftsched_lib.__main__ import main
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.traces.length_mix import LengthMix, LengthMixError
-from driftsched_lib.traces.read import TraceRow, read_trace
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
-from driftsched_lib.workloads import paper_load
+from driftsched_lib.workloads.length_mix import LengthMix
+from driftsched_lib.workloads.synthetic import paper_load
+from driftsched_lib.workloads.traces import TraceRow, read_trace
 
 TRACES = PROJECT.parent / "shared" / "traces"
 AZURE = PROJECT / "data" / "traces" / "azure-conv-2023.json"
@@ -51,14 +52,14 @@ def test_a_load_has_the_mixs_lengths_at_its_scale():
     params = params.model_copy(update={"workload": params.workload.model_copy(update={"phases": phases})})
     requests = [request for phase in paper_load(params, 1, 1000.0) for request in phase.requests]
     mix = LengthMix.load(AZURE)
-    outputs = np.array([request.pinned_tokens for request in requests])
+    outputs = np.array([request.fixed_output_tokens for request in requests])
     words = np.array([len(request.prompt.split()) for request in requests])
     assert np.median(outputs) == pytest.approx(mix.output_tokens[len(mix.levels) // 2] / 2, rel=0.1)
     assert np.median(words) == pytest.approx(np.interp(0.5, mix.levels, mix.prompt_tokens) / 2, rel=0.1)
     for request in requests:
-        assert request.pinned_tokens <= request.max_tokens
+        assert request.fixed_output_tokens <= request.max_tokens
         shorter = [limit for limit in params.max_tokens.values() if limit < params.max_tokens[request.job_type]]
-        assert request.pinned_tokens > max(shorter, default=0)
+        assert request.fixed_output_tokens > max(shorter, default=0)
 
 
 @pytest.mark.parametrize("path", sorted(AZURE.parent.glob("*.json")), ids=lambda path: path.stem)
@@ -98,7 +99,7 @@ def test_rate_and_cv_are_those_of_the_gaps():
     assert mix.arrival_cv == pytest.approx(pd.Series(gaps).std() / gaps.mean(), abs=1e-4)
     assert mix.rate_per_s == pytest.approx(1 / gaps.mean(), abs=1e-4)
     for none in ([], rows([(1, 1)]), rows([(1, 1)] * 3, gap_s=0.0)):
-        with pytest.raises(LengthMixError, match="^made up: a mix is of two requests at least"):
+        with pytest.raises(ParamsError, match="^made up: a mix is of two requests at least"):
             LengthMix.of_trace(none, "made up")
 
 
@@ -137,7 +138,7 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
 def test_a_wrong_file_is_named(tmp_path, change, message):
     path = tmp_path / "mix.json"
     path.write_text(json.dumps(json.loads(AZURE.read_text()) | change))
-    with pytest.raises(LengthMixError, match=f"^{path}: .*({message})"):
+    with pytest.raises(ParamsError, match=f"^{path}: .*({message})"):
         LengthMix.load(path)
-    with pytest.raises(LengthMixError, match="cannot be read"):
+    with pytest.raises(ParamsError, match="cannot be read"):
         LengthMix.load(tmp_path / "nowhere.json")

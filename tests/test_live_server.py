@@ -6,15 +6,15 @@ import pytest
 import yaml
 from helpers import params_at
 
-from driftsched_lib import results
-from driftsched_lib.engines.vllm_server import ServerError
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.profiling import profile_of_run
+from driftsched_lib.engines.fit import profile_of_run
+from driftsched_lib.engines.vllm_clients import TenantLoad, scrape, send
+from driftsched_lib.engines.vllm_process import serve_vllm
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.studies.fidelity import replay
 from driftsched_lib.validation import PROJECT
-from driftsched_lib.vllm_clients import TenantLoad, scrape, send
-from driftsched_lib.vllm_process import serve_vllm
 
 MODEL = "data/models/driftsched-tiny"
 
@@ -102,6 +102,6 @@ def test_vllms_own_benchmark_client_is_served_and_the_metrics_say_how(server):
 
 
 def test_a_server_without_the_model_is_refused_before_any_work(server, tmp_path):
-    with pytest.raises(ServerError, match=f"serves {MODEL} and no other"):
+    with pytest.raises(DriftSchedError, match=f"serves {MODEL} and no other"):
         run_grid(params_at(server, model="other"), tmp_path)
     assert not list(tmp_path.glob("*/manifest.json"))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftsched_lib.metrics import (
+from driftsched_lib.experiments.metrics import (
     busy_s,
     jain_index,
     job_class,

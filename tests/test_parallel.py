@@ -9,9 +9,10 @@ import pytest
 import yaml
 from simulation import PAPER_L4, SMALL, contents
 
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.parallel import MOST_DEATHS, ParallelError, finish_all
-from driftsched_lib.params import Params
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.parallel import MAX_DEATHS, finish_all
+from driftsched_lib.experiments.params import Params
 
 
 def double(number):
@@ -46,7 +47,7 @@ def test_what_a_dead_worker_had_is_done_again(tmp_path):
 
 
 def test_workers_that_only_die_are_no_loop():
-    with pytest.raises(ParallelError, match=f"workers died {MOST_DEATHS} times in a row and nothing got done"):
+    with pytest.raises(DriftSchedError, match=f"workers died {MAX_DEATHS} times in a row and nothing got done"):
         list(finish_all(die, [(1,), (2,)], 2))
 
 
@@ -57,7 +58,7 @@ def test_what_a_task_raises_is_raised():
 
 def test_ray_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ParallelError, match="backend: Ray is not installed"):
+    with pytest.raises(DriftSchedError, match="backend: Ray is not installed"):
         list(finish_all(double, [(1,)], 1, "ray"))
 
 
@@ -68,9 +69,9 @@ import time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from driftsched_lib import experiment
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.experiments import grid as experiment
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = cluster.add_node(num_cpus=1)

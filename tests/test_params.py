@@ -10,8 +10,9 @@ import yaml
 from pydantic import PlainSerializer
 
 from driftsched_lib.__main__ import main
-from driftsched_lib.params import PAPER_PHASES, Params, Phase, WorkloadParams
-from driftsched_lib.validation import ParamsError, Validated
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.experiments.params import PAPER_PHASES, Params, Phase, WorkloadParams
+from driftsched_lib.validation import Validated
 
 PARAMS = Path(__file__).parents[1] / "params"
 SHIPPED = sorted(set(PARAMS.glob("*.yaml")) - {PARAMS / "plugin.yaml"})

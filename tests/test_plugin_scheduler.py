@@ -9,15 +9,15 @@ from simulation import COSTS, make_profile
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.estimator_state import EstimatorStateError
-from driftsched_lib.estimators import BASE_TOKENS, PaperEstimator
-from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.requests import TIERS, Outcome, Request
+from driftsched_lib.requests import BASE_TOKENS, TIERS, Outcome, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.validation import PROJECT
+from driftsched_lib.vllm_plugin.settings import PluginSettings
 
 MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
 BLOCKS = 40
@@ -25,13 +25,13 @@ BLOCKS = 40
 
 @pytest.fixture(scope="module")
 def scheduler():
+    import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
     import torch
     from vllm import EngineArgs
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
-    from driftsched_lib.vllm_plugin import DriftSchedScheduler
+    from driftsched_lib.vllm_plugin.scheduler import DriftSchedScheduler
 
     limits = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64}
     config = EngineArgs(MODEL, enforce_eager=True, enable_prefix_caching=False, **limits).create_engine_config()
@@ -268,9 +268,9 @@ def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_wri
     use(scheduler, estimator="paper", state_file=str(path))
     assert path.exists()  # from the start, so that a wrong path is no surprise at the end
     for other in ({"estimator": "kalman"}, {"base_tokens": {"short_qa": 1, "summary": 2, "technical": 3, "report": 4}}):
-        with pytest.raises(EstimatorStateError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
+        with pytest.raises(ParamsError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
             use(scheduler, state_file=str(path), **other)
-    with pytest.raises(EstimatorStateError, match=r"state.json: cannot be written"):
+    with pytest.raises(ParamsError, match=r"state.json: cannot be written"):
         use(scheduler, state_file=str(tmp_path / "none" / "state.json"))
     monkeypatch.setattr("driftsched_lib.vllm_plugin.SAVE_EVERY_S", 0.0)
     use(scheduler, state_file=str(path))
@@ -282,7 +282,7 @@ def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_wri
 
 
 def test_engines_side_by_side_keep_states_of_their_own(tmp_path):
-    from driftsched_lib.vllm_plugin import state_path
+    from driftsched_lib.vllm_plugin.scheduler import state_path
 
     assert state_path("a/state.json", None).name == "state.json" and state_path(None, 1) is None
     assert state_path("a/state.json", 1).name == "state-rank1.json"

@@ -119,7 +119,7 @@ def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
             reference.added(queued[-1], queued)
         elif action == "return" and running:  # its slot is taken back
             queued.append(running.pop(arguments[0] % len(running)))
-            queued[-1].made_tokens += arguments[1]
+            queued[-1].num_output_tokens += arguments[1]
             returned.add(queued[-1].request_id)
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
@@ -137,12 +137,12 @@ def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
             reference.removed(request, queued)
             queued.remove(request)
             if request.request_id in returned:
-                policy.ended(request, request.made_tokens)
-                reference.ended(request, request.made_tokens)
+                policy.on_finish(request, request.num_output_tokens)
+                reference.on_finish(request, request.num_output_tokens)
         elif action == "end" and running:
             request = running.pop(arguments[0] % len(running))
-            policy.ended(request, arguments[1])
-            reference.ended(request, arguments[1])
+            policy.on_finish(request, arguments[1])
+            reference.on_finish(request, arguments[1])
         assert len(policy) == len(queued)
         assert sorted(request.request_id for request in policy) == sorted(request.request_id for request in queued)
     if queued:

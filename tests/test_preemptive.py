@@ -23,23 +23,23 @@ def test_the_victim_is_the_one_that_a_scan_finds(name, waiting, running):
     requests = [running_request(i, *lengths) for i, lengths in enumerate(running)]
     victim = policy.victim(requests, 0.0)
     if name == "srpt":
-        gains = [to_come(r) - (r.input_tokens + r.made_tokens) / 4 - to_come(q) for r in requests for q in first]
+        gains = [to_come(r) - (r.input_tokens + r.num_output_tokens) / 4 - to_come(q) for r in requests for q in first]
     else:
-        gains = [level(r.made_tokens) for r in requests for _ in first]  # the first peek boosts all that wait
+        gains = [level(r.num_output_tokens) for r in requests for _ in first]  # the first peek boosts all that wait
     if max(gains, default=0) > 0:
         assert victim is requests[gains.index(max(gains))]
     else:
         assert victim is None
 
 
-def level(made_tokens):
+def level(num_output_tokens):
     """With a quantum of 4 tokens and three levels."""
-    return sum(made_tokens >= end for end in (4, 12))
+    return sum(num_output_tokens >= end for end in (4, 12))
 
 
 def running_request(request_id, input_tokens, output, made):
     request = make_request(request_id)
-    request.input_tokens, request.made_tokens = input_tokens, made
+    request.input_tokens, request.num_output_tokens = input_tokens, made
     request.estimate = Estimate(output, input_tokens + output, 1.0, output)
     return request
 
@@ -53,7 +53,7 @@ def test_srpt_takes_the_slot_of_one_that_is_cheap_to_compute_again():
 
 
 def to_come(request):
-    return max(1, request.estimate.output_tokens - request.made_tokens)
+    return max(1, request.estimate.output_tokens - request.num_output_tokens)
 
 
 def test_a_request_sinks_as_it_runs_and_one_at_the_top_takes_its_slot():
@@ -82,7 +82,7 @@ def test_after_a_boost_mlfq_serves_in_the_order_of_queueing(made, later):
 def test_what_a_boost_noted_is_forgotten_with_the_request():
     policy = MultilevelFeedback(quantum_tokens=4)
     policy.add(running_request(1, 1, 99, 50))
-    policy.ended(policy.pop(0.0), 99)
+    policy.on_finish(policy.pop(0.0), 99)
     assert not policy._made_before
 
 

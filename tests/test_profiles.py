@@ -8,8 +8,9 @@ import pytest
 from simulation import COSTS, make_profile, request, simulated
 
 from driftsched_lib.engines import STEP_COLUMNS
-from driftsched_lib.profiles import Profile, ProfileError
-from driftsched_lib.profiling import fit_costs, iterations, predicted_s, seen_by_clients
+from driftsched_lib.engines.fit import fit_costs, iterations, predicted_s, seen_by_clients
+from driftsched_lib.engines.profile import Profile
+from driftsched_lib.errors import ParamsError
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
 from driftsched_lib.validation import PROJECT
 
@@ -54,16 +55,16 @@ def test_a_wrong_profile_names_file_and_field(tmp_path, change, message):
     change(values)
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(ProfileError, match=rf"^{path}: {message}"):
+    with pytest.raises(ParamsError, match=rf"^{path}: {message}"):
         Profile.load(path)
 
 
 def test_a_file_that_is_no_profile_is_named(tmp_path):
     path = tmp_path / "text.json"
     path.write_text("not JSON")
-    with pytest.raises(ProfileError, match=rf"^{path}: Invalid JSON"):
+    with pytest.raises(ParamsError, match=rf"^{path}: Invalid JSON"):
         Profile.load(path)
-    with pytest.raises(ProfileError, match="cannot be read"):
+    with pytest.raises(ParamsError, match="cannot be read"):
         Profile.load(tmp_path / "nowhere.json")
 
 

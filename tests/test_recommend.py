@@ -9,13 +9,12 @@ import pytest
 import yaml
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib import results
-from driftsched_lib.params import Params, TraceParams
-from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.params import Params, TraceParams
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.studies.recommend import (
     OBJECTIVES,
-    ObjectiveError,
     best_by_objective,
     confirm,
     later_windows,
@@ -26,8 +25,9 @@ from driftsched_lib.studies.recommend import (
     serve_command,
     with_promises,
 )
-from driftsched_lib.traces.load import trace_window
 from driftsched_lib.validation import PROJECT
+from driftsched_lib.vllm_plugin.settings import PluginSettings
+from driftsched_lib.workloads.replay import trace_window
 
 GRID = {
     "policies": ["fifo", "sjf", {"aging": {"rate": 0.5}}],
@@ -86,7 +86,7 @@ def test_intervals_of_differences_hold_for_all_rows_at_once():
 
 def test_a_measure_that_means_nothing_is_refused():
     runs = by_hand("premium_slo").assign(premium_slo=float("nan"))
-    with pytest.raises(ObjectiveError, match="premium_slo means nothing"):
+    with pytest.raises(ParamsError, match="premium_slo means nothing"):
         ranked(runs, "premium_slo")
 
 
@@ -162,7 +162,7 @@ def test_windows_that_confirm_share_no_request_with_those_that_ranked(tmp_path):
 
 def test_what_vllm_could_not_do_is_not_recommended(tmp_path):
     for changes in ({"batching": ["static"]}, {"queue_timeout_s": 3.0}, {"estimators": ["paper", "oracle"]}):
-        with pytest.raises(ObjectiveError, match=f"^{next(iter(changes))}: "):
+        with pytest.raises(ParamsError, match=f"^{next(iter(changes))}: "):
             recommend(Params.load(PAPER_L4, SMALL | GRID | changes), tmp_path, "p50_e2e_s")
     assert not list(tmp_path.iterdir())
 
@@ -207,6 +207,6 @@ def test_the_command_to_serve_is_one_that_vllm_understands(tmp_path):
 
 
 def test_an_objective_that_is_unknown_is_named(tmp_path):
-    with pytest.raises(ObjectiveError, match="objective: 'p50' is unknown"):
+    with pytest.raises(ParamsError, match="objective: 'p50' is unknown"):
         recommend(Params.load(PAPER_L4, SMALL | GRID), tmp_path, "p50")
     assert "p50_e2e_s" in OBJECTIVES and not list(tmp_path.iterdir())

@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftsched_lib import results
-from driftsched_lib.drift import HOT
+from driftsched_lib.errors import DriftSchedError, ParamsError
 from driftsched_lib.estimators import Kalman, Oracle, RunningQuantiles
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import Request
-from driftsched_lib.results import ResultsError
 from driftsched_lib.studies.recorded import (
     known_from_the_prompt,
     natural_loads,
@@ -21,8 +20,9 @@ from driftsched_lib.studies.recorded import (
     served_with,
     warmed,
 )
-from driftsched_lib.validation import PROJECT, ParamsError
-from driftsched_lib.workloads import RecordedLengthsError, prompt_digest, recorded_lengths
+from driftsched_lib.validation import PROJECT
+from driftsched_lib.workloads.drift import HOT
+from driftsched_lib.workloads.synthetic import prompt_digest, recorded_lengths
 
 NATURAL = PROJECT / "params" / "smoke-natural.yaml"
 LENGTHS = "data/natural_lengths/smoke/stationary.parquet"
@@ -43,14 +43,14 @@ def test_recorded_lengths_are_what_the_simulator_generates(tmp_path):
     assert len(served) == len(params.seeds) * params.requests
     for row in served.itertuples():
         assert row.output_tokens == row.estimated_tokens == recorded_lengths(LENGTHS)[row.seed][row.request_id][0]
-    with pytest.raises(ResultsError, match="end by themselves"):
+    with pytest.raises(DriftSchedError, match="end by themselves"):
         record_lengths(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"seeds": [3]}, {"requests": 50}, {"length_scale": 0.25}])
 def test_lengths_of_another_load_are_refused(changes, tmp_path):
     with pytest.raises(
-        RecordedLengthsError, match=rf"{LENGTHS}: holds no output of request \d+ of seed {changes.get('seeds', [1])[0]}"
+        ParamsError, match=rf"{LENGTHS}: holds no output of request \d+ of seed {changes.get('seeds', [1])[0]}"
     ):
         run_grid(pinned(**changes), tmp_path, jobs=1)
 
@@ -60,7 +60,7 @@ def test_files_that_are_none_are_named(tmp_path):
     pd.DataFrame({"seed": ["one"]}).to_parquet(tmp_path / "columns.parquet")
     for name in ("text", "columns", "missing"):
         path = str(tmp_path / f"{name}.parquet")
-        with pytest.raises(RecordedLengthsError, match=f"recorded_lengths: .*{name}.parquet: cannot be read"):
+        with pytest.raises(ParamsError, match=f"recorded_lengths: .*{name}.parquet: cannot be read"):
             run_grid(pinned(recorded_lengths=path), tmp_path / "out", jobs=1)
     with pytest.raises(ParamsError, match="recorded_lengths: they are of natural outputs"):
         pinned(output_length="limit")

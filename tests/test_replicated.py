@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from simulation import LIMITS, KnowsLimits, loads, make_profile, request, requests_of, served, simulated, small
 
-from driftsched_lib.engines.replicated import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
+from driftsched_lib.engines.replicas import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.serving import StaticBatching
 

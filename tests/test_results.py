@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 from helpers import make_request, make_scheduler
 
-from driftsched_lib import results
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.provenance import provenance
+from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.requests import Output
-from driftsched_lib.results import ResultsError
 
 
 def write(folder, started="2026-01-01", **run):
@@ -48,7 +48,7 @@ def test_what_is_not_finished_is_replaced(tmp_path, left):
 
 def test_a_folder_of_runs_is_not_replaced_by_a_run(tmp_path):
     write(tmp_path / "grid" / "run", seed=1)
-    with pytest.raises(ResultsError, match="grid holds folders, so it is no run's"):
+    with pytest.raises(DriftSchedError, match="grid holds folders, so it is no run's"):
         write(tmp_path / "grid", seed=2)
     assert [folder.name for folder in results.run_folders(tmp_path / "grid")] == ["run"]
 
@@ -64,7 +64,7 @@ def test_a_writer_that_dies_leaves_no_run(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         results.write_run(tmp_path / "run", {}, {"run": object()})
     assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
-    with pytest.raises(ResultsError, match="holds no finished run"):
+    with pytest.raises(DriftSchedError, match="holds no finished run"):
         results.run_folders(tmp_path)
 
 
@@ -83,21 +83,21 @@ def test_records_are_kept_with_their_types(tmp_path):
 
 
 def test_an_empty_folder_says_what_fills_it(tmp_path):
-    with pytest.raises(ResultsError, match="holds no finished run; `python -m driftsched_lib run"):
+    with pytest.raises(DriftSchedError, match="holds no finished run; `python -m driftsched_lib run"):
         results.load(tmp_path)
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
     write(tmp_path / "run", seed=1)
     (tmp_path / "run" / "manifest.json").write_text("{")
-    with pytest.raises(ResultsError, match="manifest.json is damaged .*delete .*run and run again"):
+    with pytest.raises(DriftSchedError, match="manifest.json is damaged .*delete .*run and run again"):
         results.load(tmp_path)
 
 
 def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
     params = Params.parse({"requests": 10}, "test")
     run_grid(params, tmp_path, runs=[])
-    with pytest.raises(ResultsError, match="holds runs with another seeds, requests: give another folder"):
+    with pytest.raises(DriftSchedError, match="holds runs with another seeds, requests: give another folder"):
         run_grid(Params.parse({"requests": 11, "seeds": [9]}, "test"), tmp_path)
 
 
@@ -111,5 +111,5 @@ def test_a_grid_with_options_is_taken_up_again(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match="file/out cannot be written"):
+    with pytest.raises(DriftSchedError, match="file/out cannot be written"):
         run_grid(Params(), tmp_path / "file" / "out")

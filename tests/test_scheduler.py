@@ -40,7 +40,9 @@ def test_conserves_requests(name, actions):
         elif action == "next" and (request := scheduler.next(now)) is not None:
             running.append(request)
         elif action == "preempt" and running:
-            made = {request.request_id: request.made_tokens + (number * j) % 90 for j, request in enumerate(running)}
+            made = {
+                request.request_id: request.num_output_tokens + (number * j) % 90 for j, request in enumerate(running)
+            }
             victim = scheduler.preempt(made, now)
             running = [request for request in running if request is not victim]
         elif action == "complete" and running:
@@ -194,7 +196,7 @@ class Takes(Fifo):
     def victim(self, running, now):
         return next(iter(running), None)
 
-    def ended(self, request, output_tokens):
+    def on_finish(self, request, output_tokens):
         self.heard.append((request.request_id, output_tokens))
 
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.report import summary, write_report
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.figures.report import summary, write_report
 from driftsched_lib.studies.scorecard import Ruling, barrier_waste, throughput
 
 

@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftsched_lib.service_metrics import longest_waits, service_difference, service_over_time, slo_attainment
+from driftsched_lib.experiments.service_metrics import (
+    longest_waits,
+    service_difference,
+    service_over_time,
+    slo_attainment,
+)
 
 COLUMNS = ["tenant", "tier", "outcome", "arrival_s", "dispatch_s", "first_token_s", "finish_s"]
 COLUMNS += ["prompt_tokens", "output_tokens"]

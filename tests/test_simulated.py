@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from simulation import COSTS, loads, make_profile, request, requests_of, served, simulated, small
 
 from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.engines.profile import StepCost
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, ShortestJobFirst
-from driftsched_lib.profiles import StepCost
 from driftsched_lib.requests import Output
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
 
@@ -110,7 +110,7 @@ def test_what_waits_for_its_last_token_to_be_known_can_be_aborted_and_not_preemp
     engine.add(request("gone", output=1))
     engine.add(request("stays", output=3))
     engine.step(0.005)
-    assert engine.made_tokens() == {"stays": 1}
+    assert engine.num_output_tokens() == {"stays": 1}
     engine.abort("gone")
     outputs = []
     while not outputs:
@@ -161,7 +161,7 @@ def test_an_output_without_tokens_is_refused(output):
 
 
 def test_a_pinned_output_beyond_the_context_fails_as_on_vllm():
-    engine, records = simulated([request(0, prompt=250, output=100, pinned_tokens=100)])
+    engine, records = simulated([request(0, prompt=250, output=100, fixed_output_tokens=100)])
     assert records["0"].outcome == "failed" and records["0"].reason == "the context holds 6 of 100 pinned tokens"
     assert engine.now() > 5 * COST.base_s  # it was worked on all the same
 
@@ -194,7 +194,7 @@ def test_an_engine_with_nothing_to_do_waits_or_says_so():
 
 
 def test_lengths_are_the_requests_own_or_those_that_are_given():
-    requests = [request("pinned", output=20, pinned_tokens=9), request("limited", output=20), request("given")]
+    requests = [request("pinned", output=20, fixed_output_tokens=9), request("limited", output=20), request("given")]
     engine = SimulatedEngine(make_profile())
     known = {"pinned": (1, 9), "limited": (1, 20), "given": (7, 3)}
     given = SimulatedEngine(make_profile(), lambda request: known[request.request_id])

@@ -8,17 +8,17 @@ import pytest
 from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
 from tqdm.auto import tqdm
 
-from driftsched_lib import experiment, results
 from driftsched_lib.__main__ import main
-from driftsched_lib.comparison import mean_interval
-from driftsched_lib.engine_setup import load_engine, measure_speed
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.profiles import ProfileError
-from driftsched_lib.profiling import profile_of_run
-from driftsched_lib.results import RunError
+from driftsched_lib.engines.fit import profile_of_run
+from driftsched_lib.errors import ParamsError, RunError
+from driftsched_lib.experiments import grid as experiment
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.engine import load_engine, measure_speed
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.studies.compare import mean_interval
 from driftsched_lib.studies.decomposition import changes, changes_by, paired_change, tails
-from driftsched_lib.validation import PROJECT, ParamsError
+from driftsched_lib.validation import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_profile_from_the_command_line_needs_a_finished_run_with_steps(grid, t
         assert main(["profile", str(folder), "--out", str(tmp_path / "profile.json")]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "profile.json").exists()
-    with pytest.raises(ProfileError):
+    with pytest.raises(ParamsError):
         profile_of_run(tmp_path)
 
 

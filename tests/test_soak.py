@@ -6,12 +6,13 @@ The ten million a policy that `python -m driftsched_lib soak` serves are this, 1
 import gc
 
 import pytest
+from soak import DriftSchedError, check, soak
 
 from driftsched_lib import soak as module
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.policies import POLICIES, Fifo
 from driftsched_lib.requests import Outcome
 from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.soak import SoakError, check, soak
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -40,7 +41,7 @@ def test_a_leak_is_seen(monkeypatch):
     gc.freeze()
     gc.unfreeze()  # among what is old now, and so not collected before then
     del garbage
-    with pytest.raises(SoakError, match="memory blocks kept"):
+    with pytest.raises(DriftSchedError, match="memory blocks kept"):
         check(soak("keeps", 20_000))
 
 
@@ -53,5 +54,5 @@ def test_a_request_that_ends_never_or_twice_is_seen(times, monkeypatch):
             end(self, request, *arguments)
 
     monkeypatch.setattr(Scheduler, "_end", end_some_otherwise)
-    with pytest.raises(SoakError, match="fifo: 1 requests without exactly one outcome"):
+    with pytest.raises(DriftSchedError, match="fifo: 1 requests without exactly one outcome"):
         check(soak("fifo", 500))

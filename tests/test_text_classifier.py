@@ -3,8 +3,8 @@
 import pytest
 
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.prompts import CATEGORIES
-from driftsched_lib.text_classifier import OTHER_WORDINGS, TextClassifier, held_out_accuracy, labelled_prompts
+from driftsched_lib.requests import CATEGORIES
+from driftsched_lib.workloads.text_classifier import OTHER_WORDINGS, TextClassifier, held_out_accuracy, labelled_prompts
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from driftsched_lib.corpus import TOPIC_FACTORS, documents
-from driftsched_lib.prompts import CATEGORIES, build_prompt
+from driftsched_lib.requests import CATEGORIES
+from driftsched_lib.workloads.corpus import TOPIC_FACTORS, documents
+from driftsched_lib.workloads.prompts import build_prompt
 
 MODEL = Path(__file__).parents[1] / "data" / "models" / "driftsched-tiny"
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from simulation import PAPER_L4
 
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.traces.load import trace_requests, trace_window
-from driftsched_lib.traces.read import FIELDS, FORMATS, Faults, TraceError, TraceRow, read_trace
-from driftsched_lib.validation import PROJECT, ParamsError
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.validation import PROJECT
+from driftsched_lib.workloads.replay import trace_requests, trace_window
+from driftsched_lib.workloads.traces import FIELDS, FORMATS, Faults, TraceRow, read_trace
 
 AZURE = PROJECT.parent / "shared" / "traces"
 ROWS = [TraceRow(0.0, 100, 10), TraceRow(1.5, 200, 20), TraceRow(1.5, 7, 3)]
@@ -125,7 +126,7 @@ def test_bad_rows_are_counted_and_shown_by_line_with_the_reason(tmp_path):
         "line 6: output_tokens is 1e30, no whole number from 1 to 10,000,000",
         "line 7: output_tokens is 2.5, no whole number from 1 to 10,000,000",
     ]
-    with pytest.raises(TraceError, match=r"bad.csv: line 3: arrival is 'x', no time"):
+    with pytest.raises(ParamsError, match=r"bad.csv: line 3: arrival is 'x', no time"):
         list(read_trace(path, "csv"))
 
 
@@ -209,9 +210,9 @@ def test_failed_requests_of_a_benchmark_are_named_by_their_place_in_it(tmp_path)
 def test_a_file_that_is_no_such_trace_is_refused_by_name(format, content, message, tmp_path):
     path = tmp_path / "trace"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises((TraceError, ParamsError), match=message):
+    with pytest.raises((ParamsError, ParamsError), match=message):
         list(read_trace(path, format, on_bad_row="refuse"))
-    with pytest.raises(TraceError, match="cannot be read"):
+    with pytest.raises(ParamsError, match="cannot be read"):
         list(read_trace(tmp_path / "missing", "csv"))
 
 
@@ -257,7 +258,7 @@ def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
     requests = trace_requests(params, 2, 100.0, 1.0)
     for request, row in zip(requests, rows[40:70], strict=True):
         assert request.arrival_s == pytest.approx(row.arrival_s - rows[40].arrival_s)
-        assert request.pinned_tokens == row.output_tokens <= request.max_tokens
+        assert request.fixed_output_tokens == row.output_tokens <= request.max_tokens
         assert len(request.prompt.split()) == pytest.approx(row.prompt_tokens, abs=12)
         assert request.tenant == (row.tenant or request.tenant)
         assert request.tier == params.workload.tenants.get(request.tenant, "standard")
@@ -277,7 +278,7 @@ def test_bad_rows_of_a_run_are_shown_and_a_changed_trace_is_read_anew(trace, tmp
     ):
         run_grid(params, tmp_path / "out", jobs=1)
     assert trace_window(params, 1) == before
-    with pytest.raises(TraceError, match=r"line 4: .* \(on_bad_row: skip leaves such rows out\)"):
+    with pytest.raises(ParamsError, match=r"line 4: .* \(on_bad_row: skip leaves such rows out\)"):
         run_grid(on_trace(trace), tmp_path / "refused")
 
 
@@ -285,7 +286,7 @@ def test_times_are_compressed_or_stretched_to_a_load(trace):
     plain, fast = (trace_requests(on_trace(trace, speedup=s), 1, 100.0, 1.0) for s in (1.0, 4.0))
     assert [4 * r.arrival_s for r in fast] == pytest.approx([r.arrival_s for r in plain])
     loaded = trace_requests(on_trace(trace, load_factor=2.0), 1, 100.0, 1.0)
-    assert sum(r.pinned_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
+    assert sum(r.fixed_output_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
     twice = trace_requests(on_trace(trace, load_factor=2.0), 1, 100.0, 2.0)
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
 
@@ -293,15 +294,15 @@ def test_times_are_compressed_or_stretched_to_a_load(trace):
 def test_what_an_estimator_sees_tells_nothing_of_a_length(trace):
     """No category, no prompt's wording and no limit of a trace that names none."""
     requests = trace_requests(on_trace(trace), 1, 100.0, 1.0)
-    assert len({request.pinned_tokens for request in requests}) > 1
+    assert len({request.fixed_output_tokens for request in requests}) > 1
     assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
-    assert all(request.pinned_tokens <= request.max_tokens for request in requests)
+    assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)
 
 
 def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):
-    with pytest.raises(TraceError, match=r"seed 3 serves the good rows 61 to 90, and there are fewer"):
+    with pytest.raises(ParamsError, match=r"seed 3 serves the good rows 61 to 90, and there are fewer"):
         run_grid(on_trace(trace, seeds=(1, 2, 3)), tmp_path / "out")
-    with pytest.raises(TraceError, match="nowhere.csv: cannot be read"):
+    with pytest.raises(ParamsError, match="nowhere.csv: cannot be read"):
         run_grid(on_trace(Path("nowhere.csv")), tmp_path / "out")
     with pytest.raises(ParamsError, match="workload.trace.format: input should be 'azure'"):
         on_trace(trace, format="arrow")

@@ -3,21 +3,21 @@
 import re
 from pathlib import Path
 
+import driftsched_lib.compiled_loop  # noqa: F401  # vLLM has to load in a process that has loaded numba
 import pandas as pd
 import pytest
 
-import driftsched_lib.compiled_loop  # noqa: F401  # vLLM has to load in a process that has loaded numba
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.engine_setup import load_engine
 from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.params import Params
+from driftsched_lib.experiments.engine import load_engine
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
-from driftsched_lib.validation import ParamsError
-from driftsched_lib.workloads import paper_load
+from driftsched_lib.workloads.synthetic import paper_load
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 
@@ -116,7 +116,7 @@ def test_a_prompt_beyond_the_context_fails_alone(serve_all):
 
 def test_a_pinned_length_beyond_the_context_is_a_failure_and_not_a_shorter_output(serve_all):
     some = requests()[:2]
-    some[1].prompt, some[1].pinned_tokens = "latency " * 450, 1020
+    some[1].prompt, some[1].fixed_output_tokens = "latency " * 450, 1020
     frame = serve_all(some, ContinuousBatching())
     assert list(frame.outcome[[request.request_id for request in some]]) == ["completed", "failed"]
     assert re.match(r"the context holds \d+ of 1020 pinned", frame.reason[some[1].request_id])

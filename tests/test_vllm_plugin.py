@@ -7,17 +7,17 @@ from random import Random
 import pytest
 
 from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.engines.profile import Profile
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.estimator_state import EstimatorStateError
-from driftsched_lib.estimators import BASE_TOKENS, ESTIMATORS
-from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.profiles import Profile
-from driftsched_lib.requests import Outcome, Request
+from driftsched_lib.requests import BASE_TOKENS, Outcome, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
-from driftsched_lib.validation import PROJECT, ParamsError
+from driftsched_lib.validation import PROJECT
+from driftsched_lib.vllm_plugin.settings import PluginSettings
 
 MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
 TENANTS = {"a": "premium", "b": "standard", "c": "batch", "d": "batch"}
@@ -32,9 +32,8 @@ PROMPTS = (
 @pytest.fixture(scope="module")
 def engine():
     """vLLM in this process, scheduled by the plug-in: few KV blocks, prompts in chunks, prefixes cached."""
-    from vllm import EngineArgs, LLMEngine
-
     import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
+    from vllm import EngineArgs, LLMEngine
 
     gc.collect()  # an engine that is collected takes down what all engines of a process share
     args = EngineArgs(
@@ -75,7 +74,7 @@ def add(engine, request, **changes):
     from vllm.sampling_params import RequestOutputKind
 
     sent = {"tenant": request.tenant, "tier": request.tier} | changes
-    length = {"max_tokens": request.pinned_tokens, "min_tokens": request.pinned_tokens}
+    length = {"max_tokens": request.fixed_output_tokens, "min_tokens": request.fixed_output_tokens}
     params = SamplingParams(**length, extra_args=sent, output_kind=RequestOutputKind.FINAL_ONLY)
     engine.add_request(request.request_id, request.prompt, params)
 
@@ -90,7 +89,7 @@ def load(n, seed=1, longest=12):
             tenant := random.choice(list(TENANTS)),
             TENANTS[tenant],
             longest,
-            pinned_tokens=random.randint(1, longest),
+            fixed_output_tokens=random.randint(1, longest),
         )
         for i in range(n)
     ]
@@ -202,7 +201,7 @@ def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
             if output.finished:
                 lengths[output.request_id] = len(output.outputs[0].token_ids)
     assert preempted and sorted(resumed) == sorted(preempted)
-    assert lengths == {request.request_id: request.pinned_tokens for request in requests}
+    assert lengths == {request.request_id: request.fixed_output_tokens for request in requests}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 24
     assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
 
@@ -213,7 +212,7 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
     records = use(engine, policy="srpt", classifier="keywords")
     long, short = load(4, seed=3, longest=100), load(10, seed=4, longest=5)
     for i, request in enumerate(long + short):
-        request.request_id, request.pinned_tokens = str(i), 90 if request in long else request.pinned_tokens
+        request.request_id, request.fixed_output_tokens = str(i), 90 if request in long else request.fixed_output_tokens
     for request in long:
         add(engine, request)
     lengths = {}
@@ -231,7 +230,7 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
     while engine.has_unfinished_requests():
         step()
     assert list(lengths)[:10] == sorted(lengths, key=lambda i: lengths[i] == 90)[:10]
-    assert lengths == {request.request_id: request.pinned_tokens for request in long + short}
+    assert lengths == {request.request_id: request.fixed_output_tokens for request in long + short}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 14
     assert sum(record.preemptions for record in records) >= 2
     assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
@@ -249,12 +248,12 @@ def test_what_was_learnt_is_kept_and_a_damaged_file_refused(engine, tmp_path):
     use(engine, estimator="paper", state_file=str(path))
     assert scheduler_of(engine).core.estimator.state_ == learnt
     path.write_text("{")
-    with pytest.raises(EstimatorStateError, match="state.json: is not JSON"):
+    with pytest.raises(ParamsError, match="state.json: is not JSON"):
         use(engine, state_file=str(path))
 
 
 def test_settings_come_from_the_environment_or_from_vllms_additional_config(engine, tmp_path, monkeypatch):
-    from driftsched_lib.vllm_plugin import CONFIG, load_settings
+    from driftsched_lib.vllm_plugin.scheduler import CONFIG, load_settings
 
     config = engine.vllm_config
     assert load_settings(config) == PluginSettings()
@@ -266,7 +265,7 @@ def test_settings_come_from_the_environment_or_from_vllms_additional_config(engi
 
 
 def test_another_version_of_vllm_is_warned_of(engine, caplog, monkeypatch):
-    from driftsched_lib.vllm_plugin import TESTED, logger, warn_if_untested
+    from driftsched_lib.vllm_plugin.scheduler import TESTED, logger, warn_if_untested
 
     monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.WARNING, logger=logger.name):

@@ -15,17 +15,17 @@ import pandas as pd
 import pytest
 from helpers import SMOKE_SERVER, make_scheduler, params_at
 
-from driftsched_lib import engines, results
-from driftsched_lib.engine_setup import load_engine
+from driftsched_lib import engines
 from driftsched_lib.engines import vllm_server
-from driftsched_lib.engines.vllm_server import ServerError, VllmServer
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
+from driftsched_lib.engines.openai_server import VllmServer
+from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.engine import load_engine
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.run import serve_or_fail
 from driftsched_lib.requests import Request
-from driftsched_lib.results import RunError
-from driftsched_lib.run import serve_or_fail
 from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.validation import ParamsError
 
 MODEL = "data/models/driftsched-tiny"
 
@@ -109,7 +109,7 @@ def short_pauses(monkeypatch):
 def serve_one(url, timeout_s=5.0):
     """The output of one request for three tokens."""
     engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=timeout_s, temperature=0.0)
-    engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
+    engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, fixed_output_tokens=3))
     (output,) = outputs_of(engine)
     assert engine.has_room() and not engine._in_flight
     return output
@@ -191,7 +191,7 @@ def test_a_strict_server_is_served_without_vllms_additions(extensions, tmp_path)
         changes = {"policies": ["fifo"], "batching": ["continuous"], "server.extensions": extensions}
         params = params_at(url, vary_estimates_for=[], token_counter=["whitespace"], calibration=[True], **changes)
         engine = load_engine(params)
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, pinned_tokens=3))
+        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, fixed_output_tokens=3))
         (output,) = outputs_of(engine)
         assert output.error is None if not extensions else "unknown ['min_tokens', 'vllm_xargs']" in output.error
 
@@ -224,9 +224,9 @@ def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
         engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=5.0, temperature=0.0)
         engine.add(request := Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
         engine._in_flight["1"].result()
-        engine._done.put(ServerError("gone"))
+        engine._done.put(DriftSchedError("gone"))
         assert [output.request for output in outputs_of(engine)] == [request]
-        with pytest.raises(ServerError, match="gone"):
+        with pytest.raises(DriftSchedError, match="gone"):
             outputs_of(engine)
         engine.restart_clock()
 
@@ -284,11 +284,11 @@ def test_an_interrupt_leaves_nothing_with_the_server():
 
 
 def test_signals_do_not_keep_a_step_from_coming_back(monkeypatch):
-    monkeypatch.setattr(engines, "LONGEST_WAIT_S", 5e-4)
+    monkeypatch.setattr(engines, "MAX_WAIT_S", 5e-4)
     with small_server(hang) as (_, url):
         engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=60.0, temperature=0.0)
         engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
-        rescue = threading.Timer(30, engine._done.put, [ServerError("a step never came back")])
+        rescue = threading.Timer(30, engine._done.put, [DriftSchedError("a step never came back")])
         before = signal.signal(signal.SIGALRM, lambda number, frame: None)
         try:
             rescue.start()
@@ -316,7 +316,7 @@ def engine_dies(handler, number):
     ("answer", "why"), [(cut_and_die, "(ConnectError|ReadError): "), (engine_dies, "its engine is dead, HTTP 503")]
 )
 def test_a_server_that_dies_with_its_last_request_is_noticed(answer, why):
-    with small_server(answer) as (_, url), pytest.raises(ServerError, match=f"{url} is gone: {why}"):
+    with small_server(answer) as (_, url), pytest.raises(DriftSchedError, match=f"{url} is gone: {why}"):
         serve_one(url)
 
 
@@ -326,7 +326,7 @@ def test_a_server_that_dies_before_a_request_is_noticed_however_short_its_time(m
         engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=1.0, temperature=0.0)
         server.die()
         engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
-        with pytest.raises(ServerError, match=f"{url} is gone: "):
+        with pytest.raises(DriftSchedError, match=f"{url} is gone: "):
             outputs_of(engine)
 
 
@@ -359,7 +359,7 @@ def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(t
 
 
 def test_nothing_at_the_address_is_said_before_any_work(tmp_path):
-    with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1/models cannot be used: .*refused"):
+    with pytest.raises(DriftSchedError, match=r"http://127.0.0.1:9/v1/models cannot be used: .*refused"):
         run_grid(params_at("http://127.0.0.1:9"), tmp_path)
 
 
@@ -367,7 +367,7 @@ def test_nothing_at_the_address_is_said_before_any_work(tmp_path):
 def test_what_is_no_openai_server_is_named(models):
     with small_server() as (server, url):
         server.models = models
-        with pytest.raises(ServerError, match=f"{url}/v1/models cannot be used: "):
+        with pytest.raises(DriftSchedError, match=f"{url}/v1/models cannot be used: "):
             serve_one(url)
 
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from driftsched_lib.params import Params
-from driftsched_lib.prompts import CATEGORIES, TEMPLATES, TOPICS, build_prompt
-from driftsched_lib.requests import TIERS
-from driftsched_lib.workloads import mean_gap_s, paper_load
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.requests import CATEGORIES, TIERS
+from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt
+from driftsched_lib.workloads.synthetic import mean_gap_s, paper_load
 
 PAPER = Params()
 
@@ -91,12 +91,12 @@ def test_requests_carry_what_the_parameters_say():
     )
     for phase in paper_load(params, 1, 1.0):
         for request in phase.requests:
-            assert request.pinned_tokens is None and not request.prompt.startswith("Request ID")
+            assert request.fixed_output_tokens is None and not request.prompt.startswith("Request ID")
             assert request.max_tokens == {"short_qa": 8, "summary": 32, "technical": 48, "report": 64}[request.job_type]
             assert request.deadline_s == pytest.approx(request.arrival_s + 5.0)
     for i, phase in zip((0, 1000), paper_load(PAPER, 1, 1.0), strict=True):
         pinned = phase.requests[0]
-        assert pinned.pinned_tokens == pinned.max_tokens
+        assert pinned.fixed_output_tokens == pinned.max_tokens
         assert pinned.prompt.startswith(f"Request ID {i}. Tenant {pinned.tenant}. Job type {pinned.job_type}. ")
 
 

@@ -14,10 +14,10 @@ STEP_COLUMNS = (
 )
 """The columns of `steps.parquet`, a row an iteration: its end, how long it took, what it held and made."""
 
-LONGEST_WAIT_S = 0.1
+MAX_WAIT_S = 0.1
 """A step that waits for time to pass, or for a server, comes back after so long: whoever drives it may want to stop."""
 
 
 def wait_s(until: float, now: float) -> float:
     """How long a step waits at most."""
-    return min(max(0.0, until - now), LONGEST_WAIT_S)
+    return min(max(0.0, until - now), MAX_WAIT_S)

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from math import ceil, isinf, sqrt
 
-from driftsched_lib.profiles import Profile
+from driftsched_lib.engines.profile import Profile
 from driftsched_lib.requests import Output, Request
 
 
@@ -39,7 +39,7 @@ class _Sequence:
         self.blocks = blocks  # held at its end
         self.error = error
         self.admitted = 0  # greater than that of all admitted before
-        self.generated = request.made_tokens
+        self.generated = request.num_output_tokens
         self.computed = 0
         self.origin = 0
         self.first_token_s = request.first_token_s
@@ -134,7 +134,7 @@ class SimulatedEngine:
         prompt, wanted = self.lengths(request)
         output = self.fitted(prompt, wanted)
         error = None
-        if output < wanted and request.pinned_tokens is not None:
+        if output < wanted and request.fixed_output_tokens is not None:
             error = f"the context holds {output} of {wanted} pinned tokens"
         sequence = _Sequence(request, prompt, output, self._blocks(prompt + output), error)
         self._in_flight[request.request_id] = sequence
@@ -177,7 +177,7 @@ class SimulatedEngine:
         else:
             self._waiting.remove(sequence)
 
-    def made_tokens(self) -> dict[str, int]:
+    def num_output_tokens(self) -> dict[str, int]:
         """By id, the output tokens so far of what is here and has more to make."""
         return {i: self._made(sequence) for i, sequence in self._in_flight.items() if sequence not in self._ended}
 
@@ -188,7 +188,7 @@ class SimulatedEngine:
     def preempt(self, request_id: str) -> None:
         """Drop a request that comes back; its prompt and what it has made will be computed again then."""
         sequence = self._in_flight[request_id]
-        sequence.request.made_tokens = self._made(sequence)
+        sequence.request.num_output_tokens = self._made(sequence)
         sequence.request.first_token_s = sequence.first_token_s
         self.abort(request_id)
 
@@ -433,4 +433,4 @@ class SimulatedEngine:
         return len(prompts), sum(prompts), decoding + len(again), decoding + sum(again), preemptions
 
     def _own_lengths(self, request: Request) -> tuple[int, int]:
-        return self.count_tokens(request.prompt), request.pinned_tokens or request.max_tokens
+        return self.count_tokens(request.prompt), request.fixed_output_tokens or request.max_tokens

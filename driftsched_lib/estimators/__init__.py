@@ -1,15 +1,16 @@
 """Output-length estimators that learn online: `estimate(request)`, then `observe(request, output_tokens)`."""
 
-from driftsched_lib.estimators.base import BASE_TOKENS, Estimator, Feedback
+from driftsched_lib.estimators.base import Estimator, Feedback
 from driftsched_lib.estimators.kalman import Kalman
 from driftsched_lib.estimators.oracle import Oracle
 from driftsched_lib.estimators.page_hinkley import PageHinkley
-from driftsched_lib.estimators.paper import SAFETY, PaperEstimator
+from driftsched_lib.estimators.paper import PaperEstimator
 from driftsched_lib.estimators.pooled import Pooled
 from driftsched_lib.estimators.quantiles import RunningQuantiles
 from driftsched_lib.estimators.ranker import Ranker
 from driftsched_lib.estimators.regression import Regression
 from driftsched_lib.estimators.tail import TailInflatedExpectation
+from driftsched_lib.validation import component
 
 ESTIMATORS = {
     "paper": PaperEstimator,
@@ -23,11 +24,13 @@ ESTIMATORS = {
     "oracle": Oracle,
 }
 
+EstimatorName = component(ESTIMATORS, shared=("base_tokens", "calibrate", "tiers"))
+"""An estimator in parameters; `base_tokens`, `calibrate` and `tiers` are given when it is built."""
+
 __all__ = [
-    "BASE_TOKENS",
     "ESTIMATORS",
-    "SAFETY",
     "Estimator",
+    "EstimatorName",
     "Feedback",
     "Kalman",
     "Oracle",

@@ -5,22 +5,31 @@ from dataclasses import dataclass
 from math import exp, inf, log
 from typing import Annotated, Any, Protocol, final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.requests import BASE_TOKENS, Category, Estimate, Request
 
-BASE_TOKENS = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
-LONGEST = 10_000_000
+MAX_TOKENS = 10_000_000
 """Tokens; a longer output is taken for a fault of whoever counted it."""
-LEAST_VARIANCE = 1e-4
+MIN_VARIANCE = 1e-4
 """Of a log length, where an estimator divides by it: a spread of one percent."""
-HIGHEST_LOG = 20.0
-"""Of a log ratio that an estimator believes in: above that of `LONGEST`, and far below what overflows."""
-MOST_LOG = 100.0
+MAX_LOG_RATIO = 20.0
+"""Of a log ratio that an estimator believes in: above that of `MAX_TOKENS`, and far below what overflows."""
+MAX_LOG = 100.0
 """Of a part of one, which others may cancel."""
 
+
+def _all_categories(base_tokens: dict[str, int]) -> dict[str, int]:
+    if missing := sorted(set(BASE_TOKENS) - set(base_tokens)):
+        raise ValueError(f"a base for {', '.join(missing)} is missing")
+    return base_tokens
+
+
+BaseTokens = Annotated[dict[Category, Annotated[int, Field(ge=1, le=MAX_TOKENS)]], AfterValidator(_all_categories)]
+"""The expected output length of each category, in parameters (tokens)."""
+
 # The types of what is learnt say what each number may be, and `estimator_state` reads no file that holds another.
-LogRatio = Annotated[float, Field(ge=-MOST_LOG, le=MOST_LOG)]
+LogRatio = Annotated[float, Field(ge=-MAX_LOG, le=MAX_LOG)]
 Variance = Annotated[float, Field(gt=0, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 
@@ -55,7 +64,7 @@ class Estimator(Protocol):
 
 def checked_bases(base_tokens: Mapping[str, int]) -> dict[str, int]:
     """A copy of the bases, each a finite number of at least one token."""
-    if not base_tokens or not all(1 <= base <= LONGEST for base in base_tokens.values()):
+    if not base_tokens or not all(1 <= base <= MAX_TOKENS for base in base_tokens.values()):
         raise ValueError(f"base_tokens is {dict(base_tokens)}, each base must be at least one token")
     return dict(base_tokens)
 
@@ -92,16 +101,16 @@ def checked_length(request: Request, output_tokens: int) -> int:
     counter's.
 
     Raises:
-        ValueError: it is no whole number from 0 to `LONGEST`.
+        ValueError: it is no whole number from 0 to `MAX_TOKENS`.
     """
     try:
         length = int(output_tokens)
     except (TypeError, ValueError, OverflowError):
         length = -1
-    if length != output_tokens or not 0 <= length <= LONGEST:
+    if length != output_tokens or not 0 <= length <= MAX_TOKENS:
         raise ValueError(
             f"request {request.request_id!r}: {output_tokens!r} output tokens observed, "
-            f"it must be a whole number from 0 to {LONGEST:,}"
+            f"it must be a whole number from 0 to {MAX_TOKENS:,}"
         )
     return length if length < request.max_tokens else request.max_tokens
 
@@ -113,10 +122,10 @@ def log_ratio(length: int, base: int) -> float:
 
 def checked_sum(total: float, count: float) -> None:
     """Refuses a sum of so many log ratios whose mean could be none."""
-    if not abs(total) <= MOST_LOG * count:
+    if not abs(total) <= MAX_LOG * count:
         raise ValueError(f"{count} log ratios cannot sum to {total}")
 
 
 def grown(base: int, ratio: float) -> float:
     """The length whose `log_ratio` is this, held within what a length can be."""
-    return base * exp(min(max(ratio, -HIGHEST_LOG), HIGHEST_LOG))
+    return base * exp(min(max(ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO))

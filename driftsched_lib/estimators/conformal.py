@@ -15,8 +15,8 @@ from driftsched_lib.requests import Estimate, Request
 MISS_RATE = 0.1
 STEP = 0.05
 """Large enough to be even within a few hundred outcomes; a tenth of it would make intervals a few percent narrower."""
-HIGHEST_LEVEL = 0.5
-LEAST_RATIOS = round(2 / MISS_RATE) - 1
+MAX_LEVEL = 0.5
+MIN_RATIOS = round(2 / MISS_RATE) - 1
 """What the window must hold for an interval at `MISS_RATE` to have ends; before, outcomes say nothing of the level."""
 
 
@@ -32,11 +32,11 @@ class AdaptiveInterval:
 
     Attributes:
         level: a.  Outcomes with atoms, such as outputs that all end at their limit, are missed less than `MISS_RATE`
-            whatever the level; it stops at `HIGHEST_LEVEL`, not to be far away when they spread again.
+            whatever the level; it stops at `MAX_LEVEL`, not to be far away when they spread again.
         ratios: the last outcomes over their points.
     """
 
-    level: Annotated[float, Field(ge=-1, le=HIGHEST_LEVEL)] = MISS_RATE
+    level: Annotated[float, Field(ge=-1, le=MAX_LEVEL)] = MISS_RATE
     ratios: Lengths = field(default_factory=SlidingWindow)
 
     def bounds(self) -> tuple[float, float]:
@@ -48,8 +48,8 @@ class AdaptiveInterval:
         return ordered[low - 1], ordered[-low]
 
     def learn(self, ratio: float, missed: bool) -> None:
-        if len(self.ratios.values) >= LEAST_RATIOS:
-            self.level = min(self.level + STEP * (MISS_RATE - missed), HIGHEST_LEVEL)
+        if len(self.ratios.values) >= MIN_RATIOS:
+            self.level = min(self.level + STEP * (MISS_RATE - missed), MAX_LEVEL)
         self.ratios.add(ratio)
 
 

@@ -11,7 +11,7 @@ SLOTS = 2048
 NUMBERS = 4
 """Numeric features, which come first: the constant slots 0 to 3."""
 HASHED = SLOTS - NUMBERS
-MOST_WORDS = 14
+MAX_WORDS = 14
 """As many as the longest of the project's own prompts has."""
 READ = 128
 """Characters at each end of a prompt, which hold those words unless they are very long."""
@@ -49,10 +49,10 @@ def ends(prompt: str) -> str:
 
 
 def word_slots(text: str) -> tuple[int, ...]:
-    """Slots of the words of a text, numbers left out; of a long one, of its first and last `MOST_WORDS` / 2."""
+    """Slots of the words of a text, numbers left out; of a long one, of its first and last `MAX_WORDS` / 2."""
     words = text.lower().encode().split()
-    if len(words) > MOST_WORDS:
-        words = words[: MOST_WORDS // 2] + words[-MOST_WORDS // 2 :]
+    if len(words) > MAX_WORDS:
+        words = words[: MAX_WORDS // 2] + words[-MAX_WORDS // 2 :]
     return _slots([word for each in words if not (word := each.strip(b".,:;?!")).isdigit()])
 
 

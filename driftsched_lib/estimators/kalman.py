@@ -7,15 +7,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, LogRatio, Variance, grown, log_ratio
+from driftsched_lib.estimators.base import MIN_VARIANCE, LogRatio, Variance, grown, log_ratio
 from driftsched_lib.estimators.change import WILD, ChangeDetector
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import BASE_TOKENS, Request
+from driftsched_lib.validation import in_range
 
 NOISE_GAIN = 0.05
 GAIN_STEP = 0.02
-MOST_GAIN = 0.5
+MAX_GAIN = 0.5
 
 
 @dataclass
@@ -38,7 +38,7 @@ class LocalLevel:
     level: LogRatio = 0.0
     variance: Variance = 1.0
     noise: Variance = 0.1
-    gain: Annotated[float, Field(gt=0, le=MOST_GAIN)] = 0.05
+    gain: Annotated[float, Field(gt=0, le=MAX_GAIN)] = 0.05
     last: Annotated[float, Field(ge=-WILD, le=WILD)] = 0.0
     detector: ChangeDetector = field(default_factory=ChangeDetector)
 
@@ -58,12 +58,12 @@ class LocalLevel:
             self.variance, self.last = (self.noise + others) / count, 0.0
             return expected
         clipped = min(max(standardised, -WILD), WILD)
-        self.gain = min(max(self.gain * exp(GAIN_STEP * clipped * self.last), least_gain), MOST_GAIN)
+        self.gain = min(max(self.gain * exp(GAIN_STEP * clipped * self.last), least_gain), MAX_GAIN)
         self.last = clipped
         self.level += self.variance / expected * innovation
         self.variance += self.gain**2 * self.noise - self.variance**2 / expected
         unexplained = clipped**2 * expected - self.variance - others
-        self.noise = max(LEAST_VARIANCE, self.noise + NOISE_GAIN * (unexplained - self.noise))
+        self.noise = max(MIN_VARIANCE, self.noise + NOISE_GAIN * (unexplained - self.noise))
         return expected
 
 

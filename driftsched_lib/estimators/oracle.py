@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from driftsched_lib.estimators.base import BASE_TOKENS, checked_base, checked_bases, checked_length
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.estimators.base import checked_base, checked_bases, checked_length
+from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
 
 
 class Oracle:
@@ -21,7 +21,7 @@ class Oracle:
         self.base_tokens = checked_bases(base_tokens)
 
     def estimate(self, request: Request) -> Estimate:
-        base, length = checked_base(self.base_tokens, request), request.pinned_tokens
+        base, length = checked_base(self.base_tokens, request), request.fixed_output_tokens
         if length is None:
             raise ValueError(f"request {request.request_id!r}: the oracle knows pinned output lengths alone")
         return Estimate(length, request.input_tokens + length, length / base, base, length, length, (float(length),))

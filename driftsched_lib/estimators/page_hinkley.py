@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, Count, LogRatio, Variance, grown, log_ratio
+from driftsched_lib.estimators.base import MIN_VARIANCE, Count, LogRatio, Variance, grown, log_ratio
 from driftsched_lib.estimators.change import WILD, ChangeDetector
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import BASE_TOKENS, Request
+from driftsched_lib.validation import in_range
 
 VARIANCE_GAIN = 0.05
 
@@ -31,7 +31,7 @@ class WatchedMean:
         self.count += 1
         self.mean += max(least_gain, 1 / self.count) * residual
         squared = min(residual**2, WILD**2 * self.variance)
-        self.variance = max(LEAST_VARIANCE, self.variance + VARIANCE_GAIN * (squared - self.variance))
+        self.variance = max(MIN_VARIANCE, self.variance + VARIANCE_GAIN * (squared - self.variance))
 
 
 @dataclass

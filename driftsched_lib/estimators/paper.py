@@ -6,19 +6,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.checks import for_each_tier, in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST, Feedback, checked_base
+from driftsched_lib.estimators.base import MAX_TOKENS, Feedback, checked_base
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
-from driftsched_lib.requests import Estimate, Request
-
-SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
+from driftsched_lib.requests import BASE_TOKENS, TIERS, Estimate, Request, Tiers
+from driftsched_lib.validation import in_range
 
 
 @dataclass
 class PaperState:
     """The bias and the interval of each category."""
 
-    bias: dict[str, Annotated[float, Field(ge=0, le=LONGEST)]]
+    bias: dict[str, Annotated[float, Field(ge=0, le=MAX_TOKENS)]]
     intervals: dict[str, AdaptiveInterval]
 
 
@@ -31,7 +29,7 @@ class PaperEstimator(ConformalEstimator):
 
     Parameters:
         base_tokens: tokens by category.
-        safety: factor by tier.
+        tiers: by their safety factors.
         alpha: weight of the newest observation, in (0, 1].
         clip: bounds of one measured ratio.
         input_scale: input tokens that would double the estimate, were it not for `max_input_factor`.
@@ -45,22 +43,20 @@ class PaperEstimator(ConformalEstimator):
     def __init__(
         self,
         base_tokens: Mapping[str, int] = BASE_TOKENS,
-        safety: Mapping[str, float] = SAFETY,
         calibrate: bool = True,
         alpha: float = 0.1,
         clip: tuple[float, float] = (0.25, 3.0),
         max_input_factor: float = 1.5,
         input_scale: float = 1000.0,
+        tiers: Tiers = TIERS,
     ):
         super().__init__(base_tokens)
-        if not 0 <= clip[0] < clip[1] <= LONGEST:
-            raise ValueError(f"clip is {clip}, it must be two rising numbers from 0 to {LONGEST:,}")
+        if not 0 <= clip[0] < clip[1] <= MAX_TOKENS:
+            raise ValueError(f"clip is {clip}, it must be two rising numbers from 0 to {MAX_TOKENS:,}")
         if not input_scale > 0:
             raise ValueError(f"input_scale is {input_scale}, it must be above 0")
-        self.safety = {
-            tier: in_range(f"safety of {tier}", factor, 0, 1000)
-            for tier, factor in for_each_tier("safety", safety).items()
-        }
+        self.tiers = tiers
+        self.safety = {name: tier.safety for name, tier in tiers.items()}
         self.calibrate = calibrate
         self.alpha = in_range("alpha", alpha, 0, 1)
         self.clip = clip

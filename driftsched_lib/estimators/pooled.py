@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, checked_sum, grown, log_ratio
+from driftsched_lib.estimators.base import MIN_VARIANCE, checked_sum, grown, log_ratio
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.kalman import LocalLevel
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import BASE_TOKENS, Request
+from driftsched_lib.validation import in_range
 
 BETWEEN_GAIN = 0.02
-LEAST_GAIN = 0.02
+MIN_GAIN = 0.02
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Category:
 
     def deviation(self, own: AgedMean | None) -> tuple[float, float]:
         """Posterior mean and variance of a tenant's deviation, given the mean of those observed."""
-        between = max(self.between, LEAST_VARIANCE)
+        between = max(self.between, MIN_VARIANCE)
         if own is None:
             return 0.0, between
         ratio = self.level.noise / between
@@ -94,7 +94,7 @@ class Pooled(ConformalEstimator):
         deviation = log_ratio(length, base) - category.level.level
         if own.count > 0:
             category.between += BETWEEN_GAIN * (deviation * own.total / own.count - category.between)
-        category.level.learn(deviation - expected, variance, LEAST_GAIN)
+        category.level.learn(deviation - expected, variance, MIN_GAIN)
         own.learn(deviation, self.gain)
         if len(tenants) > self.most_tenants:
             del tenants[next(iter(tenants))]

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
+from driftsched_lib.validation import in_range
 
 
 @dataclass

@@ -8,16 +8,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LONGEST
+from driftsched_lib.estimators.base import MAX_TOKENS
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.features import SLOTS, named
 from driftsched_lib.estimators.sliding import Lengths, SlidingWindow
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import BASE_TOKENS, Request
+from driftsched_lib.validation import in_range
 
 RECENT = 64
 OPPONENTS = 8
-LEAST_SURPRISE = 0.1
+MIN_SURPRISE = 0.1
 """Of the probability that one is the longer: a pair that is nearly known to be in order teaches next to nothing."""
 
 
@@ -26,7 +26,7 @@ class Finished:
     """A request that was observed: the slots of its features, and its length."""
 
     slots: list[Annotated[int, Field(ge=0, lt=SLOTS)]]
-    length: Annotated[int, Field(ge=0, le=LONGEST)]
+    length: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Ranker(ConformalEstimator):
         for other in state.recent[:: RECENT // OPPONENTS]:
             longer = 0.5 if length == other.length else float(length > other.length)
             surprise = longer - 0.5 - 0.5 * tanh((score - self._score(other.slots)) / 2)
-            if -LEAST_SURPRISE < surprise < LEAST_SURPRISE:
+            if -MIN_SURPRISE < surprise < MIN_SURPRISE:
                 continue
             move = self.step * surprise
             own_move += move

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LogRatio, grown, log_ratio
+from driftsched_lib.estimators.base import LogRatio, grown, log_ratio
 from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
 from driftsched_lib.estimators.features import SLOTS, named, numeric
 from driftsched_lib.estimators.kalman import LocalLevel
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import BASE_TOKENS, Request
+from driftsched_lib.validation import in_range
 
 PRIOR_VARIANCE = 0.02
 """Of a weight: most features change a length by less than a quarter."""

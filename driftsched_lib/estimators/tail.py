@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import Field
 from scipy.special import stdtrit
 
-from driftsched_lib.checks import in_range
-from driftsched_lib.estimators.base import BASE_TOKENS, LEAST_VARIANCE, checked_base
+from driftsched_lib.estimators.base import MIN_VARIANCE, checked_base
 from driftsched_lib.estimators.regression import Regression, RegressionState
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
+from driftsched_lib.validation import in_range
 
 DEGREES_OF_FREEDOM = 3.5
 TAIL = 0.1
@@ -82,7 +82,7 @@ class TailInflatedExpectation(Regression):
         residual = self._innovation(request, base, length) ** 2
         n = DEGREES_OF_FREEDOM
         weighed = (n + 1) * squared / (n * squared + residual) * residual
-        self.state_.scales[request.category] = max(LEAST_VARIANCE, squared + SCALE_GAIN * (weighed - squared))
+        self.state_.scales[request.category] = max(MIN_VARIANCE, squared + SCALE_GAIN * (weighed - squared))
 
 
 @lru_cache(maxsize=256)

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
-from driftsched_lib.comparison import select
 from driftsched_lib.figures.style import COLORS, legend_right, neighbours
+from driftsched_lib.studies.compare import select
 
 _LINES = [
     (COLORS[0], "-"),

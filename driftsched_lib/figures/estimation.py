@@ -6,10 +6,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from driftsched_lib.comparison import mean, root_mean_square, select, single
 from driftsched_lib.figures.style import CALIBRATION_COLORS, CATEGORY_COLORS, legend_below, panels
-from driftsched_lib.prompts import CATEGORIES
-from driftsched_lib.requests import TIERS
+from driftsched_lib.requests import CATEGORIES, TIERS
+from driftsched_lib.studies.compare import mean, root_mean_square, select, single
 
 
 def estimate_against_actual(done: pd.DataFrame) -> Figure:

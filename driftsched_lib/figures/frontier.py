@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from driftsched_lib.comparison import mean_interval, select
 from driftsched_lib.figures.style import POLICY_NAMES, TIER_COLORS, policy_style
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.studies.compare import mean_interval, select
 from driftsched_lib.studies.frontier import COMPARED, RELATIVE
 
 LATER = " *"

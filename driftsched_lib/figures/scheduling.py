@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import ecdf
 
-from driftsched_lib.comparison import quantile, relative_change, select
 from driftsched_lib.figures.style import (
     DARK,
     POLICY_COLORS,
@@ -24,6 +23,7 @@ from driftsched_lib.figures.style import (
     side_styles,
 )
 from driftsched_lib.requests import TIERS
+from driftsched_lib.studies.compare import quantile, relative_change, select
 
 PAPER_CHANGE = {("sjf", 0.50): -0.42, ("sjf", 0.99): -0.16}
 

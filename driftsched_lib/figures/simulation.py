@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-from driftsched_lib.comparison import mean_interval, select
 from driftsched_lib.figures.style import (
     COLORS,
     DARK,
@@ -19,6 +18,7 @@ from driftsched_lib.figures.style import (
     policy_style,
     side_styles,
 )
+from driftsched_lib.studies.compare import mean_interval, select
 
 SOURCES = {
     "simulated": (COLORS[0], "o"),

@@ -8,8 +8,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from driftsched_lib.comparison import select
-from driftsched_lib.prompts import CATEGORIES
+from driftsched_lib.requests import CATEGORIES
+from driftsched_lib.studies.compare import select
 
 COLORS = sns.color_palette("colorblind")
 POLICY_NAMES = {

@@ -6,9 +6,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from driftsched_lib.comparison import select
 from driftsched_lib.figures.style import COLORS, legend_below
-from driftsched_lib.prompts import CATEGORIES
+from driftsched_lib.requests import CATEGORIES
+from driftsched_lib.studies.compare import select
 
 
 def training_curve(log: pd.DataFrame) -> Figure:

@@ -8,7 +8,7 @@ from driftsched_lib.policies.base import KeyedQueue, Policy
 from driftsched_lib.policies.deadlines import EarliestDeadline, LeastSlack
 from driftsched_lib.policies.express import Express
 from driftsched_lib.policies.grouped import Grouped
-from driftsched_lib.policies.paper import RANKS, TURNS, AgingPriority, Fifo, Priority, ShortestJobFirst, Weighted
+from driftsched_lib.policies.paper import AgingPriority, Fifo, Priority, ShortestJobFirst, Weighted
 from driftsched_lib.policies.preemptive import MultilevelFeedback, ShortestRemaining
 from driftsched_lib.policies.size_and_wait import (
     AgingShortestJobFirst,
@@ -18,6 +18,7 @@ from driftsched_lib.policies.size_and_wait import (
 )
 from driftsched_lib.policies.tenants import DeficitRoundRobin, VirtualTokenCounter, WeightedFairQueueing
 from driftsched_lib.policies.uncertain_sizes import Gittins, TailInflatedExpectation
+from driftsched_lib.validation import component
 
 POLICIES = {
     "fifo": Fifo,
@@ -42,10 +43,11 @@ POLICIES = {
     "express": Express,
 }
 
+PolicyName = component(POLICIES, shared=("tiers",))
+"""A policy in parameters; `tiers` are given when it is built."""
+
 __all__ = [
     "POLICIES",
-    "RANKS",
-    "TURNS",
     "AgingPriority",
     "AgingShortestJobFirst",
     "Boost",
@@ -60,6 +62,7 @@ __all__ = [
     "LeastSlack",
     "MultilevelFeedback",
     "Policy",
+    "PolicyName",
     "Priority",
     "ShortestJobFirst",
     "ShortestRemaining",

@@ -37,23 +37,15 @@ class Policy(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Request]: ...
 
-    def ended(self, request: Request, output_tokens: int) -> None:  # noqa: B027
+    def on_finish(self, request: Request, output_tokens: int) -> None:  # noqa: B027
         """A request that was popped has ended, completed or not, with so many output tokens.
 
         It is told once for each request that was ever popped.  One that was popped, added again (its slot was taken
         back) and popped again is one request, and what it has had is to be counted once.
         """
 
-    def batch_size(self, most: int, now: float) -> int:
-        """How many of the requests that `pop` returns next share a static batch, of `most` for which it has room.
-
-        Asked before a batch's first pop; a policy may choose then which ones come next.  `most` closes no batch before
-        it is full: what comes meanwhile may join.
-        """
-        return most
-
     def victim(self, running: Iterable[Request], now: float) -> Request | None:
-        """The running request that should give its place to the first queued one, `made_tokens` of each being known."""
+        """Return the running request that should give its slot to the first queued one; None to preempt none."""
         return None
 
 

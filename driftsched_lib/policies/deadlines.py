@@ -1,13 +1,8 @@
 """Deadlines from the tiers' service level objectives (SLOs)."""
 
-from collections.abc import Mapping
-
-from driftsched_lib.checks import not_negative, positive_for_each_tier
 from driftsched_lib.policies.base import KeyedQueue
-from driftsched_lib.requests import Request
-
-TTFT_SLO_S = {"premium": 5.0, "standard": 15.0, "batch": 60.0}
-E2E_SLO_S = {"premium": 30.0, "standard": 60.0, "batch": 240.0}
+from driftsched_lib.requests import TIERS, Request, Tiers
+from driftsched_lib.validation import not_negative
 
 
 class EarliestDeadline(KeyedQueue):
@@ -20,14 +15,11 @@ class EarliestDeadline(KeyedQueue):
     objectives later.
 
     Cost: O(log n).
-
-    Parameters:
-        ttft_slo_s: seconds from the arrival to the first token by tier.
     """
 
-    def __init__(self, ttft_slo_s: Mapping[str, float] = TTFT_SLO_S):
+    def __init__(self, tiers: Tiers = TIERS):
         super().__init__()
-        self.ttft_slo_s = positive_for_each_tier("ttft_slo_s", ttft_slo_s)
+        self.ttft_slo_s = {name: tier.ttft_slo_s for name, tier in tiers.items()}
 
     def key(self, request: Request) -> float:
         return request.arrival_s + self.ttft_slo_s[request.tier]
@@ -43,13 +35,12 @@ class LeastSlack(KeyedQueue):
     Source: least laxity first (Mok, 1983), asked only where a slot is free.  Cost: O(log n).
 
     Parameters:
-        e2e_slo_s: seconds from the arrival to the last token by tier.
         s_per_token: seconds that a running request takes for an output token.
     """
 
-    def __init__(self, e2e_slo_s: Mapping[str, float] = E2E_SLO_S, s_per_token: float = 0.03):
+    def __init__(self, s_per_token: float = 0.03, tiers: Tiers = TIERS):
         super().__init__()
-        self.e2e_slo_s = positive_for_each_tier("e2e_slo_s", e2e_slo_s)
+        self.e2e_slo_s = {name: tier.e2e_slo_s for name, tier in tiers.items()}
         self.s_per_token = not_negative("s_per_token", s_per_token)
 
     def key(self, request: Request) -> float:

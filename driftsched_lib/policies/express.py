@@ -27,22 +27,17 @@ that one is next.  While a request waits, at most `(A + 2 L) / fifo_share` token
 queued before it at its arrival, which is its wait under FIFO, and `L` the largest request's.  (The credit grows by
 `fifo_share` of what is dispatched; while the request waits only those before it spend it, at most `A`; and it is below
 `L` before each pop that does not serve the oldest.)
-
-**Static batches** are formed of this order, at these prices, as in `static_batches`.  Whether the oldest request's turn
-has come is asked once a batch, so that the tokens of one batch come on top of that bound.
 """
 
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import inf
 
-from driftsched_lib.checks import not_negative, positive_for_each_tier
 from driftsched_lib.policies.base import KeyedQueue
-from driftsched_lib.policies.paper import TURNS
-from driftsched_lib.policies.static_batches import next_batch
-from driftsched_lib.policies.tenants import FEW_TENANTS
-from driftsched_lib.requests import Request
+from driftsched_lib.policies.tenants import FEW_TENANTS, weights
+from driftsched_lib.requests import TIERS, Request, Tiers
+from driftsched_lib.validation import not_negative
 
 RECENT = 512
 """Requests over which the quantile is taken."""
@@ -59,7 +54,6 @@ class Express(KeyedQueue):
     Cost: O(log n), and the number of quantiles.
 
     Parameters:
-        weights: cost of a second of waiting by tier, and the tenants' shares.
         express_share: share of the requests below the cap.
         fifo_share: share of the tokens that belongs to the oldest request.
         lead_tokens: per weight, what a tenant may have in the express lane beyond its share of the engine.
@@ -70,12 +64,12 @@ class Express(KeyedQueue):
 
     def __init__(
         self,
-        weights: Mapping[str, float] = TURNS,
         express_share: float = 0.65,
         fifo_share: float = 0.05,
         lead_tokens: float = 2048.0,
         uncertainty: float = 1.0,
         input_price: float = 0.1,
+        tiers: Tiers = TIERS,
     ):
         for name, share in (("express_share", express_share), ("fifo_share", fifo_share)):
             if not 0 <= share <= 1:
@@ -83,7 +77,7 @@ class Express(KeyedQueue):
         if not lead_tokens >= 0:
             raise ValueError(f"lead_tokens is {lead_tokens}, it must be a number that is not negative")
         super().__init__()
-        self.weights = positive_for_each_tier("weights", weights)
+        self.weights = weights(tiers)
         self.express_share = express_share
         self.fifo_share = fifo_share
         self.lead_tokens = lead_tokens
@@ -92,9 +86,6 @@ class Express(KeyedQueue):
         self._waiting: OrderedDict[str, float] = OrderedDict()  # by request id, the oldest first: its size
         self._dispatched: dict[str, tuple[float, float]] = {}  # by id of a request that was popped: rank and size
         self._credit = 0.0
-        self._batch: dict[str, None] = {}  # the ids of what shares a static batch, and is still queued
-        self._batched_tokens = 0.0  # of the longest request of each batch: time in which batches ran
-        self._came: dict[str, float] = {}  # by id of a request that waited for a batch: that time at its arrival
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self._virtual_time = 0.0  # tokens per weight of processor sharing
@@ -131,33 +122,11 @@ class Express(KeyedQueue):
         return self._leave(request_id)
 
     def peek(self, now: float) -> Request:
-        if self._batch:
-            return self._alive[next(iter(self._batch))][2]
         if self._waiting:
             oldest, size = next(iter(self._waiting.items()))
             if self._credit >= size:
                 return self._alive[oldest][2]
         return super().peek(now)
-
-    def batch_size(self, most: int, now: float) -> int:
-        """See `static_batches`.  Cost: O(n log n) for n queued requests, once a batch."""
-        self._batch = {}
-        if not self:
-            return most
-        queued = list(self)
-        self._came = {request_id: self._came.get(request_id, self._batched_tokens) for request_id in self._waiting}
-        cap = self._sorted[min(int(self.express_share * len(self._sorted)), len(self._sorted) - 1)]
-        sizes = [self._waiting[request.request_id] for request in queued]
-        prices = [max(self.weights[request.tier], size / cap) for request, size in zip(queued, sizes, strict=True)]
-        waits = [self._batched_tokens - self._came[request.request_id] for request in queued]
-        if self._credit >= self._waiting[next(iter(self._waiting))]:
-            waits[0] = inf  # the oldest request's turn
-        start, end = next_batch(sizes, prices, waits, most)
-        self._batched_tokens += max(sizes[start:end])
-        if end - start == len(queued):
-            return most
-        self._batch = {request.request_id: None for request in queued[start:end]}
-        return end - start
 
     def remove(self, request_id: str) -> Request:
         rank = self._alive[request_id][0]
@@ -166,7 +135,7 @@ class Express(KeyedQueue):
             self._correct(request.tenant, rank, -rank)
         return request
 
-    def ended(self, request: Request, output_tokens: int) -> None:
+    def on_finish(self, request: Request, output_tokens: int) -> None:
         rank, size = self._dispatched.pop(request.request_id)
         wrong_by = self.input_price * request.input_tokens + output_tokens - size
         self._correct(request.tenant, rank, wrong_by / self.weights[request.tier])
@@ -184,7 +153,6 @@ class Express(KeyedQueue):
     def _leave(self, request_id: str) -> Request:
         request = super().remove(request_id)
         del self._waiting[request_id]
-        self._batch.pop(request_id, None)
         tenant = request.tenant
         self._queued[tenant] -= 1
         if not self._queued[tenant]:
@@ -215,14 +183,13 @@ class Express(KeyedQueue):
 
     def __iter__(self) -> Iterator[Request]:
         by_rank = (request.request_id for _, _, request in sorted(self._alive.values()))
-        by_age, batch, credit, popped = iter(self._waiting), iter(self._batch), self._credit, set[str]()
+        by_age, credit, popped = iter(self._waiting), self._credit, set[str]()
         oldest = next(by_age, "")
         while len(popped) < len(self):
             while oldest in popped:
                 oldest = next(by_age)
-            if (first := next(batch, None)) is None:
-                is_due = credit >= self._waiting[oldest]
-                first = oldest if is_due else next(request_id for request_id in by_rank if request_id not in popped)
+            is_due = credit >= self._waiting[oldest]
+            first = oldest if is_due else next(request_id for request_id in by_rank if request_id not in popped)
             popped.add(first)
             if first not in self._dispatched:
                 credit = self._credited(credit, self._waiting[first], first == oldest)

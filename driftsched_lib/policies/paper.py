@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 
-from driftsched_lib.checks import for_each_tier, not_negative
 from driftsched_lib.policies.base import KeyedQueue, Policy
-from driftsched_lib.requests import TIERS, Request
+from driftsched_lib.requests import TIERS, Request, Tiers
+from driftsched_lib.validation import not_negative
 
-RANKS = {tier: rank for rank, tier in enumerate(TIERS, start=1)}
-TURNS = {"premium": 5, "standard": 3, "batch": 2}
+
+def ranks(tiers: Tiers) -> dict[str, int]:
+    """Return the rank of each tier, 1 for the best."""
+    return {tier: rank for rank, tier in enumerate(tiers, start=1)}
 
 
 class Fifo(KeyedQueue):
@@ -24,14 +26,11 @@ class Priority(KeyedQueue):
     """The better tier first, FIFO within: premium, standard, batch.  Nothing bounds the wait of the last tier.
 
     Source: the paper's.  Cost: O(log n).
-
-    Parameters:
-        ranks: rank by tier, the smallest goes first.
     """
 
-    def __init__(self, ranks: Mapping[str, float] = RANKS):
+    def __init__(self, tiers: Tiers = TIERS):
         super().__init__()
-        self.ranks = for_each_tier("ranks", ranks)
+        self.ranks = ranks(tiers)
 
     def key(self, request: Request) -> float:
         return self.ranks[request.tier]
@@ -58,14 +57,13 @@ class AgingPriority(KeyedQueue):
     Source: the paper's.  Cost: O(log n).
 
     Parameters:
-        rate: ranks gained a second of waiting.
-        ranks: rank by tier at arrival.
+        rate: ranks gained per second of waiting.
     """
 
-    def __init__(self, rate: float = 0.01, ranks: Mapping[str, float] = RANKS):
+    def __init__(self, rate: float = 0.01, tiers: Tiers = TIERS):
         super().__init__()
         self.rate = not_negative("rate", rate)
-        self.ranks = for_each_tier("ranks", ranks)
+        self.ranks = ranks(tiers)
 
     def key(self, request: Request) -> float:
         return self.ranks[request.tier] + self.rate * request.arrival_s
@@ -77,16 +75,19 @@ class Weighted(Policy):
     Source: the paper's weighted scheduler, ten turns, 5 premium, 3 standard, 2 batch in a row.  Cost: O(log n).
 
     Parameters:
-        turns: number of consecutive turns by tier, in the order of the cycle.
+        tiers: their weights are the consecutive turns of each, in the order of the cycle.
+
+    Raises:
+        ValueError: a weight that is no whole number.
     """
 
-    def __init__(self, turns: Mapping[str, int] = TURNS):
-        for_each_tier("turns", turns)
-        if any(n < 1 for n in turns.values()):
-            raise ValueError(f"turns is {dict(turns)}, each tier needs at least one")
-        self.cycle = tuple(tier for tier, n in turns.items() for _ in range(n))
+    def __init__(self, tiers: Tiers = TIERS):
+        for name, tier in tiers.items():
+            if tier.weight != int(tier.weight):
+                raise ValueError(f"weight of {name} is {tier.weight}, as a number of turns it must be whole")
+        self.cycle = tuple(name for name, tier in tiers.items() for _ in range(int(tier.weight)))
         self._turn = 0
-        self._queues = {tier: Fifo() for tier in turns}
+        self._queues = {tier: Fifo() for tier in tiers}
         self._tier_of: dict[str, str] = {}
 
     def add(self, request: Request) -> None:

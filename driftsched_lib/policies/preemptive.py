@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from heapq import heapify
 from math import inf
 
-from driftsched_lib.checks import not_negative, positive
 from driftsched_lib.policies.base import KeyedQueue
 from driftsched_lib.requests import Request
+from driftsched_lib.validation import not_negative, positive
 
 
 class ShortestRemaining(KeyedQueue):
@@ -41,7 +41,7 @@ class ShortestRemaining(KeyedQueue):
         most: float = tokens_to_come(self.peek(now))
         longest = None
         for request in running:
-            made = request.made_tokens
+            made = request.num_output_tokens
             to_come = request.estimate.output_tokens - made
             if to_come > most and (gives := to_come - self.recompute * (request.input_tokens + made)) > most:
                 most, longest = gives, request
@@ -50,7 +50,7 @@ class ShortestRemaining(KeyedQueue):
 
 def tokens_to_come(request: Request) -> int:
     """The estimated output less what has been made of it, at least one token."""
-    return max(1, request.estimate.output_tokens - request.made_tokens)
+    return max(1, request.estimate.output_tokens - request.num_output_tokens)
 
 
 class MultilevelFeedback(KeyedQueue):
@@ -84,7 +84,7 @@ class MultilevelFeedback(KeyedQueue):
         self._made_before: dict[str, int] = {}  # by id: output tokens at its last boost, where there were any
 
     def key(self, request: Request) -> float:
-        quanta = (request.made_tokens - self._made_before.get(request.request_id, 0)) // self.quantum_tokens
+        quanta = (request.num_output_tokens - self._made_before.get(request.request_id, 0)) // self.quantum_tokens
         return min((quanta + 1).bit_length(), self.levels) - 1
 
     def peek(self, now: float) -> Request:
@@ -98,17 +98,17 @@ class MultilevelFeedback(KeyedQueue):
             return None
         level, lowest = self.key(self.peek(now)), None
         for request in running:
-            if request.made_tokens >= self.quantum_tokens and (mine := self.key(request)) > level:
+            if request.num_output_tokens >= self.quantum_tokens and (mine := self.key(request)) > level:
                 level, lowest = mine, request
         return lowest
 
-    def ended(self, request: Request, output_tokens: int) -> None:
+    def on_finish(self, request: Request, output_tokens: int) -> None:
         self._made_before.pop(request.request_id, None)
 
     def _boost(self) -> None:
         for request_id, (level, place, request) in self._alive.items():
             if level:
-                self._made_before[request_id] = request.made_tokens
+                self._made_before[request_id] = request.num_output_tokens
                 self._alive[request_id] = (0.0, place, request)
         self._heap = list(self._alive.values())
         heapify(self._heap)

@@ -8,9 +8,9 @@ from math import exp, expm1, fsum, log
 import numpy as np
 from numpy.typing import NDArray
 
-from driftsched_lib.checks import not_negative, positive
 from driftsched_lib.policies.base import KeyedQueue, Policy, in_pop_order, possible_tokens, total_tokens
 from driftsched_lib.requests import Request
+from driftsched_lib.validation import not_negative, positive
 
 
 class AgingShortestJobFirst(KeyedQueue):

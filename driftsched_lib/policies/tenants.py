@@ -2,16 +2,20 @@
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
-from driftsched_lib.checks import not_negative, positive, positive_for_each_tier
 from driftsched_lib.policies.base import Policy, in_pop_order, total_tokens
-from driftsched_lib.policies.paper import TURNS
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import TIERS, Request, Tiers
+from driftsched_lib.validation import not_negative, positive
 
 FEW_TENANTS = 64
 """So many idle tenants may be remembered beyond twice those that matter: looking for them is then O(1), amortised."""
+
+
+def weights(tiers: Tiers) -> dict[str, float]:
+    """Return the weight of each tier."""
+    return {name: tier.weight for name, tier in tiers.items()}
 
 
 class LeastServed(Policy):
@@ -28,8 +32,8 @@ class LeastServed(Policy):
         had: what each tenant has had, by its name.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self.weights = positive_for_each_tier("weights", weights)
+    def __init__(self, tiers: Tiers) -> None:
+        self.weights = weights(tiers)
         self.had: dict[str, float] = {}
         self._charged: dict[str, tuple[str, float]] = {}  # by id of a request that was popped: tenant and charge
         self._queues: dict[str, OrderedDict[str, tuple[int, Request]]] = {}  # by tenant: those who have one
@@ -82,7 +86,7 @@ class LeastServed(Policy):
         self._settle(tenant)
         return request
 
-    def ended(self, request: Request, output_tokens: int) -> None:
+    def on_finish(self, request: Request, output_tokens: int) -> None:
         del self._charged[request.request_id]
 
     def _move(self, tenant: str) -> None:
@@ -133,12 +137,12 @@ class VirtualTokenCounter(LeastServed):
     Cost: O(log tenants).
 
     Parameters:
-        weights: share by tier; a tenant of twice the weight may have twice the tokens.
+        tiers: by their weights; a tenant of twice the weight may have twice the tokens.
         input_price, output_price: of a token; output tokens cost the engine more.
     """
 
-    def __init__(self, weights: Mapping[str, float] = TURNS, input_price: float = 1.0, output_price: float = 2.0):
-        super().__init__(weights)
+    def __init__(self, input_price: float = 1.0, output_price: float = 2.0, tiers: Tiers = TIERS):
+        super().__init__(tiers)
         self.input_price = not_negative("input_price", input_price)
         self.output_price = positive("output_price", output_price)
         self._last = ""  # the tenant that had a request queued when none other had
@@ -150,7 +154,7 @@ class VirtualTokenCounter(LeastServed):
     def floor(self) -> float:
         return self.had[self._first()] if self._places else self.had.get(self._last, 0.0)
 
-    def ended(self, request: Request, output_tokens: int) -> None:
+    def on_finish(self, request: Request, output_tokens: int) -> None:
         tenant, charged = self._charged.pop(request.request_id)
         self.had[tenant] += self.charge(request, output_tokens) - charged
         if tenant in self._places:
@@ -177,11 +181,11 @@ class WeightedFairQueueing(LeastServed):
     Cost: O(log tenants).
 
     Parameters:
-        weights: share by tier.
+        tiers: by their weights.
     """
 
-    def __init__(self, weights: Mapping[str, float] = TURNS):
-        super().__init__(weights)
+    def __init__(self, tiers: Tiers = TIERS):
+        super().__init__(tiers)
         self._virtual_time = 0.0
         self._latest_end = 0.0
 
@@ -213,14 +217,14 @@ class DeficitRoundRobin(Policy):
 
     Parameters:
         quantum_tokens: estimated tokens a turn for a weight of one.
-        weights: share by tier.
+        tiers: by their weights.
     """
 
-    def __init__(self, quantum_tokens: int = 128, weights: Mapping[str, float] = TURNS):
+    def __init__(self, quantum_tokens: int = 128, tiers: Tiers = TIERS):
         if quantum_tokens < 1:
             raise ValueError(f"quantum_tokens is {quantum_tokens}, it must be at least one")
         self.quantum_tokens = quantum_tokens
-        self.weights = positive_for_each_tier("weights", weights)
+        self.weights = weights(tiers)
         self._queues: OrderedDict[str, OrderedDict[str, Request]] = OrderedDict()  # by tenant, in the order of turns
         self._tenants: dict[str, str] = {}  # by request id
         self._left: dict[str, float] = {}  # by tenant: tokens that it may still spend
@@ -265,7 +269,7 @@ class DeficitRoundRobin(Policy):
             del self._queues[tenant], self._left[tenant]
         return request
 
-    def ended(self, request: Request, output_tokens: int) -> None:
+    def on_finish(self, request: Request, output_tokens: int) -> None:
         self._paid.remove(request.request_id)
 
     def _price(self, request: Request) -> int:

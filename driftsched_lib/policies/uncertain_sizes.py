@@ -2,9 +2,9 @@
 
 from math import ceil, fsum, inf
 
-from driftsched_lib.checks import not_negative
 from driftsched_lib.policies.base import KeyedQueue, possible_tokens
 from driftsched_lib.requests import Request
+from driftsched_lib.validation import not_negative
 
 
 class Gittins(KeyedQueue):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftsched_lib.comparison import Interval, mean_interval, select
+from driftsched_lib.studies.compare import Interval, mean_interval, select
 
 
 def paired_change(

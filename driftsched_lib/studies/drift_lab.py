@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from driftsched_lib.comparison import Interval, mean_interval
-from driftsched_lib.drift import NEWCOMERS, Scenario, drifted
-from driftsched_lib.estimators import BASE_TOKENS, Estimator
-from driftsched_lib.parallel import finish_all
-from driftsched_lib.params import Params, Phase, WorkloadParams
-from driftsched_lib.prompts import build_prompt
-from driftsched_lib.requests import Request
-from driftsched_lib.workloads import paper_load
+from driftsched_lib.estimators import Estimator
+from driftsched_lib.experiments.parallel import finish_all
+from driftsched_lib.experiments.params import Params, Phase, WorkloadParams
+from driftsched_lib.requests import BASE_TOKENS, Request
+from driftsched_lib.studies.compare import Interval, mean_interval
+from driftsched_lib.workloads.drift import NEWCOMERS, Scenario, drifted
+from driftsched_lib.workloads.prompts import build_prompt
+from driftsched_lib.workloads.synthetic import paper_load
 
 DAYS = 4
 WINDOW = 200
@@ -61,7 +61,7 @@ def replay(
         probe_tenant: whose request it is that the estimator is asked about each time.
     """
     if lengths is None:
-        lengths = [request.pinned_tokens for request in requests]
+        lengths = [request.fixed_output_tokens for request in requests]
     rows, in_flight = [], deque()
     for request, length in zip(requests, lengths, strict=True):
         estimate = request.estimate = estimator.estimate(request)
@@ -87,7 +87,7 @@ def replay(
 def _probe(request: Request, length: int, tenant: str) -> Request:
     """One and the same request of a category, at the time of another."""
     prompt = build_prompt(request.category, "Load Balancing", 0)
-    return replace(request, prompt=prompt, tenant=tenant, tier="standard", pinned_tokens=length)
+    return replace(request, prompt=prompt, tenant=tenant, tier="standard", fixed_output_tokens=length)
 
 
 def replays(

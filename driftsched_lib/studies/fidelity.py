@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 from scipy.stats import wilcoxon
 
-from driftsched_lib import results
+from driftsched_lib.engines.fit import iterations, predicted_s
+from driftsched_lib.engines.profile import EngineLimits, Profile
 from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.metrics import busy_s, latencies
-from driftsched_lib.params import Params
-from driftsched_lib.profiles import EngineLimits, Profile
-from driftsched_lib.profiling import iterations, predicted_s
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.metrics import busy_s, latencies
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.requests import Request
-from driftsched_lib.run import serve_run
 
 QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
 GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "TTFT P99": 0.08, "throughput": 0.015}

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftsched_lib import results
-from driftsched_lib.comparison import mean_interval
-from driftsched_lib.metrics import busy_s, latencies, plain, tenant_fairness
-from driftsched_lib.parallel import finish_all
-from driftsched_lib.policies import TURNS
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.metrics import busy_s, latencies, plain, tenant_fairness
+from driftsched_lib.experiments.parallel import finish_all
+from driftsched_lib.experiments.service_metrics import longest_waits, service_difference, slo_attainment
 from driftsched_lib.policies.deadlines import E2E_SLO_S, TTFT_SLO_S
 from driftsched_lib.requests import TIERS
-from driftsched_lib.service_metrics import longest_waits, service_difference, slo_attainment
+from driftsched_lib.studies.compare import mean_interval
 
 RELATIVE = {
     "mean_e2e_s": "mean E2E",

@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from driftsched_lib import results
-from driftsched_lib.comparison import mean_interval
-from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.experiment import run_grid
-from driftsched_lib.params import Params
-from driftsched_lib.plugin_settings import PluginSettings
+from driftsched_lib.errors import ParamsError
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
+from driftsched_lib.studies.compare import mean_interval
 from driftsched_lib.studies.frontier import LARGER_IS_BETTER, frontier
 from driftsched_lib.validation import choice, in_project
-from driftsched_lib.workloads import paper_load
+from driftsched_lib.vllm_plugin.settings import PluginSettings
+from driftsched_lib.workloads.synthetic import paper_load
 
 OBJECTIVES = {
     "p50_e2e_s": "median E2E (s)",
@@ -44,14 +44,10 @@ AS_IN_VLLM = {
 """What the scheduler inside vLLM does: a grid whose winner is to be deployed there can have nothing else."""
 
 
-class ObjectiveError(DriftSchedError, ValueError):
-    """An objective that is unknown or means nothing for a load, or a grid that cannot be ranked for it."""
-
-
 def objective_name(objective: str) -> str:
-    """What an objective is called, with its unit; ObjectiveError for one that is not known."""
+    """What an objective is called, with its unit; ParamsError for one that is not known."""
     if objective not in OBJECTIVES:
-        raise ObjectiveError(f"objective: {choice(objective, OBJECTIVES)}")
+        raise ParamsError(f"objective: {choice(objective, OBJECTIVES)}")
     return OBJECTIVES[objective]
 
 
@@ -114,14 +110,14 @@ def recommend(
         The ranking, as of `ranked`, and the runs, as of `frontier`.
 
     Raises:
-        ObjectiveError: an objective that is not known, or settings that vLLM's scheduler could not have.
+        ParamsError: an objective that is not known, or settings that vLLM's scheduler could not have.
     """
     objective_name(objective)
     for name, value in AS_IN_VLLM.items():
         if getattr(params, name) != value:
-            raise ObjectiveError(f"{name}: the scheduler inside vLLM can have {value} alone")
+            raise ParamsError(f"{name}: the scheduler inside vLLM can have {value} alone")
     if any(estimator.name == "oracle" for estimator in params.estimators):
-        raise ObjectiveError("estimators: the oracle knows what a server cannot, so it can be no recommendation")
+        raise ParamsError("estimators: the oracle knows what a server cannot, so it can be no recommendation")
     _same_load(load_of, out)
     run_grid(params, out)
     runs = frontier(out, **slos)
@@ -141,10 +137,10 @@ def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
         these two hold for all rows at once (Bonferroni), so they hold for the row that came out best, too.
 
     Raises:
-        ObjectiveError: a run in which the objective means nothing.
+        ParamsError: a run in which the objective means nothing.
     """
     if runs[objective].isna().any():
-        raise ObjectiveError(f"objective: {objective} means nothing in a run that has none of these requests")
+        raise ParamsError(f"objective: {objective} means nothing in a run that has none of these requests")
     values = runs.pivot_table(index="seed", columns=["policy", "estimator"], values=objective, sort=False)
     sign = -1 if objective in LARGER_IS_BETTER else 1
     order = (sign * values.mean()).sort_values(kind="stable").index

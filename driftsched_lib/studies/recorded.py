@@ -9,18 +9,19 @@ from typing import Any
 import pandas as pd
 from scipy.stats import kendalltau
 
-from driftsched_lib import results
-from driftsched_lib.engine_setup import load_engine, warm_up
+from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import Estimator
-from driftsched_lib.params import Params
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.engine import load_engine, warm_up
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.results import EngineSpeed
+from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.requests import Estimate, Request
-from driftsched_lib.results import EngineSpeed, ResultsError
-from driftsched_lib.run import serve_run
 from driftsched_lib.studies.drift_lab import replay
 from driftsched_lib.studies.frontier import measures
-from driftsched_lib.text_classifier import TextClassifier
 from driftsched_lib.validation import in_project
-from driftsched_lib.workloads import paper_load, prompt_digest, recorded_lengths
+from driftsched_lib.workloads.synthetic import paper_load, prompt_digest, recorded_lengths
+from driftsched_lib.workloads.text_classifier import TextClassifier
 
 
 def offered(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Request]:
@@ -37,14 +38,14 @@ def record_lengths(folder: str | Path) -> pd.DataFrame:
         Columns `seed`, `request_id`, `output_tokens`, `prompt_digest`, a row a completed request.
 
     Raises:
-        ResultsError: there is no finished run, or outputs did not end by themselves, or a seed has several runs.
+        DriftSchedError: there is no finished run, or outputs did not end by themselves, or a seed has several runs.
     """
     rows, seeds = [], set()
     for run in results.run_folders(folder):
         manifest = results.load_manifest(run)
         seed, params = manifest["run"]["seed"], manifest["params"]
         if params["output_length"] != "natural" or params.get("recorded_lengths") is not None or seed in seeds:
-            raise ResultsError(f"{run}: outputs to record end by themselves, in one run a seed")
+            raise DriftSchedError(f"{run}: outputs to record end by themselves, in one run a seed")
         seeds.add(seed)
         requests = offered(run, manifest)
         done = results.read_table(run, "requests").query("outcome == 'completed'")

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftsched_lib import results
-from driftsched_lib.comparison import (
+from driftsched_lib.experiments import results
+from driftsched_lib.experiments.metrics import busy_s, estimation_errors, job_classes, latencies
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.studies.compare import (
     Interval,
     bootstrap,
     difference,
@@ -20,8 +22,6 @@ from driftsched_lib.comparison import (
     select,
     single,
 )
-from driftsched_lib.metrics import busy_s, estimation_errors, job_classes, latencies
-from driftsched_lib.params import Params
 
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
 CLOSE_TO_THE_PAPER = 0.25

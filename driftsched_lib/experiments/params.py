@@ -1,0 +1,257 @@
+"""The parameters of an experiment: what each wing needs, and the grid of runs that their lists span."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from driftsched_lib.engines.params import EngineParams
+from driftsched_lib.estimators import EstimatorName
+from driftsched_lib.policies import PolicyName
+from driftsched_lib.requests import TIERS, Tier, Tiers
+from driftsched_lib.validation import (
+    Component,
+    Count,
+    Name,
+    NotNegative,
+    OneOrMore,
+    Positive,
+    Validated,
+    choice,
+    overlaid,
+    read_yaml,
+)
+from driftsched_lib.workloads.params import WorkloadParams
+
+
+class AdmissionParams(Validated):
+    """Who is rejected at arrival, by tier; see `admission`.
+
+    Attributes:
+        tokens_per_s, burst_tokens: the budget of each tenant, estimated input and output together; null for none.
+        max_wait_s: a request is shed when the work queued before it takes the engine longer than this; `.inf` for a
+            tier that is never shed, null to shed none.
+    """
+
+    tokens_per_s: dict[Name, Positive] | None = None
+    burst_tokens: dict[Name, Positive] | None = None
+    max_wait_s: dict[Name, Annotated[float, Field(ge=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _whole_budget(self) -> Self:
+        if (self.tokens_per_s is None) != (self.burst_tokens is None):
+            raise ValueError("tokens_per_s and burst_tokens make one budget: give both")
+        return self
+
+
+class SchedulerParams(Validated):
+    """How requests are classified, estimated, queued and batched.
+
+    Attributes:
+        vary_estimates_for: policies that are run with each estimator, token counter and calibration.  The order of the
+            others does not depend on them, so they are run with the first of each.
+        batch_size, batch_wait_s: a static batch closes when it is full, or so long after its first request.
+        queue_capacity: requests that may be queued; null for no limit.
+        tiers: by name, the best first.
+    """
+
+    policies: OneOrMore[PolicyName] = ["fifo", "priority", "weighted", "sjf", "aging"]  # type: ignore[valid-type]
+    estimators: OneOrMore[EstimatorName] = ["paper"]  # type: ignore[valid-type]
+    calibration: OneOrMore[bool] = [True, False]
+    token_counter: OneOrMore[Literal["whitespace", "tokenizer"]] = ["whitespace", "tokenizer"]
+    vary_estimates_for: list[str] = ["sjf"]
+    batching: OneOrMore[Literal["static", "continuous"]] = ["static"]
+    batch_size: Count = 32
+    batch_wait_s: NotNegative = 0.01
+    queue_capacity: Count | None = None
+    admission: AdmissionParams | None = None
+    classifier: Literal["keywords", "text"] = "keywords"
+    tiers: Annotated[dict[Name, Tier], Field(min_length=1)] = dict(TIERS)
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        names = [policy.name for policy in self.policies]
+        for name in self.vary_estimates_for:
+            if name not in names and ":" in name:
+                raise ValueError(f"vary_estimates_for: {choice(name, names)}")
+        for name, by_tier in (self.admission.model_dump() if self.admission else {}).items():
+            if by_tier is not None and set(by_tier) != set(self.tiers):
+                raise ValueError(f"admission.{name}: it must name {', '.join(self.tiers)}, each once")
+        return self
+
+
+class MeasureParams(Validated):
+    """What is recorded of a run, and how.
+
+    Attributes:
+        job_class_tokens: the paper's bounds of a short and of a medium request (estimated total, before scaling).
+        cooling_s: pause between two runs on a real engine.
+    """
+
+    job_class_tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = [128, 512]
+    cooling_s: NotNegative = 60.0
+    queue_depth_interval_s: Positive = 1.0
+    telemetry_interval_s: Positive = 0.2
+
+    @field_validator("job_class_tokens")
+    @classmethod
+    def _rise(cls, bounds: list[int]) -> list[int]:
+        if not 0 < bounds[0] < bounds[1]:
+            raise ValueError(f"must be two rising numbers of tokens above 0, not {bounds}")
+        return bounds
+
+
+SECTIONS = {
+    "engine": EngineParams,
+    "scheduler": SchedulerParams,
+    "workload": WorkloadParams,
+    "measure": MeasureParams,
+}
+MOVED = {"engine": "engine.kind", "engine_args": "engine.args", "longest_wait_s": "scheduler.admission.max_wait_s"} | {
+    name: f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields
+}
+"""Where the keys of the flat files of version 0.1 went."""
+
+
+class Params(Validated):
+    """Everything that decides an experiment.  The defaults are the paper's; a list makes a dimension of the grid.
+
+    Attributes:
+        rates: requests arrive as fast as the load says, times each of these.
+        requests: of each run.
+    """
+
+    engine: EngineParams = EngineParams()
+    scheduler: SchedulerParams = SchedulerParams()
+    workload: WorkloadParams = WorkloadParams()
+    measure: MeasureParams = MeasureParams()
+    rates: OneOrMore[Positive] = [1.0]
+    seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
+    requests: Count = 3000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flat_file(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        flat = [key for key in values if key in MOVED and not (key in SECTIONS and not isinstance(values[key], str))]
+        if flat:
+            moves = ", ".join(f"{key} -> {MOVED[key]}" for key in flat)
+            raise ValueError(f"parameters stand in sections now: {moves}")
+        return values
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        engine, scheduler, workload = self.engine, self.scheduler, self.workload
+        if engine.kind == "simulated" and workload.ends_by_itself:
+            raise ValueError(
+                "workload.output_length: no model ends an output of the simulated engine, so it may be limit or "
+                "spread, or natural with recorded_lengths"
+            )
+        preemptive = [str(policy) for policy in scheduler.policies if getattr(policy.kind, "preemptive", False)]
+        if preemptive and not engine.can_preempt:
+            raise ValueError(
+                f"scheduler.policies: {', '.join(preemptive)} preempts: a single simulated engine can, and vLLM with "
+                "the plug-in"
+            )
+        if workload.ends_by_itself and any(estimator.name == "oracle" for estimator in scheduler.estimators):
+            raise ValueError("scheduler.estimators: the oracle knows fixed lengths alone, and natural ones are not")
+        default = {} if workload.trace is None else {"trace.default_tier": workload.trace.default_tier}
+        for tenant, tier in {**workload.tenants, **default}.items():
+            if tier not in scheduler.tiers:
+                raise ValueError(f"workload: the tier of {tenant}, {choice(tier, scheduler.tiers)}")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a YAML file, which may give each section where it differs from the defaults.
+
+        Parameters:
+            overrides: laid over the file; `scheduler.policies` reaches into a section.
+        """
+        return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
+
+    @classmethod
+    def of_notebook(cls, names: Mapping[str, Any]) -> Self:
+        """Return the parameters that a notebook's variables give.
+
+        `params_file` is read, unless a section is among the variables: papermill's `-f FILE` defines the sections of
+        its file, which is then the whole experiment.  `seeds`, `requests` and `rates` are laid over either.
+
+        Parameters:
+            names: the notebook's `globals()`.
+        """
+        given = {name: names[name] for name in cls.model_fields if names.get(name) is not None}
+        if given.keys() & SECTIONS.keys():
+            return cls.parse(given, "the notebook's parameters")
+        return cls.load(names["params_file"], given)
+
+    def changed(self, **overrides: Any) -> Self:
+        """Return these parameters with others laid over them, validated; `scheduler__seeds` reaches into a section."""
+        keys = {name.replace("__", "."): value for name, value in overrides.items()}
+        return self.parse(overlaid(self.model_dump(), keys, "changed parameters"), "changed parameters")
+
+    @property
+    def tiers(self) -> Tiers:
+        """The tiers by name, the best first."""
+        return self.scheduler.tiers
+
+    @property
+    def job_class_bounds(self) -> list[int]:
+        """The largest total of a short and of a medium request, at the load's scale (tokens)."""
+        return [self.workload.tokens(bound) for bound in self.measure.job_class_tokens]
+
+    def runs(self) -> list["Run"]:
+        """Return the grid, seed by seed, so that a part of it is balanced."""
+        scheduler = self.scheduler
+        settings = [
+            (estimator, counter, calibration)
+            for estimator, counter, calibration in product(
+                scheduler.estimators, scheduler.token_counter, scheduler.calibration
+            )
+            if estimator.accepts("calibrate") or calibration == scheduler.calibration[0]
+        ]
+        return [
+            Run(batching, policy, *setting, rate, seed)
+            for seed in self.seeds
+            for rate in self.rates
+            for batching in scheduler.batching
+            for policy in scheduler.policies
+            for setting in (settings if policy.name in scheduler.vary_estimates_for else settings[:1])
+        ]
+
+    def policy_runs(self) -> list["Run"]:
+        """Return the part of the grid that compares policies: the first estimator, token counter and calibration."""
+        scheduler = self.scheduler
+        first = (scheduler.estimators[0], scheduler.token_counter[0], scheduler.calibration[0])
+        return [run for run in self.runs() if (run.estimator, run.token_counter, run.calibration) == first]
+
+    def estimate_runs(self) -> list["Run"]:
+        """Return the part of the grid that compares estimates: the policies in `vary_estimates_for`."""
+        return [run for run in self.runs() if run.policy.name in self.scheduler.vary_estimates_for]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of the grid."""
+
+    batching: str
+    policy: Component
+    estimator: Component
+    token_counter: str
+    calibration: bool
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        calibration = "calibrated" if self.calibration else "uncalibrated"
+        parts = [self.batching, self.policy, self.estimator, self.token_counter, calibration]
+        if self.rate != 1.0:
+            parts.append(f"rate{self.rate:g}")
+        return re.sub(r"[^\w.=-]+", "-", "_".join(map(str, [*parts, f"seed{self.seed}"])))

@@ -1,0 +1,189 @@
+"""Parameters of the load: who sends what, how long it is, and when it arrives."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from driftsched_lib.estimators.base import BaseTokens
+from driftsched_lib.requests import BASE_TOKENS, Category
+from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Validated
+from driftsched_lib.workloads.drift import SCENARIOS
+from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
+
+
+class Phase(Validated):
+    """A stretch of the load with its own category mix and arrival rate.
+
+    A phase begins when the one before it has drained and `pause_s` more seconds have passed.
+
+    Attributes:
+        share: of all requests.
+        mix: share of each category.
+        gap_s: bounds of the gaps between arrivals, which are uniform between them.
+        arrival_cv: coefficient of variation of gamma-distributed gaps of the same mean: 1 is Poisson, more is bursts.
+        load_factor: stretches the gaps until the offered output tokens per second, every output at its limit, are this
+            multiple of the engine's measured capacity.
+        lengths: a file as in data/traces.  Prompts are filled up and outputs fixed to its lengths (times
+            `length_scale`).  A request is then of the first category whose base holds its output, whatever the `mix`:
+            that tells an estimator the order of magnitude, more than a real prompt does.
+    """
+
+    name: str
+    share: Annotated[Positive, Field(le=1)]
+    mix: dict[Category, NotNegative]
+    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+    load_factor: Positive | None = None
+    pause_s: NotNegative = 0.0
+    lengths: FileName | None = None
+    arrival_cv: GapVariation | None = None
+
+    @field_validator("mix")
+    @classmethod
+    def _sums_to_one(cls, mix: dict[str, float]) -> dict[str, float]:
+        if abs(sum(mix.values()) - 1) > 1e-9:
+            raise ValueError(f"the shares must sum to 1, they sum to {sum(mix.values()):g}")
+        return mix
+
+    @field_validator("gap_s")
+    @classmethod
+    def _rises(cls, gap_s: list[float]) -> list[float]:
+        if gap_s[0] > gap_s[1] or gap_s[1] == 0:
+            raise ValueError(f"must be two rising numbers of seconds, the second above 0, not {gap_s}")
+        return gap_s
+
+
+LEARNING = Phase(
+    name="learning",
+    share=1 / 3,
+    mix={"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10},
+    gap_s=[0.05, 0.15],
+)
+STRESS = Phase(
+    name="stress",
+    share=2 / 3,
+    mix={"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30},
+    gap_s=[0.005, 0.03],
+    pause_s=15.0,
+)
+"""The paper's two phases."""
+
+
+class TraceParams(Validated):
+    """A request trace in one of the formats of `traces`.
+
+    Attributes:
+        columns: what the columns of a `csv` or `parquet` are called, where not as in `traces.FIELDS`.
+        skip: good rows that are left out at its beginning.
+        speedup: what its times are divided by.
+        load_factor: output tokens offered over what the engine can make, which its times are stretched to; null for as
+            they are.
+        on_bad_row: leave it out and report it, or refuse the trace.
+        default_tier: of a row that names neither a tier nor a known tenant.
+    """
+
+    file: FileName
+    format: Literal[tuple(FORMATS)]  # type: ignore[valid-type]
+    columns: dict[Literal[FIELDS], str] | None = None  # type: ignore[valid-type]
+    skip: Annotated[int, Field(ge=0, le=10**12)] = 0
+    speedup: Positive = 1.0
+    load_factor: Positive | None = None
+    on_bad_row: Literal["skip", "refuse"] = "refuse"
+    default_tier: Name = "standard"
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> "TraceParams":
+        if self.load_factor is not None and self.speedup != 1.0:
+            raise ValueError("a load_factor stretches the times whatever the speedup: give one of them")
+        return self
+
+
+class Spread(Validated):
+    """Output lengths drawn from a lognormal, cut off at the request's limit.
+
+    Attributes:
+        mean_share: mean of the draws as a share of the limit.
+        cv: their coefficient of variation.
+    """
+
+    mean_share: Positive
+    cv: Annotated[float, Field(ge=0, le=100)]
+
+
+class WorkloadParams(Validated):
+    """The load.  The defaults are the paper's: tenants drawn uniformly, and two phases.
+
+    Attributes:
+        tenants: the tier of each.
+        zipf: above 0, the k-th tenant sends in proportion to k ** -zipf.
+        noisy: the first tenant sends this many times its share.
+        label_prefix: put the paper's prefix before each prompt, which tells a key-word classifier the category.
+        phases: their shares of the requests sum to 1.
+        trace: takes the place of the phases.
+        drift: a scenario of `drift`, which then decides lengths or, where outputs end by themselves, prompts.
+        length_scale: what all lengths are multiplied by, so that an engine of another speed gets the same experiment.
+        base_tokens: expected output length of each category, which is also its limit.
+        output_length: an output ends at its `limit`, by itself (`natural`), or at a length drawn from the `spread`.
+        recorded_lengths: a file of what natural outputs came to; each is then fixed at that length.
+        queue_timeout_s: a request expires after so long in the queue; null for never.
+    """
+
+    tenants: Annotated[dict[Name, Name], Field(min_length=1)] = {
+        "tenant-premium": "premium",
+        "tenant-standard": "standard",
+        "tenant-batch": "batch",
+    }
+    zipf: NotNegative = 0.0
+    noisy: Positive = 1.0
+    label_prefix: bool = True
+    phases: Annotated[list[Phase], Field(min_length=1)] = [LEARNING, STRESS]
+    trace: TraceParams | None = None
+    drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
+    length_scale: Positive = 1.0
+    base_tokens: BaseTokens = BASE_TOKENS  # type: ignore[assignment]
+    output_length: Literal["limit", "natural", "spread"] = "limit"
+    spread: Spread = Spread(mean_share=0.6, cv=0.5)
+    recorded_lengths: FileName | None = None
+    queue_timeout_s: Positive | None = None
+
+    @field_validator("phases")
+    @classmethod
+    def _share_all(cls, phases: list[Phase]) -> list[Phase]:
+        if abs(sum(phase.share for phase in phases) - 1) > 1e-6:
+            raise ValueError(f"the shares must sum to 1, they sum to {sum(phase.share for phase in phases):g}")
+        return phases
+
+    @model_validator(mode="after")
+    def _one_source_of_lengths(self) -> "WorkloadParams":
+        if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
+            raise ValueError("trace: it decides the lengths, so output_length may be limit and drift null")
+        if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
+            raise ValueError("output_length: a phase's lengths fix the outputs, so it may be limit alone")
+        if self.drift is not None and self.output_length == "spread":
+            raise ValueError("output_length: drift decides the lengths, so it may be limit or natural")
+        if self.recorded_lengths is not None and self.output_length != "natural":
+            raise ValueError("recorded_lengths: they are of natural outputs, so output_length may be natural alone")
+        return self
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether nobody knows an output's length before it is generated."""
+        return self.output_length == "natural" and self.recorded_lengths is None
+
+    @property
+    def tenant_shares(self) -> list[float] | None:
+        """What each tenant sends of the whole; None for the same from each."""
+        if not self.zipf and self.noisy == 1.0:
+            return None
+        shares = [k**-self.zipf for k in range(1, len(self.tenants) + 1)]
+        shares[0] *= self.noisy
+        return [share / sum(shares) for share in shares]
+
+    def tokens(self, paper_tokens: int) -> int:
+        """Return a length of the paper's at this load's scale, at least one token."""
+        return max(1, round(paper_tokens * self.length_scale))
+
+    @property
+    def max_tokens(self) -> Mapping[str, int]:
+        """The limit and base length of an output, by category."""
+        return {category: self.tokens(base) for category, base in self.base_tokens.items()}

@@ -1,0 +1,87 @@
+"""The prompts of the paper's load: infrastructure topics, four categories, five templates each.
+
+The wording is this project's own.  What is kept from the paper (arXiv 2606.02982) is the structure that its
+key-word classifier meets: every summary prompt says "summarize", every report prompt names a report or an analysis,
+but only one technical template in five holds a key word of its category, the others say "Explain ...".
+"""
+
+from collections.abc import Mapping
+
+TOPIC_GROUPS = {
+    "network": (
+        "DNS", "BGP", "OSPF", "MPLS", "VPN", "SD-WAN", "CDN", "Load Balancing", "API Gateway", "Edge Computing",
+    ),
+    "platform": (
+        "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices", "Service Mesh",
+        "CI/CD", "Autoscaling", "Multi-Tenant Systems",
+    ),
+    "data": (
+        "Kafka", "Redis", "PostgreSQL", "MongoDB", "Caching", "Data Pipelines", "Event Streaming", "Vector Databases",
+        "Embeddings", "RAG",
+    ),
+    "security": (
+        "JWT", "OAuth", "TLS", "Zero Trust", "Cloud Security", "Network Security", "Firewalls", "IDS/IPS",
+        "Rate Limiting",
+    ),
+    "operations": ("SRE", "Observability", "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry"),
+    "inference": (
+        "LLM Inference", "TensorRT", "CUDA", "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention",
+        "Continuous Batching", "Model Quantization", "Inference Optimization", "Queue Scheduling", "Token Estimation",
+    ),
+}  # fmt: skip
+TOPICS = tuple(topic for topics in TOPIC_GROUPS.values() for topic in topics)
+
+TEMPLATES = {
+    "short_qa": (
+        "What is {topic} and who needs it?",
+        "How does {topic} work?",
+        "Which problem is solved by {topic}?",
+        "When is {topic} the right choice?",
+        "What does a team gain from {topic}?",
+    ),
+    "summary": (
+        "Summarize the architecture of {topic} and its main parts.",
+        "Summarize what {topic} changes in daily operations.",
+        "Summarize how to keep {topic} secure.",
+        "Summarize what limits {topic} at scale.",
+        "Summarize the proven ways to introduce {topic}.",
+    ),
+    "technical": (
+        "Explain the inner architecture of {topic}.",
+        "Explain which performance trade-offs come with {topic}.",
+        "Explain how {topic} is implemented.",
+        "Explain where the bottlenecks of {topic} lie.",
+        "Explain how to monitor {topic} in production.",
+    ),
+    "report": (
+        "Write a detailed report on {topic}: architecture, performance, scaling, security and operations.",
+        "Write a comprehensive analysis of how {topic} is deployed and run well.",
+        "Write a report that compares the approaches to {topic}.",
+        "Write a report on the reliability, resilience and risks of {topic}.",
+        "Write a report on where {topic} is heading.",
+    ),
+}
+
+STYLES = {"plain": "", "terse": " Be brief.", "verbose": " Go into depth."}
+"""An instruction at the end of a prompt that the embedded model has learnt to follow."""
+
+
+def build_prompt(category: str, topic: str, template: int, style: str = "plain") -> str:
+    """The text of one prompt, without the prefix that the paper's load generator puts before it."""
+    return TEMPLATES[category][template].format(topic=topic) + STYLES[style]
+
+
+def label_prefix(request_id: int | str, tenant: str, category: str) -> str:
+    """The prefix of the paper's load generator; it names the job type, so a key-word classifier can read the label."""
+    return f"Request ID {request_id}. Tenant {tenant}. Job type {category}. "
+
+
+def filled_up(prompt: str, tokens: int) -> str:
+    """A prompt with so many common words before it that it has about so many tokens."""
+    return "the " * max(0, tokens - len(prompt.split())) + prompt
+
+
+def category_of(output_tokens: int, max_tokens: Mapping[str, int]) -> str:
+    """The category with the least limit that holds an output, or else the largest."""
+    by_limit = sorted(max_tokens, key=max_tokens.__getitem__)
+    return next((category for category in by_limit if output_tokens <= max_tokens[category]), by_limit[-1])
