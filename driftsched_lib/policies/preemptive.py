@@ -71,10 +71,8 @@ class MultilevelFeedback(KeyedQueue):
 
     def __init__(self, quantum_tokens: int = 64, levels: int = 5, boost_s: float = 60.0):
         super().__init__()
-        positive("quantum_tokens", quantum_tokens)
-        positive("levels", levels)
-        self.quantum_tokens = quantum_tokens
-        self.levels = levels
+        self.quantum_tokens = int(positive("quantum_tokens", quantum_tokens))
+        self.levels = int(positive("levels", levels))
         self.boost_s = positive("boost_s", boost_s)
         self._boost_at_s = -inf
         self._made_before: dict[str, int] = {}  # by id: output tokens at its last boost, if there were any

@@ -49,8 +49,8 @@ class OldestOfEachSize(Lanes[int]):
     def __init__(self) -> None:
         super().__init__(total_tokens)
         self._slots: dict[int, int] = {}
-        self._sizes: list[int] = []  # by slot, as the columns of
-        self._table = np.empty((2, 64))  # the oldest arrival of each size, and what the size is worth
+        self._sizes: list[int] = []
+        self._arrivals, self._worths = np.empty(64), np.empty(64)  # by slot: the oldest arrival, and the size's worth
 
     @abstractmethod
     def worth(self, size: int) -> float:
@@ -69,26 +69,27 @@ class OldestOfEachSize(Lanes[int]):
         slot = self._slots.setdefault(size, len(self._sizes))
         if slot == len(self._sizes):
             self._sizes.append(size)
-            if slot == self._table.shape[1]:
-                self._table = np.hstack([self._table, self._table])
-            self._table[1, slot] = self.worth(size)
-        self._table[0, slot] = self._lanes[size][0][0]
+            if slot == len(self._worths):
+                self._arrivals, self._worths = np.resize(self._arrivals, 2 * slot), np.resize(self._worths, 2 * slot)
+            self._worths[slot] = self.worth(size)
+        self._arrivals[slot] = self._lanes[size][0][0]
 
     def remove(self, request_id: str) -> Request:
         request = super().remove(request_id)
         size = total_tokens(request)
         if size in self._lanes:
-            self._table[0, self._slots[size]] = self._lanes[size][0][0]
+            self._arrivals[self._slots[size]] = self._lanes[size][0][0]
             return request
         slot, last = self._slots.pop(size), self._sizes.pop()
         if last != size:  # the last slot moves to the free one
             self._slots[last], self._sizes[slot] = slot, last
-            self._table[:, slot] = self._table[:, len(self._sizes)]
+            for column in (self._arrivals, self._worths):
+                column[slot] = column[len(self._sizes)]
         return request
 
     def choose(self, now: float) -> int:
-        arrivals, worths = self._table[:, : len(self._sizes)]
-        scores = self.scores(now - arrivals, worths)
+        n = len(self._sizes)
+        scores = self.scores(now - self._arrivals[:n], self._worths[:n])
         best = int(scores.argmax())
         most, scores[best] = scores[best], -np.inf
         if scores[scores.argmax()] < most:

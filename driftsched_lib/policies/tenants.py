@@ -173,8 +173,7 @@ class DeficitRoundRobin(Lanes[str]):
 
     def __init__(self, quantum_tokens: int = 128, tiers: Tiers = TIERS):
         super().__init__(attrgetter("tenant"))
-        positive("quantum_tokens", quantum_tokens)
-        self.quantum_tokens = quantum_tokens
+        self.quantum_tokens = positive("quantum_tokens", quantum_tokens)
         self.weights = {name: tier.weight for name, tier in tiers.items()}
         self._left: dict[str, float] = {}  # by tenant with requests queued: tokens that it may still spend
         self._paid: set[str] = set()  # ids of popped requests
@@ -202,7 +201,8 @@ class DeficitRoundRobin(Lanes[str]):
         request = super().remove(request_id)
         if request.tenant not in self._lanes:
             self._left.pop(request.tenant, None)
-            self._turn = None if self._turn == request.tenant else self._turn
+            if self._turn == request.tenant:
+                self._turn = None
         return request
 
     def on_finish(self, request: Request, output_tokens: int) -> None:
