@@ -5,13 +5,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from math import inf
 
-from driftsched_lib.policies.base import KeyedQueue, example_order, example_request, in_pop_order  # noqa: F401
+from driftsched_lib.policies.base import KeyedQueue, example_order, example_request  # noqa: F401
 from driftsched_lib.policies.tenants import MAX_IDLE_TENANTS
 from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import not_negative
 
-RECENT = 512
-"""Requests over which the quantile is taken."""
+RECENT = 512  # requests over which the quantile is taken
 
 
 class Express(KeyedQueue):
@@ -26,9 +25,9 @@ class Express(KeyedQueue):
     tag is the end of the tenant's last express request, or the virtual time if that is later.  So per weight a tenant's
     express requests get at most an equal share of the engine, plus `lead_tokens` and one request.
 
-    **Starvation.**  The oldest request goes next when `fifo_share` of the tokens dispatched since it was last served
-    covers it.  While a request waits, at most `(A + 2 L) / fifo_share` tokens are dispatched: `A` were queued before
-    it, and `L` is the largest request.  Cost: O(log n), and the number of quantiles.
+    **Starvation.**  A credit grows by `fifo_share` of the tokens dispatched; the oldest request goes next, and spends
+    it, when it covers its size.  While a request waits, at most `(A + 2 L) / fifo_share` tokens are dispatched: `A`
+    were queued before it, and `L` is the largest request.  Cost: O(log n), and the number of quantiles.
 
     Parameters:
         express_share: share of requests below the cap, from 0 (FIFO) to 1 (no cap).
@@ -153,4 +152,4 @@ class Express(KeyedQueue):
         return place < self.express_share * len(self._sorted)
 
     def __iter__(self) -> Iterator[Request]:
-        return in_pop_order(self, [request for _, _, request in self._alive.values()])
+        return self._popped_by_a_copy(now=0.0)
