@@ -248,6 +248,13 @@ class Run:
     seed: int
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Its columns in tables of many runs."""
+        named = {"policy": str(self.policy), "estimator": str(self.estimator)}
+        order = ("batching", "policy", "estimator", "calibration", "token_counter", "rate", "seed")
+        return {name: named.get(name, getattr(self, name)) for name in order}
+
+    @property
     def name(self) -> str:
         """The name of its folder."""
         calibration = "calibrated" if self.calibration else "uncalibrated"
