@@ -21,7 +21,7 @@ from driftsched_lib.experiments.metrics import latencies
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.figures.explorer import SideBySide, live_queue
-from driftsched_lib.figures.style import policy_name
+from driftsched_lib.figures.style import policy_names
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import QueueDepth
@@ -148,7 +148,8 @@ class Explorer:
     def picture(self) -> bytes:
         """Return both sides, simulated, as a PNG."""
         sides = {name: self.side(name) for name in self.served}
-        titles = {name: f"{name}: {policy_name(s.policy)}, {s.estimator}, {s.batching}" for name, s in sides.items()}
+        names = policy_names(side.policy for side in sides.values())
+        titles = {name: f"{name}: {names[s.policy]}, {s.estimator}, {s.batching}" for name, s in sides.items()}
         return _png(self.figure.draw({titles[name]: (run.done, run.depth) for name, run in self.served.items()}))
 
     def differences(self) -> pd.DataFrame:
@@ -217,7 +218,7 @@ class Explorer:
     def _side_controls(self, side: Side) -> dict[str, widgets.Widget]:
         policies = [*POLICIES, *(p.name for p in self.real.scheduler.policies if p.name not in POLICIES)]
         estimators = [*ESTIMATORS, *(e.name for e in self.real.scheduler.estimators if e.name not in ESTIMATORS)]
-        named = [(policy_name(policy), policy) for policy in policies]
+        named = [(name, policy) for policy, name in policy_names(policies).items()]
         return {
             "policy": widgets.Dropdown(options=named, value=side.policy, description="policy"),
             "estimator": widgets.Dropdown(options=estimators, value=side.estimator, description="estimator"),
