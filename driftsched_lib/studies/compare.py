@@ -1,4 +1,4 @@
-"""Statistics of studies: estimates with intervals, changes paired by seed or by request, ranks.
+"""The statistics of all studies: estimates with intervals, changes paired by seed or by request.
 
 Intervals over seeds are Student's, because seeds are independent.  With few seeds, or for a statistic that is no mean,
 they are percentile bootstraps from a fixed generator, so that a table is the same whenever it is made.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.stats import t as student
 
 MIN_SEEDS = 10
 """This many independent runs give an interval of their own."""
@@ -47,16 +47,6 @@ def root_mean_square(values: np.ndarray) -> np.ndarray:
     return np.sqrt((values**2).mean(axis=-1))
 
 
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return Kendall's rank correlation, tau-b."""
-    return stats.kendalltau(a, b).statistic
-
-
-def p_larger(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return how likely values as much larger than their pairs are by chance (Wilcoxon's signed-rank test)."""
-    return stats.wilcoxon(ours, theirs, alternative="greater").pvalue
-
-
 def select(frame: pd.DataFrame, **setting: Any) -> pd.DataFrame:
     """Return the rows whose columns have these values."""
     return frame[np.logical_and.reduce([frame[column] == value for column, value in setting.items()])]
@@ -66,13 +56,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     """Return the mean of independent values with Student's interval, which is infinite for one value."""
     values = np.asarray(values, dtype=float)
     n = len(values)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
+    half = student.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
-
-
-def for_all(comparisons: int) -> float:
-    """Return the confidence of each interval if all of them are to hold at once with 95% (Bonferroni)."""
-    return 1 - 0.05 / max(1, comparisons)
 
 
 def paired_change(
@@ -115,18 +100,24 @@ def changes(
 
 
 def behind_best(values: pd.DataFrame, larger_is_better: bool = False) -> pd.Series:
-    """Return how far each column is behind the one with the best mean, row by row, the best first.
+    """Return how far each column is behind the one with the best mean, the best first; see `differences_at_once`.
 
-    A column whose interval reaches 0 cannot be told from the best.  The intervals hold for all columns at once.
+    A column whose interval reaches 0 cannot be told from the best.
+    """
+    costs = -values if larger_is_better else values
+    costs = costs[costs.mean().sort_values(kind="stable").index]
+    return differences_at_once(costs, costs.iloc[:, 0])
+
+
+def differences_at_once(values: pd.DataFrame, reference: pd.Series) -> pd.Series:
+    """Return each column's mean difference from a reference; all intervals hold at once with 95% (Bonferroni).
 
     Parameters:
         values: one row per seed, one column per setting.
     """
-    sign = -1 if larger_is_better else 1
-    order = (sign * values.mean()).sort_values(kind="stable").index
-    best, confidence = values[order[0]], for_all(len(order) - 1)
-    intervals = [mean_interval((sign * (values[column] - best)).dropna(), confidence) for column in order]
-    return pd.Series(intervals, order)
+    confidence = 1 - 0.05 / max(1, len(values.columns) - 1)
+    differences = values.sub(reference, axis=0)
+    return pd.Series([mean_interval(differences[column].dropna(), confidence) for column in values], values.columns)
 
 
 def share_of_gap(summary: pd.DataFrame, column: str, setting: Setting, baseline: Setting, bound: Setting) -> Interval:

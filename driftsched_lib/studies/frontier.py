@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import finish_all
 from driftsched_lib.experiments.metrics import (
     busy_s,
     latencies,
@@ -91,14 +90,13 @@ def frontier(out: str | Path, tiers: Tiers | None = None) -> pd.DataFrame:
         tiers: None for those of the runs' parameters.
     """
     tiers = results.load_params(out).tiers if tiers is None else tiers
-    runs = results.runs(out)
-    rows = dict(finish_all(_row, [(number, out, run.name, tiers) for number, run in enumerate(runs)]))
-    return pd.DataFrame([rows[number] for number in range(len(runs))])
+    names = [run.name for run in results.runs(out)]
+    return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_row)(Path(out) / name, tiers) for name in names))
 
 
-def _row(number: int, out: str | Path, name: str, tiers: Tiers) -> tuple[int, dict[str, Any]]:
-    run = results.load_run(Path(out) / name)
-    return number, run.manifest["run"] | measures(run.table("requests"), run.speed, tiers)
+def _row(path: Path, tiers: Tiers) -> dict[str, Any]:
+    run = results.load_run(path)
+    return run.manifest["run"] | measures(run.table("requests"), run.speed, tiers)
 
 
 def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] = COMPARED) -> pd.DataFrame:
@@ -150,17 +148,21 @@ def where_worst(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFra
     Parameters:
         objectives: columns of `frontier`, and their names.
     """
-    rows = []
-    for where, part in runs.groupby(SETTING, sort=False):
-        for column, name in objectives.items():
-            means = part.groupby("policy", sort=False)[column].mean()
-            best, worst = (means.max(), means.min()) if larger_is_better(column) else (means.min(), means.max())
-            for policy, mean in means.items() if best != worst else ():
-                times = max(mean, best) / max(min(mean, best), 1e-9)
-                rows.append((policy, (mean - best) / (worst - best), times, name, *where, mean, best))
-    columns = ["policy", "shortfall", "times", "objective", *SETTING, "mean", "best"]
-    table = pd.DataFrame(rows, columns=columns).sort_values(["shortfall", "times"], ascending=False, kind="stable")
-    return table.drop_duplicates("policy").set_index("policy").drop(columns="times")
+    means = runs.groupby([*SETTING, "policy"], sort=False)[list(objectives)].mean().rename_axis(columns="objective")
+    table = means.stack(future_stack=True).rename("mean").reset_index()
+    sign = table.objective.map(lambda column: -1 if larger_is_better(column) else 1)
+    costs = sign * table["mean"]
+    least, most = (
+        costs.groupby([table[name] for name in [*SETTING, "objective"]]).transform(end) for end in ("min", "max")
+    )
+    table = table.assign(shortfall=(costs - least) / (most - least), best=sign * least)
+    ends = table[["mean", "best"]]
+    table = table.assign(
+        objective=table.objective.map(objectives), times=ends.max(axis=1) / ends.min(axis=1).clip(1e-9)
+    )
+    table = table.dropna().sort_values(["shortfall", "times"], ascending=False, kind="stable")
+    columns = ["shortfall", "objective", *SETTING, "mean", "best"]
+    return table.drop_duplicates("policy").set_index("policy")[columns]
 
 
 def against_goals(runs: pd.DataFrame, policy: str = "express") -> pd.DataFrame:
@@ -170,8 +172,8 @@ def against_goals(runs: pd.DataFrame, policy: str = "express") -> pd.DataFrame:
         runs: of `frontier`, of one workload and rate, with this policy, SJF, FIFO and Priority.
 
     Returns:
-        One row per goal: its `value`, `low`, `high`, the `goal`, and whether it is `met`: yes or no if the interval says
-        so, else open.
+        One row per goal: its `value`, `low`, `high`, the `goal`, and whether it is `met`: yes or no where the interval
+        tells, else open.
     """
     by_policy = {name: part.set_index("seed") for name, part in runs.groupby("policy")}
     mine, sjf, fifo, priority = (by_policy[name] for name in (policy, "sjf", "fifo", "priority"))
