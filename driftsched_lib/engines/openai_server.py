@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from driftsched_lib.engines import wait_s
+from driftsched_lib.engines.base import wait_s
 from driftsched_lib.engines.profile import EngineLimits
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.requests import Output, Request
