@@ -17,10 +17,10 @@ from helpers import SMOKE_SERVER, make_scheduler, params_at
 
 from driftsched_lib import engines
 from driftsched_lib.engines import vllm_server
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.openai_server import VllmServer
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_or_fail

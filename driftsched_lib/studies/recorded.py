@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 
 from driftsched_lib.classify import TextClassifier
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, warm_up
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_run
+from driftsched_lib.experiments.speed import warm_up
 from driftsched_lib.requests import Estimate, Request
 from driftsched_lib.studies.drift_lab import accuracy, replay
 from driftsched_lib.studies.frontier import measures
