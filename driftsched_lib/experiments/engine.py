@@ -1,29 +1,30 @@
 """The engine of some parameters: loaded, warmed up, and its speed measured."""
 
-import os
 from dataclasses import replace
 from math import inf
 
 import pandas as pd
 from pydantic import ValidationError
 
-from driftsched_lib.engines import STEP_COLUMNS
-from driftsched_lib.engines.openai_server import VllmServer
-from driftsched_lib.engines.profile import Profile
+from driftsched_lib.engines.base import STEP_COLUMNS
+from driftsched_lib.engines.openai_server import OpenAIServer
+from driftsched_lib.engines.params import EngineParams
+from driftsched_lib.engines.profile import EngineLimits, Profile
 from driftsched_lib.engines.replicas import ROUTERS, ReplicatedEngine
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import EngineSpeed
-from driftsched_lib.experiments.run import scheduler_of, serve_or_fail
+from driftsched_lib.experiments.run import make_scheduler, serve_or_fail
+from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import Record
 from driftsched_lib.serving import ContinuousBatching
-from driftsched_lib.validation import Component, in_project
-from driftsched_lib.workloads.synthetic import paper_load
+from driftsched_lib.validation import Component, faults, in_project
+from driftsched_lib.workloads.synthetic import make_load
 
 
-def load_engine(params: Params, log_steps: bool = False):
-    """The engine of these parameters; a model's folder and a profile's file are looked for in the project first.
+def load_engine(params: EngineParams, log_steps: bool = False):
+    """Return the engine of these parameters; a model's folder and a profile's file are looked for in the project first.
 
     Parameters:
         log_steps: let a simulated engine keep its steps; a real one does.
@@ -31,38 +32,27 @@ def load_engine(params: Params, log_steps: bool = False):
     Raises:
         ParamsError: it cannot be loaded with these arguments.
     """
-    if params.engine == "simulated":
+    if params.kind == "simulated":
         return _simulated_engine(params, log_steps)
     if params.server is not None:
-        server = params.server
-        key = None if server.api_key_env is None else os.environ.get(server.api_key_env)
-        if server.api_key_env is not None and key is None:
-            raise ParamsError(f"server.api_key_env: the environment holds no {server.api_key_env}")
-        options = server.model_dump(exclude={"api_key_env"})
-        return VllmServer(model=params.model, temperature=params.temperature, api_key=key, **options)
-    from driftsched_lib.engines.vllm import VllmEngine
+        return OpenAIServer(params.server, params.model, params.temperature)
+    from driftsched_lib.engines.vllm import VllmEngine  # takes seconds to import
 
     try:
-        engine_args = {
-            name: in_project(value) if name == "tokenizer" else value for name, value in params.engine_args.items()
-        }
-        return VllmEngine(in_project(params.model), engine_args, params.temperature)
+        args = {name: in_project(value) if name == "tokenizer" else value for name, value in params.args.items()}
+        return VllmEngine(in_project(params.model), args, params.temperature)
     except (ValueError, OSError) as error:
-        raise ParamsError(f"model {params.model!r} with these engine_args cannot be loaded: {error}") from error
+        raise ParamsError(f"engine.model {params.model!r} with these args cannot be loaded: {error}") from error
 
 
-def _simulated_engine(params: Params, log_steps: bool) -> SimulatedEngine | ReplicatedEngine:
+def _simulated_engine(params: EngineParams, log_steps: bool) -> SimulatedEngine | ReplicatedEngine:
     try:
-        profile = Profile.load(in_project(params.profile)).with_limits(**params.engine_args)
+        profile = Profile.load(in_project(str(params.profile))).with_limits(**params.args)
     except ParamsError as error:
-        raise ParamsError(f"profile: {error}") from None
+        raise ParamsError(f"engine.profile: {error}") from None
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ParamsError(f"engine_args: they replace the profile's limits: {faults}") from None
-    if profile.words_per_output_token is None and "whitespace" in params.token_counter:
-        raise ParamsError(
-            f"token_counter: {params.profile} has no words_per_output_token, so it may be tokenizer alone"
-        )
+        wrong = "; ".join(faults(error, EngineLimits))
+        raise ParamsError(f"engine.args: they replace the profile's limits: {wrong}") from None
     replicas = [SimulatedEngine(profile, log_steps=log_steps) for _ in range(params.replicas)]
     if params.replicas == 1:
         return replicas[0]
@@ -79,7 +69,7 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
         RunError: the requests never fill the engine, so that there is no capacity to measure.
     """
     crowd = _serve_at_once(params, engine, 6 * engine.max_num_seqs)
-    if params.engine == "server":
+    if params.engine.kind == "server":
         capacity = _streamed_tokens_per_s(crowd, engine.max_num_seqs)
     else:
         steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
@@ -89,12 +79,12 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
             full = seconds[steps.waiting > 0] if (steps.waiting > 0).any() else seconds
         full = full.dropna()
         tokens = (steps.prompt_requests + steps.output_requests)[full.index].sum()
-        capacity = params.replicas * tokens / full.sum() if tokens else 0.0
+        capacity = params.engine.replicas * tokens / full.sum() if tokens else 0.0
     if not 0 < capacity < inf:
         reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
-        engine_is = params.profile if params.engine == "simulated" else params.model
+        name = params.engine.profile or params.engine.model
         raise RunError(
-            f"the engine's speed cannot be measured: {engine_is} finished none of {len(crowd)} requests ({reasons})"
+            f"the engine's speed cannot be measured: {name} finished none of {len(crowd)} requests ({reasons})"
         )
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     return EngineSpeed(
@@ -105,9 +95,9 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
 
 
 def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
-    """Output tokens a second while all slots were taken: each request's come evenly while it has its slot.
+    """Return output tokens per second while all slots were taken.
 
-    Not from its first to its last, for a server may send them all at once.
+    Each request's tokens count as spread over the time in which it had its slot, for a server may send them all at once.
     """
     begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
     started, finished = done.dispatch_s.clip(begin, end), done.finish_s.clip(begin, end)
@@ -116,23 +106,21 @@ def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
 
 
 def warm_up(params: Params, engine) -> None:
-    """Serve as many requests as run at once: the first of an engine are slow."""
+    """Serve as many requests as run at once: an engine's first requests are slow."""
     _serve_at_once(params, engine, engine.max_num_seqs)
 
 
 def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
-    """Records of `n` requests of the last phase's mix, every output at its limit, that all arrive at once."""
-    phase = params.workload.phases[-1].model_copy(update={"share": 1.0})
-    changes = {"requests": n, "output_length": "limit", "recorded_lengths": None, "queue_timeout_s": None}
-    probe = params.model_copy(
-        update=changes | {"workload": params.workload.model_copy(update={"phases": [phase], "trace": None})}
-    )
-    requests = paper_load(probe, 0, 1.0)[0].requests
-    for request in requests:
+    """Return the records of `n` requests of the last phase's mix, outputs at their limit, that all arrive at once."""
+    workload = params.workload
+    changes = {"output_length": "limit", "recorded_lengths": None, "queue_timeout_s": None, "trace": None}
+    phase = workload.phases[-1].model_copy(update={"share": 1.0})
+    [load] = make_load(workload.model_copy(update=changes | {"phases": [phase]}), n, 0, 1.0, tiers=params.tiers)
+    for request in load.requests:
         request.arrival_s = 0.0
     records: list[Record] = []
     engine.restart_clock()
-    fifo = replace(params.runs()[0], policy=Component("fifo"))
-    scheduler = scheduler_of(probe, fifo, engine, records.append)
-    serve_or_fail("measuring the engine's speed", requests, scheduler, engine, ContinuousBatching())
+    run = replace(params.runs()[0], policy=Component("fifo", POLICIES["fifo"]))
+    scheduler = make_scheduler(params, run, engine, records.append)
+    serve_or_fail("measuring the engine's speed", load.requests, scheduler, engine, ContinuousBatching())
     return pd.DataFrame(records)

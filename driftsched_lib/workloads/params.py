@@ -1,7 +1,7 @@
 """Parameters of the load: who sends what, how long it is, and when it arrives."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,10 +12,26 @@ from driftsched_lib.workloads.drift import SCENARIOS
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
 
 
+PAPER_PHASES: dict[str, dict[str, Any]] = {
+    "learning": {
+        "share": 1 / 3,
+        "mix": {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10},
+        "gap_s": [0.05, 0.15],
+    },
+    "stress": {
+        "share": 2 / 3,
+        "mix": {"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30},
+        "gap_s": [0.005, 0.03],
+        "pause_s": 15.0,
+    },
+}
+
+
 class Phase(Validated):
     """A stretch of the load with its own category mix and arrival rate.
 
-    A phase begins when the one before it has drained and `pause_s` more seconds have passed.
+    A phase begins when the one before it has drained and `pause_s` more seconds have passed.  One that is named
+    `learning` or `stress` is the paper's, but for what is given.
 
     Attributes:
         share: of all requests.
@@ -30,13 +46,21 @@ class Phase(Validated):
     """
 
     name: str
-    share: Annotated[Positive, Field(le=1)]
-    mix: dict[Category, NotNegative]
-    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+    share: Annotated[Positive, Field(le=1)] = 1.0
+    mix: dict[Category, NotNegative] = dict.fromkeys(BASE_TOKENS, 0.25)
+    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] = [0.005, 0.03]
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
     lengths: FileName | None = None
     arrival_cv: GapVariation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _like_the_papers(cls, values: Any) -> Any:
+        """Let a phase named as one of the paper's state only what differs from it."""
+        if isinstance(values, dict) and values.get("name") in PAPER_PHASES:
+            return PAPER_PHASES[values["name"]] | values
+        return values
 
     @field_validator("mix")
     @classmethod
@@ -51,22 +75,6 @@ class Phase(Validated):
         if gap_s[0] > gap_s[1] or gap_s[1] == 0:
             raise ValueError(f"must be two rising numbers of seconds, the second above 0, not {gap_s}")
         return gap_s
-
-
-LEARNING = Phase(
-    name="learning",
-    share=1 / 3,
-    mix={"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10},
-    gap_s=[0.05, 0.15],
-)
-STRESS = Phase(
-    name="stress",
-    share=2 / 3,
-    mix={"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30},
-    gap_s=[0.005, 0.03],
-    pause_s=15.0,
-)
-"""The paper's two phases."""
 
 
 class TraceParams(Validated):
@@ -136,7 +144,7 @@ class WorkloadParams(Validated):
     zipf: NotNegative = 0.0
     noisy: Positive = 1.0
     label_prefix: bool = True
-    phases: Annotated[list[Phase], Field(min_length=1)] = [LEARNING, STRESS]
+    phases: Annotated[list[Phase], Field(min_length=1)] = [Phase(name=name) for name in PAPER_PHASES]
     trace: TraceParams | None = None
     drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
     length_scale: Positive = 1.0
@@ -156,13 +164,13 @@ class WorkloadParams(Validated):
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> "WorkloadParams":
         if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
-            raise ValueError("trace: it decides the lengths, so output_length may be limit and drift null")
+            raise ValueError("a trace decides the lengths, so output_length may be limit and drift null")
         if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
-            raise ValueError("output_length: a phase's lengths fix the outputs, so it may be limit alone")
+            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit alone")
         if self.drift is not None and self.output_length == "spread":
-            raise ValueError("output_length: drift decides the lengths, so it may be limit or natural")
+            raise ValueError("drift decides the lengths, so output_length may be limit or natural")
         if self.recorded_lengths is not None and self.output_length != "natural":
-            raise ValueError("recorded_lengths: they are of natural outputs, so output_length may be natural alone")
+            raise ValueError("recorded_lengths are of natural outputs, so output_length may be natural alone")
         return self
 
     @property

@@ -10,64 +10,72 @@ from statistics import median
 import numpy as np
 
 from driftsched_lib.errors import DriftSchedError, ParamsError
-from driftsched_lib.experiments.params import Params
-from driftsched_lib.requests import Request
+from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import in_project
+from driftsched_lib.workloads.params import TraceParams, WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt, category_of, filled_up
 from driftsched_lib.workloads.traces import Faults, TraceRow, read_trace
 
 
-def trace_window(params: Params, seed: int) -> list[TraceRow]:
-    """The rows that a seed serves: `requests` of them, the k-th such window of the trace for the k-th of the seeds.
+def trace_window(trace: TraceParams, requests: int, window: int = 0, tiers: Tiers = TIERS) -> list[TraceRow]:
+    """Return the rows of the `window`-th stretch of so many requests, counted from 0.
 
-    One window after the other makes runs that share no request, whose spread is the trace's own.
+    Each run serves a stretch of its own, so runs share no request, and their spread is the trace's own.
 
     Raises:
         ParamsError: the trace cannot be read, or ends before.
     """
-    return _window(params, seed)[0]
+    return _window(trace, requests, window, tiers)[0]
 
 
-def check_trace(params: Params) -> None:
-    """Read the trace as far as the seeds reach, and warn of the rows that are left out.
+def check_trace(trace: TraceParams, requests: int, windows: int, tiers: Tiers = TIERS) -> None:
+    """Read the trace to the end of its last window, and warn of the bad rows that are left out.
 
     Raises:
-        ParamsError: it does not do for one of the seeds.
+        ParamsError: the trace cannot be read, or is too short.
     """
-    for seed in params.seeds:
-        _, faults = _window(params, seed)
+    for window in range(windows):
+        _, faults = _window(trace, requests, window, tiers)
     if faults.count:
-        warnings.warn(f"{params.workload.trace.file}: {faults}", stacklevel=3)
+        warnings.warn(f"{trace.file}: {faults}", stacklevel=3)
 
 
-def _window(params: Params, seed: int) -> tuple[list[TraceRow], Faults]:
-    trace = params.workload.trace
-    begin = trace.skip + (params.seeds.index(seed) if seed in params.seeds else 0) * params.requests
+def _window(trace: TraceParams, requests: int, window: int, tiers: Tiers) -> tuple[list[TraceRow], Faults]:
+    begin = trace.skip + window * requests
     path, changed = in_project(trace.file), 0.0
     with suppress(OSError):  # the reader says why it cannot be read
         changed = os.stat(path).st_mtime
     columns = tuple((trace.columns or {}).items())
+    source = path, changed, trace.format, columns, trace.on_bad_row, tuple(tiers)
     try:
-        rows, faults = _rows(path, changed, trace.format, columns, trace.on_bad_row, begin, begin + params.requests)
+        rows, faults = _rows(*source, begin, begin + requests)
     except DriftSchedError as error:
         raise ParamsError(f"workload.trace: {error}") from None
-    if len(rows) < params.requests:
+    if len(rows) < requests:
         raise ParamsError(
-            f"{trace.file}: seed {seed} serves the good rows {begin + 1:,} to {begin + params.requests:,}, and there "
-            "are fewer: take fewer requests or seeds"
+            f"{trace.file}: run {window + 1} serves the good rows {begin + 1:,} to {begin + requests:,}, and there are "
+            "fewer: take fewer requests or seeds"
         )
     return rows, faults
 
 
 @lru_cache(maxsize=32)
 def _rows(
-    path: str, changed: float, format: str, columns: tuple, on_bad_row: str, begin: int, end: int
+    path: str, changed: float, format: str, columns: tuple, on_bad_row: str, tiers: tuple, begin: int, end: int
 ) -> tuple[list[TraceRow], Faults]:
     faults = Faults()
-    return list(islice(read_trace(path, format, dict(columns), on_bad_row, faults), begin, end)), faults
+    return list(islice(read_trace(path, format, dict(columns), on_bad_row, faults, tiers), begin, end)), faults
 
 
-def trace_requests(params: Params, seed: int, capacity_tokens_per_s: float, rate: float) -> list[Request]:
+def trace_requests(
+    workload: WorkloadParams,
+    requests: int,
+    seed: int,
+    capacity_tokens_per_s: float,
+    rate: float,
+    window: int,
+    tiers: Tiers = TIERS,
+) -> list[Request]:
     """Requests as the trace has them: when, how long, from whom.
 
     Times are divided by the trace's `speedup`, or stretched until the window offers `load_factor` times the engine's
@@ -79,41 +87,40 @@ def trace_requests(params: Params, seed: int, capacity_tokens_per_s: float, rate
     holds the longest.  A row without a tenant is given one of the workload's by the seed; one without a tier has its
     tenant's, or is standard.
     """
-    workload = params.workload
-    rows, rng = trace_window(params, seed), np.random.default_rng(seed)
+    rows, rng = trace_window(workload.trace, requests, window, tiers), np.random.default_rng(seed)
     tenants = rng.choice(list(workload.tenants), len(rows), p=workload.tenant_shares)
     draws = rng.random((len(rows), 2))
-    factor = _time_factor(params, rows, capacity_tokens_per_s) / rate
-    outputs = [max(1, round(row.output_tokens * params.length_scale)) for row in rows]
-    limit = max(*params.max_tokens.values(), *outputs)
-    unnamed = category_of(round(median(outputs)), params.max_tokens)
-    requests = []
+    factor = _time_factor(workload, rows, capacity_tokens_per_s) / rate
+    outputs = [max(1, round(row.output_tokens * workload.length_scale)) for row in rows]
+    limit = max(*workload.max_tokens.values(), *outputs)
+    unnamed = category_of(round(median(outputs)), workload.max_tokens)
+    served = []
     for i, (row, drawn, (topic, template)) in enumerate(zip(rows, tenants, draws, strict=True)):
         category = row.category or unnamed
         tenant = row.tenant or str(drawn)
         prompt = build_prompt(category, TOPICS[int(topic * len(TOPICS))], int(template * len(TEMPLATES[category])))
         arrival_s = (row.arrival_s - rows[0].arrival_s) * factor
-        requests.append(
+        served.append(
             Request(
                 request_id=str(i),
                 arrival_s=arrival_s,
-                prompt=filled_up(prompt, round(row.prompt_tokens * params.length_scale)),
+                prompt=filled_up(prompt, round(row.prompt_tokens * workload.length_scale)),
                 tenant=tenant,
-                tier=row.tier or workload.tenants.get(tenant, "standard"),
+                tier=row.tier or workload.tenants.get(tenant, workload.trace.default_tier),
                 max_tokens=limit,
                 job_type=category,
                 phase="trace",
                 fixed_output_tokens=outputs[i],
-                deadline_s=None if params.queue_timeout_s is None else arrival_s + params.queue_timeout_s,
+                deadline_s=None if workload.queue_timeout_s is None else arrival_s + workload.queue_timeout_s,
             )
         )
-    return requests
+    return served
 
 
-def _time_factor(params: Params, rows: list[TraceRow], capacity_tokens_per_s: float) -> float:
+def _time_factor(workload: WorkloadParams, rows: list[TraceRow], capacity_tokens_per_s: float) -> float:
     """What the trace's times are multiplied by."""
-    trace, span_s = params.workload.trace, rows[-1].arrival_s - rows[0].arrival_s
+    trace, span_s = workload.trace, rows[-1].arrival_s - rows[0].arrival_s
     if trace.load_factor is None or span_s == 0:
         return 1 / trace.speedup
-    tokens = sum(row.output_tokens for row in rows) * params.length_scale
+    tokens = sum(row.output_tokens for row in rows) * workload.length_scale
     return tokens / (trace.load_factor * capacity_tokens_per_s) / span_s

@@ -101,6 +101,7 @@ def read_trace(
     columns: Mapping[str, str] | None = None,
     on_bad_row: Literal["skip", "refuse"] = "refuse",
     faults: Faults | None = None,
+    tiers: Iterable[str] = TIERS,
 ) -> Iterator[TraceRow]:
     """The rows of a trace, in its order.
 
@@ -129,7 +130,7 @@ def read_trace(
         raise ParamsError(f"{path}: columns: the format {format} has its own")
     begin = None
     try:
-        for where, row in _in_order(_rows(reader(path, names))):
+        for where, row in _in_order(_rows(reader(path, names), tuple(tiers))):
             if isinstance(row, _Fault):
                 if on_bad_row == "refuse":
                     raise ParamsError(f"{path}: {where}: {row} (on_bad_row: skip leaves such rows out)")
@@ -149,10 +150,10 @@ class _Fault(ValueError):
 Read = tuple[str, "TraceRow | _Fault"]
 
 
-def _rows(raws: Iterable["Raw"]) -> Iterator[Read]:
+def _rows(raws: Iterable["Raw"], tiers: tuple[str, ...]) -> Iterator[Read]:
     for where, raw in raws:
         try:
-            yield where, raw if isinstance(raw, _Fault) else _row(raw)
+            yield where, raw if isinstance(raw, _Fault) else _row(raw, tiers)
         except _Fault as fault:
             yield where, fault
 
@@ -197,11 +198,11 @@ def _early(row: tuple[str, TraceRow], before: tuple[str, TraceRow]) -> Read:
     return row[0], _Fault(f"arrival is {before[1].arrival_s - row[1].arrival_s:g} s before the row above it")
 
 
-def _row(raw: Mapping[str, Any]) -> TraceRow:
+def _row(raw: Mapping[str, Any], tiers: tuple[str, ...]) -> TraceRow:
     arrival = _time(raw["arrival"])
     lengths = [_tokens(name, raw[name]) for name in ("prompt_tokens", "output_tokens")]
     words = {}
-    for name, known in (("tenant", None), ("tier", TIERS), ("category", CATEGORIES)):
+    for name, known in (("tenant", None), ("tier", tiers), ("category", CATEGORIES)):
         value = raw.get(name)
         words[name] = "" if value is None else str(value)
         if words[name] and known is not None and words[name] not in known:
