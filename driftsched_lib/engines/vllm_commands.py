@@ -151,7 +151,7 @@ def send(url: str, model: str, loads: Sequence[TenantLoad]) -> pd.DataFrame:
                 "seed": i,
                 "extra-body": json.dumps(body),
             }
-            commands.append([*_CLIENT_OPTIONS, *(f"--{name}={value}" for name, value in mine.items())])
+            commands.append([*_CLIENT_OPTIONS.split(), *(f"--{name}={value}" for name, value in mine.items())])
         out, quietly = Path(folder, "results.json"), suppress(subprocess.TimeoutExpired)
         with child(_CLIENTS, json.dumps(commands), str(out), stdout=log, stderr=log) as clients, quietly:
             clients.wait(TIMEOUT_S)
