@@ -49,7 +49,7 @@ with get_context("fork").Pool(len(clients)) as pool, open(sys.argv[2], "w") as f
 _CLIENT_OPTIONS = (
     "--backend=openai --endpoint=/v1/completions --dataset-name=custom --custom-output-len=-1 --ignore-eos "
     "--disable-shuffle --skip-chat-template --disable-tqdm --save-detailed"
-).split()
+)
 _RESULTS = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "output_tokens": "output_lens"}
 
 

@@ -30,7 +30,7 @@ def profile_of_run(folder: str | Path) -> Profile:
         if run.manifest["engine_limits"] is None:
             raise ValueError("its server does not tell its limits, as vLLM's does")
         limits = EngineLimits(**run.manifest["engine_limits"])
-        step, error, launch_bound = fit_engine(steps, requests, limits.async_scheduling)
+        step, fit_error, launch_bound = fit_engine(steps, requests, limits.async_scheduling)
     except (OSError, ValueError, KeyError) as error:
         raise ParamsError(f"{folder}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]
@@ -48,7 +48,7 @@ def profile_of_run(folder: str | Path) -> Profile:
             hardware=", ".join(f"{name} {value}" for name, value in run.manifest["hardware"].items()),
             date=run.manifest["started"][:10],
             versions=run.manifest["versions"],
-            fit=error,
+            fit=fit_error,
         ),
     )
 
