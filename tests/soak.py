@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, count, islice
 from random import Random
 
@@ -38,41 +37,6 @@ LOST, BREAKS = 1e-3, 1e-5
 """Probabilities that an output is lost, and that the engine breaks down in a step."""
 
 
-@dataclass(frozen=True)
-class Soak:
-    """Outcome of a soak.
-
-    Attributes:
-        outcomes: requests by how they ended.
-        faulty: requests that ended never, or more than once.
-        breakdowns: each failed all that was queued or running.
-        grown_blocks: Python's memory blocks at the end, less those after the first tenth of the requests.
-    """
-
-    policy: str
-    requests: int
-    outcomes: Counter
-    faulty: int
-    breakdowns: int
-    seconds: float
-    grown_blocks: int
-
-    def __str__(self) -> str:
-        outcomes = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(self.outcomes.items()))
-        return (
-            f"{self.policy}: {self.requests:,} requests, {self.faulty} without exactly one outcome; {outcomes}; "
-            f"{self.breakdowns} breakdowns; {self.requests / self.seconds:,.0f} requests/s; "
-            f"{psutil.Process().memory_info().rss / 2**20:.0f} MiB, {self.grown_blocks:+,} blocks since the first tenth"
-        )
-
-
-def check(done: Soak) -> None:
-    """Raise AssertionError unless each request has one outcome and memory did not grow with their number."""
-    assert not done.faulty, f"{done.policy}: {done.faulty} requests without exactly one outcome"
-    kept = f"{done.policy}: {done.grown_blocks:,} memory blocks kept after {done.requests:,} requests"
-    assert done.grown_blocks <= MAX_BLOCKS + done.requests / 100, kept
-
-
 class Breakdown(RuntimeError):
     """The engine is gone, with all that was in it."""
 
@@ -95,10 +59,16 @@ class _Unreliable(SimulatedEngine):
         return outputs
 
 
-def soak(policy: str, requests: int, seed: int = 1) -> Soak:
+def soak(policy: str, requests: int, seed: int = 1) -> tuple[Counter, int]:
     """Serve requests, some of which are cancelled, expire, are rejected, refused or lost, or go down with the engine.
 
-    After a breakdown a new engine takes the rest.
+    After a breakdown a new engine takes the rest.  A line is printed.
+
+    Returns:
+        The requests by how they ended, and the number of breakdowns.
+
+    Raises:
+        AssertionError: a request ended never or more than once, or memory blocks were kept after the first tenth.
     """
     started, rng, ended, outcomes, breakdowns = time.perf_counter(), Random(seed), bytearray(requests), Counter(), 0
     early_blocks, latest = 0, None
@@ -125,8 +95,18 @@ def soak(policy: str, requests: int, seed: int = 1) -> Soak:
             breakdowns, engine = breakdowns + 1, _Unreliable(rng, engine.now())
             if not ended[int(latest.request_id)]:  # it was about to arrive
                 load = chain([latest], load)
-    faulty, grown_blocks = requests - ended.count(1), _blocks() - early_blocks
-    return Soak(policy, requests, outcomes, faulty, breakdowns, time.perf_counter() - started, grown_blocks)
+    faulty, grown, rate = (
+        requests - ended.count(1),
+        _blocks() - early_blocks,
+        requests / (time.perf_counter() - started),
+    )
+    print(
+        f"{policy}: {requests:,} requests, {rate:,.0f} per second; {dict(outcomes)}; {breakdowns} breakdowns; ", end=""
+    )
+    print(f"{psutil.Process().memory_info().rss / 2**20:.0f} MiB, {grown:+,} blocks since the first tenth", flush=True)
+    assert not faulty, f"{policy}: {faulty} requests without exactly one outcome"
+    assert grown <= MAX_BLOCKS + requests / 100, f"{policy}: {grown:,} memory blocks kept after {requests:,} requests"
+    return outcomes, breakdowns
 
 
 def _blocks() -> int:
@@ -163,6 +143,4 @@ if __name__ == "__main__":
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
     options = parser.parse_args()
     for name in options.policies:
-        done = soak(name, options.requests)
-        print(done, flush=True)
-        check(done)
+        soak(name, options.requests)

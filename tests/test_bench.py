@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from benchmarks import simulator
 from benchmarks.costs import CLASSIFIERS, QUEUED, estimator_costs, policy_costs
-from benchmarks.goals import goals, median_interval
+from benchmarks.goals import goals
 from benchmarks.throughput import loop_throughput_ratios
 from helpers import OneTokenASecond
 
@@ -87,9 +87,3 @@ def test_simulators_are_measured_in_processes_of_their_own(monkeypatch):
     monkeypatch.setattr("gc.freeze", lambda: None)  # this process goes on
     table = simulator.simulator_speed(sizes=(50, 100))
     assert table.requests.tolist() == [50, 100] and (table > 0).all().all()
-
-
-def test_the_interval_of_the_median_is_around_it_and_narrows_with_more_pairs():
-    few, many = [0.8, 0.9, 1.0, 1.1, 1.2], [0.8, 0.9, 1.0, 1.1, 1.2] * 20
-    (low, high), (lower, upper) = median_interval(many), median_interval(few)
-    assert lower <= low <= 1.0 <= high <= upper and high - low < upper - lower

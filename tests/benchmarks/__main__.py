@@ -4,9 +4,12 @@ import os
 import statistics
 from tempfile import mkdtemp
 
+import numpy as np
+from scipy.stats import bootstrap
+
 from benchmarks import seconds
 from benchmarks.costs import TENANTS, estimator_costs, policy_costs
-from benchmarks.goals import goals, median_interval
+from benchmarks.goals import goals
 from benchmarks.simulator import simulator_speed
 from benchmarks.throughput import loop_throughput_ratios, plugin_throughput_ratios
 from driftsched_lib.experiments.engine import load_engine
@@ -41,9 +44,10 @@ def main() -> None:
         loop_throughput_ratios(quick.workload, engine),
         plugin_throughput_ratios(quick.engine, quick.workload, engine),
     ]
-    print("\noutput tokens per second, 95% interval of the median: loop (FIFO) over vLLM, plug-in over vLLM's FCFS")
+    print("\noutput tokens per second and 95% interval of the median: loop (FIFO) over vLLM, plug-in over vLLM's FCFS")
     for pairs in ratios:
-        print("{:.3f} to {:.3f} of".format(*median_interval(pairs)), *map("{:.3f}".format, pairs))
+        low, high = bootstrap((pairs,), np.median, method="percentile", rng=0).confidence_interval
+        print(*map("{:.3f}".format, pairs), f"[{low:.3f}, {high:.3f}]")
     print(f"\n{goals(policies, estimators, *ratios, simulator, explorer_s).to_string(float_format='{:.3f}'.format)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 

@@ -5,9 +5,7 @@ import statistics
 from collections.abc import Sequence
 from math import log2
 
-import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from benchmarks.costs import CLASSIFIERS, QUEUED
 
@@ -54,9 +52,3 @@ def goals(
         for what, measured, values, sign, goal in rows
     }
     return pd.DataFrame.from_dict(table, orient="index", columns=["measured", "lowest", "highest", "goal", "met"])
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95% percentile bootstrap interval of the median."""
-    interval = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
-    return float(interval.low), float(interval.high)

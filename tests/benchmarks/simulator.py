@@ -18,7 +18,7 @@ from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Request
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.validation import PROJECT
-from driftsched_lib.workloads.params import STRESS
+from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.prompts import build_prompt
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -60,8 +60,8 @@ def _simulate(requests: int) -> None:
 
 def _stress(n: int) -> Iterator[Request]:
     """Yield the paper's stress mix with Poisson arrivals, made as they are needed."""
-    kinds = [(build_prompt(category, "DNS", 0), BASE_TOKENS[category]) for category in STRESS.mix]
-    shares, tiers, rng, now = list(STRESS.mix.values()), list(TIERS), np.random.default_rng(1), 0.0
+    mix, tiers, rng, now = WorkloadParams().phases[-1].mix, list(TIERS), np.random.default_rng(1), 0.0
+    kinds, shares = [(build_prompt(category, "DNS", 0), BASE_TOKENS[category]) for category in mix], list(mix.values())
     mean_gap_s = sum(share * limit for share, (_, limit) in zip(shares, kinds, strict=True)) / (LOAD * TOKENS_PER_S)
     for first in range(0, n, 10_000):
         size = min(10_000, n - first)
