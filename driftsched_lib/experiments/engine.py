@@ -1,6 +1,5 @@
 """The engine of some parameters: loaded, warmed up, and its speed measured."""
 
-import os
 from dataclasses import replace
 from math import inf
 
@@ -8,7 +7,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from driftsched_lib.engines.base import STEP_COLUMNS
-from driftsched_lib.engines.openai_server import VllmServer
+from driftsched_lib.engines.openai_server import OpenAIServer
 from driftsched_lib.engines.params import EngineParams
 from driftsched_lib.engines.profile import EngineLimits, Profile
 from driftsched_lib.engines.replicas import ROUTERS, ReplicatedEngine
@@ -36,12 +35,7 @@ def load_engine(params: EngineParams, log_steps: bool = False):
     if params.kind == "simulated":
         return _simulated_engine(params, log_steps)
     if params.server is not None:
-        server = params.server
-        key = None if server.api_key_env is None else os.environ.get(server.api_key_env)
-        if server.api_key_env is not None and key is None:
-            raise ParamsError(f"engine.server.api_key_env: the environment holds no {server.api_key_env}")
-        options = server.model_dump(exclude={"api_key_env"})
-        return VllmServer(model=params.model, temperature=params.temperature, api_key=key, **options)
+        return OpenAIServer(params.server, params.model, params.temperature)
     from driftsched_lib.engines.vllm import VllmEngine  # takes seconds to import
 
     try:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from driftsched_lib.engines.params import EngineParams
 from driftsched_lib.estimators import EstimatorName
-from driftsched_lib.policies import PolicyName
+from driftsched_lib.policies import POLICIES, PolicyName
 from driftsched_lib.requests import TIERS, Tier, Tiers
 from driftsched_lib.validation import (
     Component,
@@ -74,9 +74,9 @@ class SchedulerParams(Validated):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        names = [policy.name for policy in self.policies]
+        names = dict.fromkeys([*POLICIES, *(policy.name for policy in self.policies)])
         for name in self.vary_estimates_for:
-            if name not in names and ":" in name:
+            if name not in names:
                 raise ValueError(f"vary_estimates_for: {choice(name, names)}")
         for name, by_tier in (self.admission.model_dump() if self.admission else {}).items():
             if by_tier is not None and set(by_tier) != set(self.tiers):

@@ -191,7 +191,7 @@ def load_params(out: str | Path) -> Params:
 
 def pack(out: str | Path, study: str | Path) -> None:
     """Write a results folder as one parquet file: one row per run, its tables as nested columns."""
-    packed, metadata, tables = runs(out), {PARAMS: yaml.safe_dump(load_params(out).model_dump(), sort_keys=False)}, {}
+    packed, tables = runs(out), {}
     for name in ("requests", "steps", "queue_depth", "telemetry"):
         parts = [_read(Path(out) / run.name / f"{name}.parquet") for run in packed]
         if any(part is not None for part in parts):
@@ -199,10 +199,10 @@ def pack(out: str | Path, study: str | Path) -> None:
             ends = pd.Series([0, *(0 if part is None else len(part) for part in parts)]).cumsum()
             rows = whole.to_struct_array().combine_chunks()
             tables[name] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
-            metadata[name] = json.dumps(json.loads(whole.schema.metadata[b"pandas"]))
     columns = {"run": [run.name for run in packed], "manifest": [json.dumps(run.manifest) for run in packed]}
     with writing(Path(study)), in_one_move(Path(study)) as partial:
-        table = pa.table(columns | tables).replace_schema_metadata(metadata)
+        params = yaml.safe_dump(load_params(out).model_dump(), sort_keys=False)
+        table = pa.table(columns | tables).replace_schema_metadata({PARAMS: params})
         pq.write_table(table, partial, compression="zstd", compression_level=15)
 
 
@@ -216,8 +216,8 @@ def _study_runs(study: Path) -> list[StoredRun]:
 
     def table_of(i: int) -> Callable[[str], pd.DataFrame]:
         def table(name: str) -> pd.DataFrame:
-            rows = pa.Table.from_struct_array(whole[name][i].values)
-            return rows.replace_schema_metadata({"pandas": whole.schema.metadata[name.encode()]}).to_pandas()
+            rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
+            return rows.convert_dtypes() if name == "requests" else rows
 
         return table
 

@@ -1,20 +1,24 @@
 """Many policies on many loads: what each gives and takes, against FIFO on the same requests."""
 
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.metrics import busy_s, latencies, plain, tenant_fairness
-from driftsched_lib.experiments.parallel import finish_all
-from driftsched_lib.experiments.service_metrics import longest_waits, service_difference, slo_attainment
-from driftsched_lib.policies.deadlines import E2E_SLO_S, TTFT_SLO_S
-from driftsched_lib.requests import TIERS
-from driftsched_lib.studies.compare import mean_interval
+from driftsched_lib.experiments.metrics import (
+    busy_s,
+    latencies,
+    met_slos,
+    plain,
+    queue_waits,
+    service_difference,
+    tenant_fairness,
+)
+from driftsched_lib.requests import TIERS, Tiers
+from driftsched_lib.studies.compare import behind_best, changes, mean_interval
 
 RELATIVE = {
     "mean_e2e_s": "mean E2E",
@@ -22,46 +26,52 @@ RELATIVE = {
     "p99_e2e_s": "P99 E2E",
     "longest_wait_s": "longest wait",
 }
+"""Measures that are compared by their ratio, with their names."""
 COMPARED = ("p50_e2e_s", "p99_e2e_s", "longest_wait_s")
-LARGER_IS_BETTER = {"premium_slo", "slo", "jain", "jain_equal", "goodput_per_s", "output_tokens_per_s"}
 SETTING = ["workload", "batching", "rate"]
 INTERVAL_S = 10.0
 """Seconds over which service differences are taken."""
 
 
-def measures(
-    requests: pd.DataFrame,
-    speed: results.EngineSpeed,
-    ttft_slo_s: Mapping[str, float] = TTFT_SLO_S,
-    e2e_slo_s: Mapping[str, float] = E2E_SLO_S,
-) -> dict[str, float]:
-    """What one run gave: share of requests completed; of these, latencies (s), slowdowns against the idle engine and
-    output tokens a second; longest wait (s) to the first dispatch; the shares that met their SLOs, goodput (requests a
-    second), Jain index over tenants per weight of their tiers and for equal weights, and the mean service difference a
-    second (VTC's, priced tokens per weight); overload, the time until all have ended over the time in which they come.
-    What has a tier's name before it is that tier's.
+def larger_is_better(column: str) -> bool:
+    """Return whether a policy should raise a measure: objectives met, throughput, fairness."""
+    return column.endswith(("slo", "per_s", "jain", "jain_equal"))
+
+
+def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = TIERS) -> dict[str, float]:
+    """Return the measures of one run; those with a tier's name in front are the tier's.
+
+    Share `completed`, latencies (s) and slowdowns of these requests; longest wait to the first dispatch (s); the shares
+    that met their SLOs, and goodput (requests per second); Jain index over tenants, per weight and for equal weights;
+    mean service difference per second (VTC's, priced tokens per weight); overload, the time until all have ended over
+    the time in which they arrive.
 
     Parameters:
         speed: of the idle engine.
-        ttft_slo_s, e2e_slo_s: seconds from the arrival to the first and to the last token, by tier.
+        tiers: their objectives and weights.
     """
     requests = plain(requests)
     done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)[["tier", "e2e_s", "ttft_s", "slowdown"]]
-    slo = slo_attainment(requests, ttft_slo_s, e2e_slo_s)
-    waits = longest_waits(requests, by=("tier",))
-    row = {"completed": (requests.outcome == "completed").mean(), "slo": np.average(slo.met, weights=slo.requests)}
+    met, waits, weights = met_slos(requests, tiers), queue_waits(requests), _weights(tiers)
+    busy, difference = busy_s(requests), service_difference(requests, INTERVAL_S, weights).difference
+    row = {"completed": (requests.outcome == "completed").mean(), "slo": met.mean()}
     row |= _latencies(done) | {"mean_e2e_s": done.e2e_s.mean(), "longest_wait_s": waits.max()}
-    for tier in TIERS:
+    for tier in tiers:
+        mine = requests.tier == tier
         row |= {f"{tier}_{name}": value for name, value in _latencies(done[done.tier == tier]).items()}
-        row |= {f"{tier}_longest_wait_s": waits.get(tier, np.nan), f"{tier}_slo": slo.met.get(tier, np.nan)}
+        row |= {f"{tier}_longest_wait_s": waits[mine].max(), f"{tier}_slo": met[mine].mean()}
     return row | {
-        "goodput_per_s": slo.goodput_per_s.sum(),
-        "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy_s(requests),
-        "jain": tenant_fairness(requests, TURNS),
+        "goodput_per_s": met.sum() / busy,
+        "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy,
+        "jain": tenant_fairness(requests, weights),
         "jain_equal": tenant_fairness(requests),
-        "service_difference": service_difference(requests, INTERVAL_S, TURNS).difference.mean() / INTERVAL_S,
+        "service_difference": difference.mean() / INTERVAL_S,
         "overload": requests.finish_s.max() / requests.arrival_s.max(),
     }
+
+
+def _weights(tiers: Tiers) -> dict[str, float]:
+    return {name: tier.weight for name, tier in tiers.items()}
 
 
 def _latencies(done: pd.DataFrame) -> dict[str, float]:
@@ -73,44 +83,24 @@ def _latencies(done: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def frontier(out: str | Path, **slos: Mapping[str, float]) -> pd.DataFrame:
-    """`measures` of every run of a results folder, a row a run, with its setting.
+def frontier(out: str | Path, tiers: Tiers | None = None) -> pd.DataFrame:
+    """Return `measures` of every run of a results folder or study, one row per run, with its setting.
 
     Parameters:
-        slos: as of `measures`.
+        tiers: None for those of the runs' parameters.
     """
-    folders = results.run_folders(out)
-    rows = dict(finish_all(_row, [(number, folder, slos) for number, folder in enumerate(folders)]))
-    return pd.DataFrame([rows[i] for i in range(len(folders))])
+    tiers = results.load_params(out).tiers if tiers is None else tiers
+    names = [run.name for run in results.runs(out)]
+    return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_row)(Path(out) / name, tiers) for name in names))
 
 
-def _row(number: int, folder: Path, slos: Mapping[str, Mapping[str, float]]) -> tuple[int, dict[str, Any]]:
-    manifest = results.load_manifest(folder)
-    speed = results.EngineSpeed(**manifest["engine_speed"])
-    return number, manifest["run"] | measures(results.read_table(folder, "requests"), speed, **slos)
-
-
-def every_order(arrivals: Sequence[float], sizes: Sequence[float]) -> pd.DataFrame:
-    """What each request stays under every order in which one server can serve a few of them without preemption.
-
-    Parameters:
-        arrivals, sizes: of each request, in seconds, by arrival.
-
-    Returns:
-        A row an order, a permutation of the requests' indices, and a column a request: seconds from arrival to end.
-    """
-    rows = {}
-    for order in permutations(range(len(arrivals))):
-        now, stays = 0.0, [0.0] * len(arrivals)
-        for i in order:
-            now = max(now, arrivals[i]) + sizes[i]
-            stays[i] = now - arrivals[i]
-        rows[order] = stays
-    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows))
+def _row(path: Path, tiers: Tiers) -> dict[str, Any]:
+    run = results.load_run(path)
+    return run.manifest["run"] | measures(run.table("requests"), run.speed, tiers)
 
 
 def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] = COMPARED) -> pd.DataFrame:
-    """Each policy's measures against a baseline's in the same setting and seed: means over seeds with 95% intervals.
+    """Return each policy's changes against a baseline in the same setting and seed, means over seeds.
 
     Parameters:
         runs: of `frontier`, with the columns of `SETTING`.
@@ -118,102 +108,84 @@ def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] =
         columns: those of `RELATIVE` are compared by their ratio less 1, others by their difference.
 
     Returns:
-        A row a setting, policy and column: `change`, `low`, `high`.
+        One row per setting, policy and column: `change`, `low`, `high`.
     """
-    base = runs[runs.policy == baseline].set_index([*SETTING, "seed"])
-    rows = []
-    for (*where, policy), part in runs[runs.policy != baseline].groupby([*SETTING, "policy"], sort=False):
-        mine = part.set_index([*SETTING, "seed"])
-        for column in columns:
-            theirs = base[column].reindex(mine.index)
-            change = mine[column] / theirs - 1 if column in RELATIVE else mine[column] - theirs
-            interval = mean_interval(change.dropna())
-            rows.append((*where, policy, column, interval.estimate, interval.low, interval.high))
-    return pd.DataFrame(rows, columns=[*SETTING, "policy", "column", "change", "low", "high"])
+    differences, tables = [column for column in columns if column not in RELATIVE], []
+    for where, part in runs.groupby(SETTING, sort=False):
+        others = {policy: {"policy": policy} for policy in part.policy.unique() if policy != baseline}
+        table = changes(part, {"policy": baseline}, others, columns, differences)
+        tables.append(table.rename(columns={"setting": "policy"}).assign(**dict(zip(SETTING, where, strict=True))))
+    return pd.concat(tables, ignore_index=True)
 
 
 def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Which policies are the best, and which the worst, for each objective in each setting.
+    """Return the best and the worst policies for each objective in each setting.
 
-    Those are listed together that cannot be told from the first in the same seeds, at 95% for all at once (Bonferroni).
+    Policies are listed with the best or worst mean, the most extreme first, if they cannot be told from it in the same
+    seeds at 95% for all at once.
 
     Parameters:
-        objectives: columns of `frontier`, and what they are called.
+        objectives: columns of `frontier`, and their names.
 
     Returns:
-        A row a setting and objective: `best` and `worst`, lists of policies by their means, the most extreme first.
+        One row per setting and objective: `best` and `worst`, lists of policies.
     """
     rows = []
     for where, part in runs.groupby(SETTING, sort=False):
         for column, name in objectives.items():
-            values = part.pivot(index="seed", columns="policy", values=column)
-            sign = -1 if column in LARGER_IS_BETTER else 1
-            rows.append((*where, name, _like_the_least(sign * values), _like_the_least(-sign * values)))
+            values, larger = part.pivot(index="seed", columns="policy", values=column), larger_is_better(column)
+            ends = (behind_best(values, side) for side in (larger, not larger))
+            rows.append((*where, name, *([policy for policy in end.index if not end[policy].low > 0] for end in ends)))
     return pd.DataFrame(rows, columns=[*SETTING, "objective", "best", "worst"])
 
 
-def _like_the_least(values: pd.DataFrame) -> list[str]:
-    """The columns whose means cannot be told from the least one's, row by row, the least first."""
-    order = values.mean().sort_values(kind="stable").index
-    confidence = 1 - 0.05 / max(1, len(order) - 1)
-    ahead = {column: mean_interval((values[column] - values[order[0]]).dropna(), confidence) for column in order}
-    return [column for column in order if not ahead[column].low > 0]
-
-
 def where_worst(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Where each policy is farthest behind: the setting and objective in which it is last, or nearest to it.
+    """Return the setting and objective in which each policy is farthest behind.
 
-    Of `shortfall`, how far it is from the best mean to the worst, 0 to 1, the largest; of equal ones the one in which
-    its mean is the most times the best one's.
+    The largest `shortfall` decides, from 0 for the best mean to 1 for the worst; of equal ones the one in which the
+    policy's mean and the best mean have the largest ratio.
 
     Parameters:
-        objectives: columns of `frontier`, and what they are called.
+        objectives: columns of `frontier`, and their names.
     """
-    rows = []
-    for where, part in runs.groupby(SETTING, sort=False):
-        means = part.groupby("policy", sort=False)[list(objectives)].mean()
-        for column, name in objectives.items():
-            larger = column in LARGER_IS_BETTER
-            worst, best = sorted([means[column].min(), means[column].max()], reverse=not larger)
-            if best == worst:
-                continue
-            for policy, mean in means[column].items():
-                times = max(mean, best) / max(min(mean, best), 1e-9)
-                rows.append((policy, (mean - best) / (worst - best), times, name, *where, mean, best))
-    columns = ["policy", "shortfall", "times", "objective", *SETTING, "mean", "best"]
-    table = pd.DataFrame(rows, columns=columns).sort_values(["shortfall", "times"], ascending=False, kind="stable")
-    return table.drop_duplicates("policy").set_index("policy").drop(columns="times")
+    means = runs.groupby([*SETTING, "policy"], sort=False)[list(objectives)].mean().rename_axis(columns="objective")
+    table = means.stack(future_stack=True).rename("mean").reset_index()
+    sign = table.objective.map(lambda column: -1 if larger_is_better(column) else 1)
+    costs = sign * table["mean"]
+    least, most = (
+        costs.groupby([table[name] for name in [*SETTING, "objective"]]).transform(end) for end in ("min", "max")
+    )
+    table = table.assign(shortfall=(costs - least) / (most - least), best=sign * least)
+    ends = table[["mean", "best"]]
+    table = table.assign(
+        objective=table.objective.map(objectives), times=ends.max(axis=1) / ends.min(axis=1).clip(1e-9)
+    )
+    table = table.dropna().sort_values(["shortfall", "times"], ascending=False, kind="stable")
+    columns = ["shortfall", "objective", *SETTING, "mean", "best"]
+    return table.drop_duplicates("policy").set_index("policy")[columns]
 
 
 def against_goals(runs: pd.DataFrame, policy: str = "express") -> pd.DataFrame:
-    """What a policy reaches of this project's goals in one setting, paired over seeds with 95% intervals.
+    """Return what a policy reaches of this project's goals under continuous batching in one setting.
 
     Parameters:
-        runs: of `frontier`, of one workload, batching and rate, this policy among them and those that the goals name.
+        runs: of `frontier`, of one workload and rate, with this policy, SJF, FIFO and Priority.
 
     Returns:
-        A row a goal: its `value`, `low`, `high`, the `goal` and whether it is `met`: yes or no where the interval says
-        so, else open.
+        One row per goal: its `value`, `low`, `high`, the `goal`, and whether it is `met`: yes or no where the interval
+        tells, else open.
     """
     by_policy = {name: part.set_index("seed") for name, part in runs.groupby("policy")}
-    mine, sjf = by_policy[policy], by_policy["sjf"]
-    if runs.batching.iloc[0] == "static":
-        rows = {
-            "P50 against SJF's": (mine.p50_e2e_s / sjf.p50_e2e_s - 1, "< +0%", 0.0),
-            "P99 against SJF's": (mine.p99_e2e_s / sjf.p99_e2e_s - 1, "< +0%", 0.0),
-        }
-    else:
-        fifo, priority = by_policy["fifo"], by_policy["priority"]
-        rows = {
-            "P50 against SJF's": (mine.p50_e2e_s / sjf.p50_e2e_s - 1, "<= +5%", 0.05),
-            "P99 against FIFO's": (mine.p99_e2e_s / fifo.p99_e2e_s - 1, "<= +0%", 0.0),
-            "longest wait against SJF's": (mine.longest_wait_s / sjf.longest_wait_s - 1, "<= -50%", -0.5),
-            "premium SLOs under Priority's": (priority.premium_slo - mine.premium_slo, "<= +1%", 0.01),
-            "Jain index under FIFO's": (fifo.jain - mine.jain, "<= +0%", 0.0),
-        }
-    table = {}
-    for name, (values, goal, most) in rows.items():
+    mine, sjf, fifo, priority = (by_policy[name] for name in (policy, "sjf", "fifo", "priority"))
+    rows = {}
+    for name, values, bound in (
+        ("P50 against SJF's", mine.p50_e2e_s / sjf.p50_e2e_s - 1, 0.05),
+        ("P99 against FIFO's", mine.p99_e2e_s / fifo.p99_e2e_s - 1, 0.0),
+        ("longest wait against SJF's", mine.longest_wait_s / sjf.longest_wait_s - 1, -0.5),
+        ("premium SLOs under Priority's", priority.premium_slo - mine.premium_slo, 0.01),
+        ("Jain index under FIFO's", fifo.jain - mine.jain, 0.0),
+    ):
         interval = mean_interval(values)
-        met = "yes" if interval.high <= most else "no" if interval.low > most else "open"
-        table[name] = interval.estimate, interval.low, interval.high, goal, met
-    return pd.DataFrame.from_dict(table, orient="index", columns=["value", "low", "high", "goal", "met"])
+        met = "yes" if interval.high <= bound else "no" if interval.low > bound else "open"
+        rows[name] = interval.estimate, interval.low, interval.high, f"<= {bound:+.0%}", met
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "goal", "met"])

@@ -164,13 +164,13 @@ class WorkloadParams(Validated):
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> "WorkloadParams":
         if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
-            raise ValueError("trace: it decides the lengths, so output_length may be limit and drift null")
+            raise ValueError("a trace decides the lengths, so output_length may be limit and drift null")
         if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
-            raise ValueError("output_length: a phase's lengths fix the outputs, so it may be limit alone")
+            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit alone")
         if self.drift is not None and self.output_length == "spread":
-            raise ValueError("output_length: drift decides the lengths, so it may be limit or natural")
+            raise ValueError("drift decides the lengths, so output_length may be limit or natural")
         if self.recorded_lengths is not None and self.output_length != "natural":
-            raise ValueError("recorded_lengths: they are of natural outputs, so output_length may be natural alone")
+            raise ValueError("recorded_lengths are of natural outputs, so output_length may be natural alone")
         return self
 
     @property
