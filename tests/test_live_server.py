@@ -4,11 +4,11 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
+from driftsched_lib.engines.vllm_clients import TenantLoad, scrape, send
+from driftsched_lib.engines.vllm_process import serve_vllm
 from helpers import params_at
 
 from driftsched_lib.engines.fit import profile_of_run
-from driftsched_lib.engines.vllm_clients import TenantLoad, scrape, send
-from driftsched_lib.engines.vllm_process import serve_vllm
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-
 from driftsched_lib.experiments.service_metrics import (
     longest_waits,
     service_difference,

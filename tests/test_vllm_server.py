@@ -16,11 +16,11 @@ import pytest
 from helpers import SMOKE_SERVER, make_scheduler, params_at
 
 from driftsched_lib.engines import base, openai_server
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.openai_server import OpenAIServer
 from driftsched_lib.engines.params import ServerParams
 from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.experiments import results
-from driftsched_lib.engines.load import load_engine
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_or_fail
