@@ -37,6 +37,8 @@ def simulated_against_real(requests: pd.DataFrame) -> Figure:
         against(axis, part, "real_s", "simulated_s", "side", looks)
         ends = part[["real_s", "simulated_s"]].min().min() / 1.2, part[["real_s", "simulated_s"]].max().max() * 1.2
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, box_aspect=1)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
 
     labels = "real E2E (s)", "simulated E2E (s)"
     return panels(requests, draw, ("panel", None), labels, (3.3, 3.3), looks, "o", (False, False))
@@ -65,27 +67,6 @@ def fidelity_errors(errors: pd.DataFrame, goals: Mapping[str, float]) -> Figure:
     return panels(table, draw, (None, None), labels, (8.5, 0.6 * len(goals) + 1), looks, "o")
 
 
-def step_residuals(held: pd.DataFrame, predicted_s: np.ndarray) -> Figure:
-    """Draw measured over predicted seconds per iteration, over the run and by what it held; the line is the median.
-
-    Parameters:
-        held, predicted_s: of `fit.iterations` and `fit.predicted_s`.
-    """
-    table = held.assign(ratio=held.seconds / predicted_s, seconds=held.seconds.cumsum())
-    names = {"seconds": "time in the run (s)", "decode_seqs": "decoding sequences"}
-    names |= {"context_tokens": "context tokens attended to", "prefill_tokens": "prompt tokens computed"}
-    table = table.rename(columns=names).melt("ratio", list(names.values()), "by", "value")
-
-    def draw(axis: Axes, part: pd.DataFrame) -> None:
-        bins = pd.cut(part.value, np.unique(np.quantile(part.value, np.linspace(0, 1, 13))), include_lowest=True)
-        axis.scatter(part.value, part.ratio, s=4, alpha=0.3)
-        axis.plot(*part.groupby(bins, observed=True)[["value", "ratio"]].median().to_numpy().T, color="black")
-        axis.set(yscale="log", ylim=(0.4, 4), yticks=[0.5, 1, 2, 4], yticklabels=["0.5", "1", "2", "4"])
-        axis.yaxis.set_minor_formatter(NullFormatter())
-
-    return panels(table, draw, ("by", None), ("", "measured / predicted"), (3.2, 3.1), share=(False, True))
-
-
 def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     """Draw changes of latency, of `decomposition.changes`, a row per setting; `columns` names those of the summary."""
     looks = {setting: {"color": DARK} for setting in steps.setting.unique()}
@@ -94,43 +75,26 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
     return panels(table, forest, ("panel", None), labels, (6, 4), looks=looks, fmt="+.0%")
 
 
-def _over_load(axis: Axes, part: pd.DataFrame, looks: Mapping, times: bool) -> None:
-    lines(axis, part.sort_values("rate"), "rate", looks, marker="o", markersize=4)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log", base=2 if times else 10)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_major_formatter(lambda y, _: f"1/{1 / y:.0f}" if times and y < 1 else f"{y:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def latency_by_load(runs: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
-    """Draw latency over load factor, a line per setting with its 95% band over seeds: a row per column.
+def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
+    """Draw latency in multiples of FIFO's over the load factor, a line per setting with its 95% band: a row per column.
 
     Parameters:
-        runs: one row per run: `panel`, `rate`, `setting`, and the columns.
-        columns: summary columns in seconds, and what they are called.
+        changes: of `compare.changes`, with `panel` and `load_factor`.
+        columns: summary columns, and what they are called.
         policies: the policy per setting.
     """
-    long = runs.rename(columns=columns | {"setting": "side"}).melt(
-        ["panel", "side", "rate"], list(columns.values()), "of"
-    )
-    table = spread(long.groupby(["of", "panel", "side", "rate"], sort=False).value.agg(mean_interval)).clip(lower=1e-3)
-    table = table.reset_index().assign(of=lambda frame: frame["of"] + " (s)")
-    panel = ("panel", "of"), ("load factor", None), (3.3, 2.8), (looks := side_looks(policies)), "", (True, "row")
-    return panels(table, _over_load, *panel, looks=looks, times=False)
+    table = changes.rename(columns={"setting": "side", "change": "middle"}).sort_values("load_factor")
+    table = table.assign(of=table.column.map(columns) + ", times FIFO's", **(1 + table[ENDS]).clip(lower=0.01))
+    looks = side_looks(policies)
 
+    def draw(axis: Axes, part: pd.DataFrame) -> None:
+        lines(axis, part, "load_factor", looks, marker="o", markersize=4)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter(lambda y, _: f"1/{1 / y:.0f}" if y < 1 else f"{y:g}")
 
-def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
-    """Draw latency over load factor in multiples of FIFO's, as `latency_by_load`.
-
-    Parameters:
-        changes: of `decomposition.changes`, with `panel` and `load_factor`.
-    """
-    table = changes.rename(columns={"setting": "side", "change": "middle", "load_factor": "rate"})
-    table[ENDS] = (1 + table[ENDS]).clip(lower=0.01)
-    table["of"] = table.column.map(columns) + ", times FIFO's"
-    panel = ("panel", "of"), ("load factor", None), (3.3, 2.8), (looks := side_looks(policies)), "", (True, "row")
-    return panels(table, _over_load, *panel, looks=looks, times=True)
+    return panels(table, draw, ("panel", "of"), ("load factor", None), (3.3, 2.8), looks, share=(True, "row"))
 
 
 def tail_by_category(waits: pd.DataFrame, policies: Sequence[str], categories: Sequence[str], load: str) -> Figure:
@@ -232,9 +196,9 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         groups = part.dropna(subset=[x, y, color[0]]).groupby("side")
         (across, up), hue = (spread(groups[column].agg(mean_interval)) for column in (x, y)), groups[color[0]].mean()
         dot = pd.DataFrame({"x": across.middle, "y": up.middle, "name": hue.index, "hue": hue}).sort_values(["x", "y"])
-        dot["color"] = [looks[side]["color"] for side in dot.index]
+        dot["color"] = [looks[side]["color"].replace(GREY, DARK) for side in dot.index]
         front = dot.y < dot.y.cummin().shift(fill_value=np.inf)
-        named = dot[front | (dot.color != GREY)]
+        named = dot[front | (dot.color != DARK)]
         half = [(of.high - of.middle)[named.index] for of in (up, across)]
         axis.step(dot.x[front], dot.y[front], where="post", color=GREY, linewidth=1, zorder=1)
         axis.scatter(dot.x, dot.y, s=25, color=LIGHT, zorder=2)
@@ -253,6 +217,7 @@ def longest_waits(runs: pd.DataFrame) -> Figure:
     The bar is the median; a star marks policies that preempt: a request may lose its first slot again.
     """
     (runs, looks), end = by_side(runs), "_longest_wait_s"
+    order = [name + star for name in looks for star in ("", " *")]
     tiers = {column: column.removesuffix(end) for column in runs if column.endswith(end)}
     table = (
         runs.rename(columns=tiers).melt(["panel", "policy", "side"], list(tiers.values()), "tier", "wait_s").dropna()
@@ -260,7 +225,7 @@ def longest_waits(runs: pd.DataFrame) -> Figure:
     preemptive = [getattr(POLICIES.get(policy), "preemptive", False) for policy in table.policy]
     table["side"] += np.where(preemptive, " *", "")
     size, looks = (4.6, 0.33 * len(looks) + 1), looks_of(table.tier, TIERS)
-    of = {"x": "wait_s", "y": "side", "hue": "tier", "looks": looks}
+    of = {"x": "wait_s", "y": "side", "hue": "tier", "looks": looks, "order": sorted(set(table.side), key=order.index)}
     return panels(table, dots, ("panel", None), ("longest wait (s)", ""), size, looks, "o", (False, True), **of)
 
 
