@@ -143,7 +143,7 @@ def lines(
         axis.axhspan(*goal, color=GREEN, alpha=0.12, linewidth=0)
 
 
-def forest(axis: Axes, part: pd.DataFrame, looks: Looks, fmt: str = "", zero: bool = True) -> None:
+def forest(axis: Axes, part: pd.DataFrame, looks: Looks, fmt: str = "") -> None:
     """Draw a dot per interval with a line from end to end, rows in the order of `looks`, and a line at zero.
 
     Parameters:
@@ -160,10 +160,7 @@ def forest(axis: Axes, part: pd.DataFrame, looks: Looks, fmt: str = "", zero: bo
         if fmt:
             text = f"{item.get('lane', '')}  {item['middle']:{fmt}}"
             axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-    if zero:
-        axis.axvline(0, color="black", linewidth=1)
-    else:
-        axis.set_xlim(left=0)
+    axis.axvline(0, color="black", linewidth=1)
     if fmt.endswith("%"):
         axis.xaxis.set_major_formatter(PERCENT)
     axis.set_yticks(range(len(rows)), rows)

@@ -136,7 +136,7 @@ def latency_by_tier(done: pd.DataFrame) -> Figure:
     )
     table = seeds.groupby(by, sort=False).agg(middle="mean", low="min", high="max").reset_index()
     table = _tiers_in_order(table.rename(columns={"side": "row"}))
-    of = {"share": ("row", True), "looks": looks, "zero": False}
+    of = {"share": ("row", True), "looks": looks}
     figure = panels(table, forest, ("tier", "batching"), ("E2E (s)", ""), (3.6, 2.6), **of)
     return caption(figure, "● P50, ○ P99; line: range over seeds")
 

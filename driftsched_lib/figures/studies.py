@@ -142,10 +142,10 @@ def coverage_over_time(windows: pd.DataFrame) -> Figure:
         ["of", "scenario", "estimator"],
     )
     windows = windows.assign(coverage=100 * windows.coverage, scenario=windows.scenario.str.replace("_", " "))
-    long = windows.rename(columns=names).melt([*by[1:], "window"], list(names.values()), "of")
+    long = windows.rename(columns=names).melt(["scenario", "estimator", "window"], list(names.values()), "of")
     table = pd.concat(
         _over_seeds(part.groupby("window").value, side).assign(of=of, scenario=scenario)
-        for (of, scenario, side), part in long.groupby(by, sort=False)
+        for (of, scenario, side), part in long.groupby(["of", "scenario", "estimator"], sort=False)
     )
     panel = ("scenario", "of"), ("window of 200 requests", None), (2.9, 2.5), (looks := _in_turn(windows.estimator))
     return panels(table, lines, *panel, share=(True, "row"), x="window", looks=looks)
@@ -166,9 +166,7 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
     named["name"] = table.index + np.where(never, " (never)", "")
 
     def draw(axis: Axes, part: pd.DataFrame) -> None:
-        xerr, yerr = (
-            (of[["middle", "high"]].to_numpy() - of[["low", "middle"]].to_numpy()).T for of in (noise, recovery)
-        )
+        xerr, yerr = ([of.middle - of.low, of.high - of.middle] for of in (noise, recovery))
         axis.errorbar(part.x, part.y, yerr, xerr, "none", ecolor=part.color, elinewidth=1)
         axis.scatter(part.x, part.y, color=part.color, zorder=3)
         axis.axhspan(1, 10, color=GREEN, alpha=0.12, linewidth=0)
@@ -241,7 +239,7 @@ def ranking(table: pd.DataFrame, name: str) -> Figure:
     Parameters:
         name: the objective's, with its unit.
     """
-    many = table.policy.duplicated(keep=False)
+    many = table.groupby("policy").estimator.transform("nunique") > 1
     table, looks = by_side(table.assign(estimator=np.where(many, " · " + table.estimator, "")))
     table = table.drop_duplicates(["policy", *({"lane"} & set(table))]).assign(row=table.side + table.estimator)
     looks = {row: looks[side] for row, side in zip(table.row, table.side, strict=True)}
