@@ -12,7 +12,7 @@ from pydantic import PlainSerializer
 from driftsched_lib.__main__ import main
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments.params import MOVED, SECTIONS, Params
-from driftsched_lib.validation import Validated
+from driftsched_lib.validation import Validated, overlaid
 
 PARAMS = Path(__file__).parents[1] / "params"
 SHIPPED = sorted(set(PARAMS.glob("*.yaml")) - {PARAMS / "plugin.yaml"})
@@ -63,61 +63,91 @@ def test_a_flat_file_is_refused_with_where_its_keys_went():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scheduler": {"polices": ["fifo"]}}, r"scheduler.polices: unknown key.*Did you mean 'policies'\?"),
-        ({"workload": {"phase": []}}, r"workload.phase: unknown key.*Did you mean 'phases'\?"),
+        ({"scheduler.polices": ["fifo"]}, "scheduler.polices: unknown key.*Did you mean 'policies'\\?"),
+        ({"workload.phase": []}, "workload.phase: unknown key.*Did you mean 'phases'\\?"),
         ({"requests": "many"}, "requests: input should be a valid integer, not 'many'"),
-        ({"scheduler": {"calibration": "yes"}}, r"scheduler.calibration\[0\]: input should be a valid boolean, not 'yes'"),
-        ({"scheduler": {"batch_size": 0}}, "scheduler.batch_size: input should be greater than or equal to 1, not 0"),
-        ({"engine": {"kind": "tgi"}}, "engine.kind: input should be 'vllm', 'simulated' or 'server', not 'tgi'"),
-        ({"engine": {"kind": "simulated"}}, "bad.yaml: engine: the simulated engine needs a profile"),
-        ({"engine": {"replicas": 2}}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
-        ({"engine": {"profile": "a.json"}}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
-        ({"scheduler": {"policies": "srpt"}}, "bad.yaml: scheduler.policies: srpt preempts: a single simulated engine can, and vLLM with"),
+        ({"scheduler.calibration": "yes"}, "scheduler.calibration\\[0\\]: input should be a valid boolean, not 'yes'"),
+        ({"scheduler.batch_size": 0}, "scheduler.batch_size: input should be greater than or equal to 1, not 0"),
+        ({"engine.kind": "tgi"}, "engine.kind: input should be 'vllm', 'simulated' or 'server', not 'tgi'"),
+        ({"engine.kind": "simulated"}, "bad.yaml: engine: the simulated engine needs a profile"),
+        ({"engine.replicas": 2}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
+        ({"engine.profile": "a.json"}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
         (
-            {"engine": SIMULATED | {"replicas": 2}, "scheduler": {"policies": ["fifo", "srpt"]}},
+            {"scheduler.policies": "srpt"},
+            "bad.yaml: scheduler.policies: srpt preempts: a single simulated engine can, and vLLM with",
+        ),
+        (
+            {"engine": SIMULATED | {"replicas": 2}, "scheduler.policies": ["fifo", "srpt"]},
             "bad.yaml: scheduler.policies: srpt preempts: a single simulated engine can",
         ),
-        ({"engine": SIMULATED, "workload": {"output_length": "natural"}}, "workload.output_length: no model ends an output"),
-        ({"scheduler": {"estimators": "oracle"}, "workload": {"output_length": "natural"}}, "the oracle knows fixed lengths alone"),
+        ({"engine": SIMULATED, "workload.output_length": "natural"}, "workload.output_length: no model ends an output"),
         (
-            {"workload": {"phases": [PHASE | {"lengths": "a.json"}], "output_length": "spread"}},
+            {"scheduler.estimators": "oracle", "workload.output_length": "natural"},
+            "the oracle knows fixed lengths alone",
+        ),
+        (
+            {"workload.phases": [PHASE | {"lengths": "a.json"}], "workload.output_length": "spread"},
             "workload: a phase's lengths fix the outputs",
         ),
         (
-            {"workload": {"spread": {"mean_share": 0.0, "cv": 0.5}}},
+            {"workload.spread": {"mean_share": 0.0, "cv": 0.5}},
             "workload.spread.mean_share: input should be greater than or equal to 0.000000001, not 0.0",
         ),
-        ({"scheduler": {"batching": "dynamic"}}, r"batching\[0\]: input should be 'static' or 'continuous', not 'dynamic'"),
-        ({"scheduler": {"policies": ["fifo", "sjv"]}}, r"policies\[1\]: 'sjv' is unknown. Did you mean 'sjf'\? Known: fifo, "),
-        ({"scheduler": {"policies": [{"aging": {"rat": 1}}]}}, r"policies\[0\]: rat: unknown key.*Did you mean 'rate'\?"),
-        ({"scheduler": {"policies": [{"aging": {"rate": -1.0}}]}}, r"policies\[0\]: rate is -1.0, it must be at least 0"),
-        ({"scheduler": {"policies": [{"aging": {"rate": float("nan")}}]}}, "rate: input should be a finite number, not nan"),
-        ({"scheduler": {"policies": [{"priority": {"ranks": 1}}]}}, r"policies\[0\]: ranks: unknown key"),
-        ({"scheduler": {"tiers": {"a": {"weight": "x"}}}}, "scheduler.tiers.a.weight: input should be .*, not 'x'$"),
-        ({"scheduler": {"policies": [{"fifo": 3}]}}, r"policies\[0\]: the arguments of fifo must be a mapping of names to values$"),
-        ({"scheduler": {"policies": None}}, r"policies\[0\]: None is unknown. Known: fifo, "),
-        ({"scheduler": {"vary_estimates_for": ["sjv"]}}, r"scheduler: vary_estimates_for: 'sjv' is unknown. Did you mean 'sjf'\?"),
-        ({"scheduler": {"policies": []}}, "policies: list should have at least 1 item"),
+        ({"scheduler.batching": "dynamic"}, "batching\\[0\\]: input should be 'static' or 'continuous', not 'dynamic'"),
+        (
+            {"scheduler.policies": ["fifo", "sjv"]},
+            "policies\\[1\\]: 'sjv' is unknown. Did you mean 'sjf'\\? Known: fifo, ",
+        ),
+        ({"scheduler.policies": [{"aging": {"rat": 1}}]}, "policies\\[0\\]: rat: unknown key.*Did you mean 'rate'\\?"),
+        ({"scheduler.policies": [{"aging": {"rate": -1.0}}]}, "policies\\[0\\]: rate is -1.0, it must be at least 0"),
+        ({"scheduler.policies": [{"aging": {"rate": float("nan")}}]}, "rate: input should be a finite number, not nan"),
+        ({"scheduler.policies": [{"priority": {"ranks": 1}}]}, "policies\\[0\\]: ranks: unknown key"),
+        ({"scheduler.tiers": {"a": {"weight": "x"}}}, "scheduler.tiers.a.weight: input should be .*, not 'x'$"),
+        (
+            {"scheduler.policies": [{"fifo": 3}]},
+            "policies\\[0\\]: the arguments of fifo must be a mapping of names to values$",
+        ),
+        ({"scheduler.policies": None}, "policies\\[0\\]: None is unknown. Known: fifo, "),
+        (
+            {"scheduler.vary_estimates_for": ["sjv"]},
+            "scheduler: vary_estimates_for: 'sjv' is unknown. Did you mean 'sjf'\\?",
+        ),
+        ({"scheduler.policies": []}, "policies: list should have at least 1 item"),
         ({"seeds": [1, 2, 1]}, "seeds: the same value is given twice"),
-        ({"scheduler": {"estimators": {"paper": {"alpha": 0}}}}, r"estimators\[0\]: alpha is 0.0, it must be above 0"),
-        ({"scheduler": {"estimators": {"paper": {"calibrate": True}}}}, r"estimators\[0\]: calibrate: unknown key"),
-        ({"workload": {"base_tokens": {"report": 5}}}, "workload.base_tokens: a base for short_qa, summary, technical is missing"),
-        ({"measure": {"job_class_tokens": [512, 128]}}, r"measure.job_class_tokens: must be two rising .*not \[512, 128\]$"),
-        ({"workload": {"phases": [{"share": 1.0}]}}, r"workload.phases\[0\].name: is missing"),
-        ({"workload": {"phases": [PHASE | {"mix": {"reprot": 1.0}}]}}, "mix.reprot.*or 'report', not 'reprot'"),
-        ({"workload": {"phases": [PHASE | {"gaps": 1}]}}, r"phases\[0\].gaps: unknown key.*'gap_s'\? Known: name, "),
-        ({"workload": {"tenants": {}}}, "workload.tenants: dictionary should have at least 1 item"),
-        ({"engine": {"temperature": float("nan")}}, "engine.temperature: input should be"),
-        ({"workload": {"phases": [PHASE | {"mix": {"report": 0.9}}]}}, r"phases\[0\].mix: the shares must sum to 1, they sum to"),
-        ({"workload": {"phases": [PHASE | {"gap_s": [-0.1, 0.2]}]}}, r"phases\[0\].gap_s\[0\]: input should be greater than"),
-        ({"workload": {"phases": [PHASE | {"gap_s": [0.3, 0.2]}]}}, r"phases\[0\].gap_s: must be two rising numbers"),
-        ({"workload": {"phases": [PHASE | {"share": 0.5}]}}, "workload.phases: the shares must sum to 1"),
-        ({"workload": {"tenants": {"a": "gold"}}}, "workload: the tier of a, 'gold' is unknown. Known: premium, standard, batch"),
+        ({"scheduler.estimators": {"paper": {"alpha": 0}}}, "estimators\\[0\\]: alpha is 0.0, it must be above 0"),
+        ({"scheduler.estimators": {"paper": {"calibrate": True}}}, "estimators\\[0\\]: calibrate: unknown key"),
+        (
+            {"workload.base_tokens": {"report": 5}},
+            "workload.base_tokens: a base for short_qa, summary, technical is missing",
+        ),
+        (
+            {"measure.job_class_tokens": [512, 128]},
+            "measure.job_class_tokens: must be two rising .*not \\[512, 128\\]$",
+        ),
+        ({"workload.phases": [{"share": 1.0}]}, "workload.phases\\[0\\].name: is missing"),
+        ({"workload.phases": [PHASE | {"mix": {"reprot": 1.0}}]}, "mix.reprot.*or 'report', not 'reprot'"),
+        ({"workload.phases": [PHASE | {"gaps": 1}]}, "phases\\[0\\].gaps: unknown key.*'gap_s'\\? Known: name, "),
+        ({"workload.tenants": {}}, "workload.tenants: dictionary should have at least 1 item"),
+        ({"engine.temperature": float("nan")}, "engine.temperature: input should be"),
+        (
+            {"workload.phases": [PHASE | {"mix": {"report": 0.9}}]},
+            "phases\\[0\\].mix: the shares must sum to 1, they sum to",
+        ),
+        (
+            {"workload.phases": [PHASE | {"gap_s": [-0.1, 0.2]}]},
+            "phases\\[0\\].gap_s\\[0\\]: input should be greater than",
+        ),
+        ({"workload.phases": [PHASE | {"gap_s": [0.3, 0.2]}]}, "phases\\[0\\].gap_s: must be two rising numbers"),
+        ({"workload.phases": [PHASE | {"share": 0.5}]}, "workload.phases: the shares must sum to 1"),
+        (
+            {"workload.tenants": {"a": "gold"}},
+            "workload: the tier of a, 'gold' is unknown. Known: premium, standard, batch",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_named_with_its_file_and_field(values, message):
     with pytest.raises(ParamsError, match=message) as error:
-        Params.parse(values, "bad.yaml")
+        Params.parse(overlaid({}, values, "bad.yaml"), "bad.yaml")
     assert str(error.value).startswith("bad.yaml: ")
 
 

@@ -40,8 +40,8 @@ def check_progress(until: float) -> None:
         raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
 
 
-def length_error(request: Request, output_tokens: int, holder: str = "context") -> str | None:
-    """Return why an output is a failure: it lacks the request's fixed length, for which `holder` had no room."""
+def length_error(request: Request, output_tokens: int, what: str = "the context holds") -> str | None:
+    """Return an output's error if it lacks the request's fixed length, else None."""
     if request.fixed_output_tokens in (None, output_tokens):
         return None
-    return f"the {holder} holds {output_tokens} of {request.fixed_output_tokens} fixed tokens"
+    return f"{what} {output_tokens} of {request.fixed_output_tokens} fixed tokens"

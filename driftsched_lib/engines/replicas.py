@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Any
 
 from driftsched_lib.engines.base import check_progress
 from driftsched_lib.engines.simulated import SimulatedEngine
@@ -26,37 +27,14 @@ class Replica:
     outputs: list[Output] = field(default_factory=list)
 
 
-Router = Callable[[Sequence[Replica]], Replica]
-"""Chooses among the replicas with room, or among all if none has room: a static batch may be larger than they are."""
-
-
-class RoundRobin:
-    """Choose the next replica in turn."""
-
-    def __init__(self):
-        self._last = -1
-
-    def __call__(self, replicas: Sequence[Replica]) -> Replica:
-        chosen = min(replicas, key=lambda replica: (replica.index <= self._last, replica.index))
-        self._last = chosen.index
-        return chosen
-
-
-def least_requests(replicas: Sequence[Replica]) -> Replica:
-    """Choose the replica with the fewest outstanding requests."""
-    return min(replicas, key=lambda replica: len(replica.outstanding))
-
-
-def least_estimated_tokens(replicas: Sequence[Replica]) -> Replica:
-    """Choose the replica with the fewest estimated tokens, input and output, of outstanding requests."""
-    return min(replicas, key=lambda replica: sum(replica.outstanding.values()))
-
-
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "round_robin": RoundRobin,
-    "least_requests": lambda: least_requests,
-    "least_estimated_tokens": lambda: least_estimated_tokens,
+Router = Callable[[Replica, int], Any]
+"""Ranks a replica, given the index of the replica that was chosen last; the lowest rank gets the request."""
+ROUTERS: dict[str, Router] = {
+    "round_robin": lambda replica, last: (replica.index <= last, replica.index),
+    "least_requests": lambda replica, last: len(replica.outstanding),
+    "least_estimated_tokens": lambda replica, last: sum(replica.outstanding.values()),
 }
+"""By name; tokens are input and output together."""
 
 
 class ReplicatedEngine:
@@ -67,16 +45,14 @@ class ReplicatedEngine:
 
     Parameters:
         engines: equal engines.
-        router: returns a router, a new one for each run.
+        router: ranks the replicas with room, or all if none has room: a static batch may be larger than they are.
         max_outstanding: requests that a replica is given at most; those beyond its `max_num_seqs` wait in its own
             queue, first come first served.  None for `max_num_seqs`: then all waiting is left to the policy.
     """
 
-    def __init__(
-        self, engines: Sequence[SimulatedEngine], router: Callable[[], Router], max_outstanding: int | None = None
-    ):
+    def __init__(self, engines: Sequence[SimulatedEngine], router: Router, max_outstanding: int | None = None):
         self._replicas = [Replica(index, engine) for index, engine in enumerate(engines)]
-        self._new_router = router
+        self._router = router
         self._max_outstanding = max_outstanding or engines[0].max_num_seqs
         self.max_num_seqs = sum(engine.max_num_seqs for engine in engines)
         self.limits = engines[0].limits
@@ -87,13 +63,13 @@ class ReplicatedEngine:
         """Do nothing: there is nothing to give back."""
 
     def restart_clock(self) -> None:
-        """Start a new run at time zero with empty step logs and a new router."""
+        """Start a new run at time zero with empty step logs."""
         for replica in self._replicas:
             replica.engine.restart_clock()
             replica.busy = False
             replica.outstanding.clear()
-        self._router = self._new_router()
         self._now = 0.0
+        self._last = -1  # replica that was given a request
         self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends its iteration
         self._ready: list[Replica] = []  # busy replicas whose last iteration has ended
 
@@ -109,7 +85,9 @@ class ReplicatedEngine:
         return any(map(self._has_room, self._replicas))
 
     def add(self, request: Request) -> None:
-        replica = self._router([replica for replica in self._replicas if self._has_room(replica)] or self._replicas)
+        choice = [replica for replica in self._replicas if self._has_room(replica)] or self._replicas
+        replica = min(choice, key=lambda one: self._router(one, self._last))
+        self._last = replica.index
         if not replica.busy:
             replica.engine.step(self._now)
         replica.engine.add(request)

@@ -15,13 +15,14 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
 
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, measure_speed, warm_up
 from driftsched_lib.experiments.interrupts import remembered
 from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import serve_run
+from driftsched_lib.experiments.speed import measure_speed, warm_up
 from driftsched_lib.requests import Record
 from driftsched_lib.workloads.synthetic import check_load
 

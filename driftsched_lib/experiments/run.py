@@ -12,7 +12,6 @@ import pandas as pd
 
 from driftsched_lib.admission import Check, admission_check
 from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.workloads.text_classifier import TextClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.errors import RunError
 from driftsched_lib.estimators import Estimator
@@ -27,6 +26,7 @@ from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import Batching, ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
 from driftsched_lib.workloads.synthetic import make_load
+from driftsched_lib.workloads.text_classifier import TextClassifier
 
 
 def serve_run(

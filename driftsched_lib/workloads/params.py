@@ -11,7 +11,6 @@ from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Val
 from driftsched_lib.workloads.drift import SCENARIOS
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
 
-
 PAPER_PHASES: dict[str, dict[str, Any]] = {
     "learning": {
         "share": 1 / 3,
