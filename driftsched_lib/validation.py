@@ -189,8 +189,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParamsError(f"{path}: is not YAML: {error}") from None
-    if values is None:
-        return {}
     if not isinstance(values, dict):
         raise ParamsError(f"{path}: must be a mapping of parameters to values")
     return values

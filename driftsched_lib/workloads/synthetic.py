@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice, product
+from itertools import islice
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
-from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments.params import Params, Phase
-from driftsched_lib.requests import CATEGORIES, Request
+from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import in_project
 from driftsched_lib.workloads.drift import drifted
 from driftsched_lib.workloads.length_mix import LengthMix
+from driftsched_lib.workloads.params import Phase, WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
-from driftsched_lib.workloads.replay import trace_requests
+from driftsched_lib.workloads.replay import check_trace, trace_requests
+
+WORDS_PER_PROMPT = len(build_prompt("technical", "DNS", 0).split())
 
 
 @dataclass(frozen=True)
@@ -28,36 +29,80 @@ class PhaseLoad:
     requests: list[Request]
 
 
-def paper_load(params: Params, seed: int, capacity_tokens_per_s: float, rate: float = 1.0) -> list[PhaseLoad]:
-    """The paper's load: tenants drawn by their shares, categories by the phase's mix, topics and templates uniformly.
+def make_load(
+    workload: WorkloadParams,
+    requests: int,
+    seed: int,
+    capacity_tokens_per_s: float,
+    rate: float = 1.0,
+    window: int = 0,
+    tiers: Tiers = TIERS,
+) -> list[PhaseLoad]:
+    """Return the load of one run, phase by phase; a trace is one phase.
 
-    Or, where there is one, the trace's, as one phase.
+    Tenants are drawn by their shares, categories by the phase's mix, topics and templates uniformly.
 
     Parameters:
-        capacity_tokens_per_s: what a phase's `load_factor` refers to; not used by phases without one.
-        rate: how many times as fast as the phases say requests arrive.
+        requests: of all phases together.
+        capacity_tokens_per_s: output tokens per second that a `load_factor` refers to; unused without one.
+        rate: requests arrive this many times as fast.
+        window: which stretch of `requests` rows of a trace is served, counted from 0.
+        tiers: those that a trace may name.
+
+    Raises:
+        ParamsError: a file that the workload names cannot be used, or a trace is too short.
     """
-    if params.workload.trace is not None:
-        return [PhaseLoad("trace", 0.0, trace_requests(params, seed, capacity_tokens_per_s, rate))]
-    counts = _counts([phase.share for phase in params.workload.phases], params.requests)
-    generators = np.random.default_rng(seed).spawn(len(counts))
-    first = np.cumsum([0, *counts[:-1]])
-    loads = [
-        PhaseLoad(
-            phase.name,
-            phase.pause_s,
-            _phase(params, phase, int(start), n, rng, mean_gap_s(params, phase, capacity_tokens_per_s) / rate),
-        )
-        for phase, start, n, rng in zip(params.workload.phases, first, counts, generators, strict=True)
-    ]
-    if params.workload.drift is not None:
-        loads = _drifted(params, seed, loads)
-    return loads if params.recorded_lengths is None else _pinned(params.recorded_lengths, seed, loads)
+    if workload.trace is not None:
+        served = trace_requests(workload, requests, seed, capacity_tokens_per_s, rate, window, tiers)
+        return [PhaseLoad("trace", 0.0, served)]
+    ends = np.rint(np.cumsum([phase.share for phase in workload.phases]) * requests).astype(int).tolist()
+    generators, loads, start = np.random.default_rng(seed).spawn(len(ends)), [], 0
+    for phase, end, rng in zip(workload.phases, ends, generators, strict=True):
+        gap_s = mean_gap_s(workload, phase, capacity_tokens_per_s) / rate
+        loads.append(PhaseLoad(phase.name, phase.pause_s, _requests(workload, phase, range(start, end), gap_s, rng)))
+        start = end
+    if workload.drift is not None:
+        form = "natural" if workload.output_length == "natural" else "lengths"
+        served = [request for load in loads for request in load.requests]
+        changed = iter(drifted(served, workload.drift, seed, workload.max_tokens, form, tiers=tiers))
+        loads = [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]
+    if workload.recorded_lengths is not None:
+        _fix_recorded_lengths(workload.recorded_lengths, seed, loads)
+    return loads
+
+
+def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tiers = TIERS) -> None:
+    """Read the files that a workload names, so that a wrong one is refused before an engine is loaded.
+
+    Parameters:
+        windows: how many stretches of `requests` rows a trace must hold.
+
+    Raises:
+        ParamsError: a file cannot be used.
+    """
+    for phase in workload.phases:
+        if phase.lengths is not None:
+            length_mix(phase.lengths)
+    if workload.recorded_lengths is not None:
+        recorded_lengths(workload.recorded_lengths)
+    if workload.trace is not None:
+        check_trace(workload.trace, requests, windows, tiers)
+
+
+def mean_gap_s(workload: WorkloadParams, phase: Phase, capacity_tokens_per_s: float) -> float:
+    """Return the mean seconds between arrivals of a phase at rate 1."""
+    if phase.load_factor is None:
+        return sum(phase.gap_s) / 2
+    if phase.lengths is not None:
+        tokens = length_mix(phase.lengths).mean_output_tokens * workload.length_scale
+    else:
+        tokens = sum(share * workload.max_tokens[category] for category, share in phase.mix.items())
+    return tokens / (capacity_tokens_per_s * phase.load_factor)
 
 
 @cache
 def length_mix(path: str) -> LengthMix:
-    """A length mix by its file, looked for in the project first."""
+    """Return the length mix that a phase names; ParamsError if the file cannot be used."""
     try:
         return LengthMix.load(in_project(path))
     except ParamsError as error:
@@ -65,145 +110,77 @@ def length_mix(path: str) -> LengthMix:
 
 
 def prompt_digest(request: Request) -> int:
-    """What tells whether a recorded length is of this prompt."""
+    """Return the CRC-32 of a prompt: it tells whether a recorded length belongs to it."""
     return crc32(request.prompt.encode())
 
 
 @cache
 def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
-    """By seed and request id, a natural output's length (tokens) and the digest of its prompt.
+    """Return, by seed and request id, a natural output's length (tokens) and the digest of its prompt.
 
     Raises:
-        ParamsError: the file cannot be read, or is no table of `seed`, `request_id`, `output_tokens` and
-            `prompt_digest`, whole numbers all.
+        ParamsError: the file cannot be read, or is no table with whole numbers `seed`, `request_id`, `output_tokens`
+            and `prompt_digest`.
     """
     try:
         table = pd.read_parquet(in_project(path))[["seed", "request_id", "output_tokens", "prompt_digest"]].astype(int)
     except (OSError, ValueError, KeyError) as error:
-        raise ParamsError(f"recorded_lengths: {path}: cannot be read: {error}") from None
+        raise ParamsError(f"workload.recorded_lengths: {path}: cannot be read: {error}") from None
     by_seed: dict[int, dict[str, tuple[int, int]]] = {}
     for seed, request_id, tokens, digest in table.itertuples(index=False, name=None):
         by_seed.setdefault(seed, {})[str(request_id)] = tokens, digest
     return by_seed
 
 
-def _pinned(path: str, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoad]:
+def _fix_recorded_lengths(path: str, seed: int, loads: list[PhaseLoad]) -> None:
     known = recorded_lengths(path).get(seed, {})
-    for load in loads:
-        for request in load.requests:
-            length, digest = known.get(request.request_id, (0, None))
-            if digest != prompt_digest(request) or not 1 <= length <= request.max_tokens:
-                raise ParamsError(
-                    f"{path}: holds no output of request {request.request_id} of seed {seed}, as this load has it"
-                )
-            request.fixed_output_tokens = length
-    return loads
+    for request in (request for load in loads for request in load.requests):
+        length, digest = known.get(request.request_id, (0, None))
+        if digest != prompt_digest(request) or not 1 <= length <= request.max_tokens:
+            raise ParamsError(f"{path}: holds no output for request {request.request_id} of seed {seed} of this load")
+        request.fixed_output_tokens = length
 
 
-def mean_gap_s(params: Params, phase: Phase, capacity_tokens_per_s: float) -> float:
-    """Mean seconds between arrivals of a phase."""
-    if phase.load_factor is None:
-        return sum(phase.gap_s) / 2
-    if phase.lengths is not None:
-        tokens = length_mix(phase.lengths).mean_output_tokens * params.length_scale
-    else:
-        tokens = sum(share * params.max_tokens[category] for category, share in phase.mix.items())
-    return tokens / (capacity_tokens_per_s * phase.load_factor)
-
-
-def classified_prompts() -> pd.DataFrame:
-    """Every prompt of the load behind the paper's classifier, with and without the label prefix, a row a prompt."""
-    classify = KeywordClassifier().classify
-    rows = []
-    for category, topic in product(CATEGORIES, TOPICS):
-        for template in range(len(TEMPLATES[category])):
-            prompt = build_prompt(category, topic, template)
-            rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
-            rows.append(("without it", category, classify(prompt)))
-    return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])
-
-
-def _drifted(params: Params, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoad]:
-    """The same phases under the scenario, which spans all of them."""
-    form = "natural" if params.output_length == "natural" else "lengths"
-    requests = [request for load in loads for request in load.requests]
-    changed = iter(drifted(requests, params.workload.drift, seed, params.max_tokens, form))
-    return [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]
-
-
-def _phase(
-    params: Params, phase: Phase, first_id: int, n: int, rng: np.random.Generator, gap_s: float
+def _requests(
+    workload: WorkloadParams, phase: Phase, ids: range, gap_s: float, rng: np.random.Generator
 ) -> list[Request]:
-    workload, limits = params.workload, params.max_tokens
-    arrivals = np.cumsum(_gaps(phase, n, rng)) * gap_s
-    tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares)
-    categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
-    topics = rng.choice(TOPICS, n)
-    templates = rng.random(n)
-    if phase.lengths is None:
-        lengths, fillers = _pinned_lengths(params, categories, rng), [""] * n
+    n, limits, timeout_s = len(ids), workload.max_tokens, workload.queue_timeout_s
+    if phase.arrival_cv is None:
+        gaps = rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
     else:
-        lengths, categories, fillers = _mixed_lengths(params, phase.lengths, n, rng)
+        variance = phase.arrival_cv**2
+        gaps = rng.gamma(1 / variance, variance, n)
+    arrivals_s = (np.cumsum(gaps) * gap_s).tolist()
+    tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
+    categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values())).tolist()
+    topics, templates = rng.choice(TOPICS, n).tolist(), rng.random(n).tolist()
+    if phase.lengths is None:
+        fillers, lengths = [""] * n, _lengths(workload, [limits[category] for category in categories], rng)
+    else:
+        drawn = length_mix(phase.lengths).draw(n, rng)
+        prompts, lengths = (np.rint(x * workload.length_scale).clip(min=1).astype(int).tolist() for x in drawn)
+        categories = [category_of(length, limits) for length in lengths]
+        fillers = ["the " * max(0, tokens - WORDS_PER_PROMPT) for tokens in prompts]
     requests = []
-    for i in range(n):
-        tenant, category = str(tenants[i]), str(categories[i])
-        template = int(templates[i] * len(TEMPLATES[category]))
-        prompt = fillers[i] + build_prompt(category, str(topics[i]), template)
+    for i, arrival_s, tenant, category, topic, template, filler, length in zip(
+        ids, arrivals_s, tenants, categories, topics, templates, fillers, lengths, strict=True
+    ):
+        prompt = filler + build_prompt(category, topic, int(template * len(TEMPLATES[category])))
         if workload.label_prefix:
-            prompt = label_prefix(first_id + i, tenant, category) + prompt
-        arrival = float(arrivals[i])
-        requests.append(
-            Request(
-                request_id=str(first_id + i),
-                arrival_s=arrival,
-                prompt=prompt,
-                tenant=tenant,
-                tier=workload.tenants[tenant],
-                max_tokens=max(limits[category], lengths[i] or 0),
-                job_type=category,
-                phase=phase.name,
-                fixed_output_tokens=lengths[i],
-                deadline_s=None if params.queue_timeout_s is None else arrival + params.queue_timeout_s,
-            )
-        )
+            prompt = label_prefix(i, tenant, category) + prompt
+        tier, limit = workload.tenants[tenant], max(limits[category], length or 0)
+        request = Request(str(i), arrival_s, prompt, tenant, tier, limit, category, phase.name, length)
+        request.deadline_s = None if timeout_s is None else arrival_s + timeout_s
+        requests.append(request)
     return requests
 
 
-def _gaps(phase: Phase, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaps between arrivals of mean 1."""
-    if phase.arrival_cv is None:
-        return rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
-    variance = phase.arrival_cv**2
-    return rng.gamma(1 / variance, variance, n)
-
-
-def _pinned_lengths(params: Params, categories: np.ndarray, rng: np.random.Generator) -> list[int | None]:
-    if params.output_length == "natural":
-        return [None] * len(categories)
-    by_category = params.max_tokens
-    limits = np.array([by_category[category] for category in categories])
-    if params.output_length == "spread":
-        variance = np.log1p(params.spread.cv**2)
-        shares = params.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
-        limits = np.clip(np.rint(shares * limits), 1, limits).astype(int)
-    return limits.tolist()
-
-
-def _mixed_lengths(
-    params: Params, mix: str, n: int, rng: np.random.Generator
-) -> tuple[list[int], list[str], list[str]]:
-    """Output lengths drawn from the length mix, the category of each, and words that fill the prompts up."""
-    prompts, outputs = (
-        np.rint(lengths * params.length_scale).clip(min=1).astype(int).tolist()
-        for lengths in length_mix(mix).draw(n, rng)
-    )
-    limits = params.max_tokens
-    categories = [category_of(output, limits) for output in outputs]
-    words_of_a_prompt = len(build_prompt("technical", "DNS", 0).split())
-    return outputs, categories, ["the " * max(0, prompt - words_of_a_prompt) for prompt in prompts]
-
-
-def _counts(shares: list[float], total: int) -> list[int]:
-    """Whole numbers in proportion to the shares that sum to `total`."""
-    ends = np.rint(np.cumsum(shares) * total).astype(int)
-    return np.diff(ends, prepend=0).tolist()
+def _lengths(workload: WorkloadParams, limits: list[int], rng: np.random.Generator) -> list[int] | list[None]:
+    """Return the fixed output lengths in tokens; None for outputs that end by themselves."""
+    if workload.output_length == "natural":
+        return [None] * len(limits)
+    if workload.output_length == "limit":
+        return limits
+    variance = np.log1p(workload.spread.cv**2)
+    shares = workload.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
+    return np.clip(np.rint(shares * limits), 1, limits).astype(int).tolist()
