@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from driftsched_lib.admission import Check, admission_check
-from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.workloads.text_classifier import TextClassifier
+from driftsched_lib.classify import KeywordClassifier, TextClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.errors import RunError
 from driftsched_lib.estimators import Estimator

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched_lib.estimators import ESTIMATORS, Kalman
-from driftsched_lib.estimators.conformal import MAX_LEVEL, MIN_RATIOS, STEP, AdaptiveInterval
-from driftsched_lib.estimators.sliding import CAPACITY
+from driftsched_lib.estimators.interval import CAPACITY, MAX_LEVEL, MIN_RATIOS, STEP, AdaptiveInterval, SlidingWindow
 from driftsched_lib.studies.drift_lab import lab_load, replay
 
 
@@ -19,6 +18,18 @@ def naive_bounds(ratios, level):
     left_out = int((n + 1) * level / 2)
     padded = [0.0, *sorted(ratios), float("inf")]
     return (0.0, float("inf")) if left_out < 1 else (padded[left_out], padded[n + 1 - left_out])
+
+
+@given(values=st.lists(st.floats(0, 1e6), max_size=3 * CAPACITY))
+def test_a_sliding_window_against_sorting_its_last_values(values):
+    window = SlidingWindow()
+    for value in values:
+        window.add(value)
+    last = values[-CAPACITY:]
+    assert window.values == last and window.ordered == sorted(last)
+    assert (window.slices() is None) == (len(last) < 10)
+    if len(last) >= 10:
+        assert window.slices() == [sorted(last)[int((i + 0.5) / 10 * len(last))] for i in range(10)]
 
 
 @given(ratios=st.lists(st.floats(0.01, 100), max_size=150), level=st.floats(-0.5, MAX_LEVEL))
@@ -43,8 +54,7 @@ def test_the_level_against_the_update_of_gibbs_and_candes(misses):
 
 @given(seed=st.integers(0, 100), scales=st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_misses_are_a_tenth_whatever_the_outcomes_do(seed, scales):
-    """The bound of Gibbs and Candes, proposition 4.1: the share missed is off by at most (1 + step) / (step * n) for
-    levels from 0 to 1; here they end at `MAX_LEVEL`, which atomless outcomes do not reach."""
+    """Gibbs and Candes, proposition 4.1: the share missed is off by at most (1 + step) / (step * n)."""
     rng = np.random.default_rng(seed)
     interval, missed = AdaptiveInterval(), []
     ratios = np.concatenate([np.exp(scale / 30 * rng.standard_normal(150)) for scale in scales])
