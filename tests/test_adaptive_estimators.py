@@ -1,5 +1,6 @@
 """Pooling, change detection, Kalman filtering, regression and quantiles, against references and by hand."""
 
+from functools import partial
 from math import exp, log
 
 import numpy as np
@@ -8,14 +9,7 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.estimators import (
-    Kalman,
-    PageHinkley,
-    PaperEstimator,
-    Pooled,
-    Regression,
-    RunningQuantiles,
-)
+from driftsched_lib.estimators import Kalman, PageHinkley, PaperEstimator, Pooled, Regression, RunningQuantiles
 from driftsched_lib.estimators.base import MIN_VARIANCE
 from driftsched_lib.estimators.features import MAX_WORDS, READ, SLOTS, ends, named, word_slots
 from driftsched_lib.estimators.kalman import LocalLevel
@@ -67,9 +61,8 @@ def test_a_new_tenant_starts_from_its_category_and_grows_its_own_habits():
     for tenant, factor in factors.items():
         assert estimator.estimate(request(tenant)).output_tokens == pytest.approx(200 * factor, rel=0.2)
     assert estimator.estimate(request("tenant-new")).output_tokens == pytest.approx(200, rel=0.2)
-    assert estimator.state_.categories["summary"].between == pytest.approx(
-        np.var(np.log(list(factors.values()))), rel=0.5
-    )
+    between = np.var(np.log(list(factors.values())))
+    assert estimator.state_.categories["summary"].between == pytest.approx(between, rel=0.5)
     estimator.observe(request("tenant-new"), 800)
     after_one = estimator.estimate(request("tenant-new")).output_tokens
     assert 240 < after_one < 800  # one observation is believed, and not all of it
@@ -105,15 +98,13 @@ def test_a_change_is_found_in_either_direction_with_the_mean_since_it_began():
 
 
 def test_false_alarms_are_as_rare_as_they_are_said_to_be():
-    rng = np.random.default_rng(0)
-    detector = ChangeDetector()
-    alarms = sum(detector.learn(z, z) is not None for z in rng.standard_normal(100_000).tolist())
+    detector, normal = ChangeDetector(), np.random.default_rng(0).standard_normal(100_000).tolist()
+    alarms = sum(detector.learn(z, z) is not None for z in normal)
     assert 100_000 / alarms == pytest.approx(1300, rel=0.35)
 
 
 def test_a_level_that_does_not_drift_is_about_the_mean_of_its_values():
-    """With the prior wide and next to no drift, gains are 1, 1/2, 1/3 ... as of a mean; that the noise is learnt
-    meanwhile weighs them a little differently."""
+    """With a wide prior and next to no drift, gains are about 1, 1/2, 1/3 ...; the noise is learnt meanwhile."""
     values = np.random.default_rng(0).normal(0.5, 0.3, 200).tolist()
     level = LocalLevel(variance=1e6, noise=0.09, gain=1e-6)
     for i, value in enumerate(values, 1):
@@ -127,12 +118,12 @@ def test_a_level_that_does_not_drift_is_about_the_mean_of_its_values():
 @pytest.mark.parametrize("kind", [PageHinkley, Kalman])
 def test_adaptive_gain_is_calm_and_then_quick(kind):
     """Against EMA 0.1: no noisier where nothing changes, and nearer ten observations after a change."""
-    tiers = {"standard": Tier()}
     noise, late = {}, {}
-    for name, make in {"adaptive": lambda: kind(BASES), "ema": lambda: PaperEstimator(BASES, tiers=tiers)}.items():
+    ema = partial(PaperEstimator, tiers={"standard": Tier()})
+    for name, make in {"adaptive": kind, "ema": ema}.items():
         calm, error = [], []
         for seed in range(10):
-            rng, estimator = np.random.default_rng(seed), make()
+            rng, estimator = np.random.default_rng(seed), make(BASES)
             for i in range(400):
                 estimator.observe(request(i=i), round(100 * rng.lognormal(0, 0.3)))
                 if i >= 200:
@@ -155,11 +146,9 @@ def test_the_kalman_gain_grows_where_the_level_drifts():
     assert drifting.state_.levels["summary"].gain > 3 * calm.state_.levels["summary"].gain
 
 
-def test_regression_learns_words_tenants_and_hours():
-    table = replay(Regression(), lab_load("stationary", seed=5))
-    blind = replay(Kalman(), lab_load("stationary", seed=5))
-    assert accuracy(table[1000:]).mae_tokens < 0.8 * accuracy(blind[1000:]).mae_tokens
-    table, blind = (replay(kind(), lab_load("recurring", seed=5)) for kind in (Regression, Kalman))
+@pytest.mark.parametrize("scenario", ["stationary", "recurring"])
+def test_regression_learns_words_tenants_and_hours(scenario):
+    table, blind = (replay(kind(), lab_load(scenario, seed=5)) for kind in (Regression, Kalman))
     assert accuracy(table[1000:]).mae_tokens < 0.8 * accuracy(blind[1000:]).mae_tokens
 
 
@@ -198,10 +187,8 @@ def test_running_quantiles_against_sorting(lengths):
 
 def test_a_tenant_with_few_observations_has_its_categorys_quantiles():
     estimator = RunningQuantiles(BASES, min_observations=5)
-    for i in range(50):
-        estimator.observe(request("tenant-a", i), 300)
-    for i in range(4):
-        estimator.observe(request("tenant-b", i), 50)
+    for tenant, length in [("tenant-a", 300)] * 50 + [("tenant-b", 50)] * 4:
+        estimator.observe(request(tenant), length)
     assert estimator.estimate(request("tenant-b")).output_tokens == 300
     estimator.observe(request("tenant-b"), 50)
     assert estimator.estimate(request("tenant-b")).output_tokens == 50

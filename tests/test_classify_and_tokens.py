@@ -34,22 +34,13 @@ def test_the_prefix_leaks_the_label_and_without_it_technical_prompts_go_astray()
     right = (labels.job_type == labels.category).groupby([labels.prompts, labels.job_type]).mean()
     assert (right["with the label prefix"] == 1).all()
     without = right["without it"]
-    assert {category: without[category] for category in CATEGORIES} == {
-        "short_qa": 1.0,
-        "summary": 1.0,
-        "technical": pytest.approx(0.2),
-        "report": 1.0,
-    }
+    assert without.to_dict() == pytest.approx({"short_qa": 1.0, "summary": 1.0, "technical": 0.2, "report": 1.0})
     astray = labels[(labels.prompts == "without it") & (labels.job_type != labels.category)]
     assert pd.unique(astray.category).tolist() == ["short_qa"]
 
 
-@pytest.fixture(scope="module")
-def accuracy():
-    return held_out_accuracy()
-
-
-def test_held_out_prompts_are_classified_better_than_by_key_words(accuracy):
+def test_held_out_prompts_are_classified_better_than_by_key_words():
+    accuracy = held_out_accuracy()
     assert accuracy.loc["all", "key words"] == pytest.approx(0.8)
     assert accuracy.loc["technical", "key words"] == pytest.approx(0.2)
     assert (accuracy[["new topics", "new wordings", "both new"]] >= 0.95).all(axis=None)
@@ -59,8 +50,7 @@ def test_held_out_prompts_are_classified_better_than_by_key_words(accuracy):
 def test_any_text_has_a_category():
     classifier, again = TextClassifier(), TextClassifier()
     for text in ("", "?", "quark charm strange", "\x00\n\t", "Ünïcödé 漢字", "Explain " * 10_000):
-        assert classifier.classify(text) in CATEGORIES
-        assert classifier.classify(text) == again.classify(text)
+        assert classifier.classify(text) == again.classify(text) in CATEGORIES
     assert classifier.classify("Explain how TLS is implemented.") == "technical"
     assert KeywordClassifier().classify("Explain how TLS is implemented.") == "short_qa"
 
@@ -76,12 +66,7 @@ def test_training_anew_gives_the_packaged_weights():
     assert [now.classify(text) for text in prompts] == labels
     assert [now.classify(text) for text in others] == [anew.classify(text) for text in others]
     assert not set(others) & set(prompts)
-
-
-def test_training_takes_what_it_is_given():
-    prompts, labels = labelled_prompts(["DNS"], [0])
-    assert len(prompts) == 4 * 3 and set(labels) == set(CATEGORIES)
-    assert "dns" in train(["DNS"], [0]).weights and "kafka" not in train(["DNS"], [0]).weights
+    assert len(labelled_prompts(["DNS"], [0])[0]) == 4 * 3 and "kafka" not in train(["DNS"], [0]).weights
 
 
 def test_counters_count_prompts_and_outputs_in_one_unit():
