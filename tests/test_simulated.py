@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import COSTS, loads, make_profile, request, requests_of, served, simulated, small
 
-from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.engines.profile import StepCost
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, ShortestJobFirst
@@ -160,9 +160,9 @@ def test_an_output_without_tokens_is_refused(output):
     assert record.outcome == "failed" and record.reason == f"the output has {output} tokens, it must have at least one"
 
 
-def test_a_pinned_output_beyond_the_context_fails_as_on_vllm():
+def test_a_fixed_output_beyond_the_context_fails_as_on_vllm():
     engine, records = simulated([request(0, prompt=250, output=100, fixed_output_tokens=100)])
-    assert records["0"].outcome == "failed" and records["0"].reason == "the context holds 6 of 100 pinned tokens"
+    assert records["0"].outcome == "failed" and records["0"].reason == "the context holds 6 of 100 fixed tokens"
     assert engine.now() > 5 * COST.base_s  # it was worked on all the same
 
 
@@ -194,11 +194,11 @@ def test_an_engine_with_nothing_to_do_waits_or_says_so():
 
 
 def test_lengths_are_the_requests_own_or_those_that_are_given():
-    requests = [request("pinned", output=20, fixed_output_tokens=9), request("limited", output=20), request("given")]
+    requests = [request("fixed", output=20, fixed_output_tokens=9), request("limited", output=20), request("given")]
     engine = SimulatedEngine(make_profile())
-    known = {"pinned": (1, 9), "limited": (1, 20), "given": (7, 3)}
+    known = {"fixed": (1, 9), "limited": (1, 20), "given": (7, 3)}
     given = SimulatedEngine(make_profile(), lambda request: known[request.request_id])
-    assert served(requests[:2], engine)["pinned"].output_tokens == 9
+    assert served(requests[:2], engine)["fixed"].output_tokens == 9
     records = served(requests, given)
     lengths = {name: (record.prompt_tokens, record.output_tokens) for name, record in records.items()}
     assert lengths == known

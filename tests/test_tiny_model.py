@@ -20,25 +20,16 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL)
 
 
-@pytest.fixture(scope="module")
-def lengths(tokenizer):
-    from driftsched_lib.tiny_model import encode
-
-    rows = [(d.category, d.topic, d.style, len(encode(tokenizer, d)[1])) for d in islice(documents(3), 4000)]
-    return pd.DataFrame(rows, columns=["category", "topic", "style", "tokens"])
-
-
 def test_the_corpus_is_the_same_for_the_same_seed():
     assert list(islice(documents(1), 20)) == list(islice(documents(1), 20)) != list(islice(documents(2), 20))
 
 
-def test_lengths_spread_within_a_category_and_differ_between_them(lengths):
+def test_lengths_follow_category_topic_and_style(tokenizer):
+    rows = [(d.category, d.topic, d.style, len(tokenizer.encode("\n" + d.answer))) for d in islice(documents(3), 4000)]
+    lengths = pd.DataFrame(rows, columns=["category", "topic", "style", "tokens"])
     plain = lengths[lengths["style"] == "plain"].groupby("category").tokens
     assert (plain.std() / plain.mean()).between(0.3, 0.6).all()
     assert plain.median()[list(CATEGORIES)].is_monotonic_increasing
-
-
-def test_lengths_follow_topic_and_style(lengths):
     relative = lengths.tokens / lengths.groupby(["category", "style"]).tokens.transform("mean")
     assert relative.groupby(lengths.topic).mean().corr(pd.Series(TOPIC_FACTORS)) > 0.9
     by_style = lengths.groupby(["category", "style"]).tokens.median().unstack()
