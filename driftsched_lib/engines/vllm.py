@@ -163,12 +163,7 @@ class VllmEngine:
 
     def _finished(self, output, now: float) -> Output:
         request, token_ids = self._in_flight.pop(output.request_id), output.outputs[0].token_ids
-        return Output(
-            request=request,
-            prompt_tokens=len(output.prompt_token_ids),
-            tokens=len(token_ids),
-            words=len(self.tokenizer.decode(token_ids, skip_special_tokens=True).split()),
-            first_token_s=output.metrics.first_token_ts - self._started,
-            finish_s=now,
-            error=length_error(request, len(token_ids)),
-        )
+        prompt_tokens, tokens = len(output.prompt_token_ids), len(token_ids)
+        words = len(self.tokenizer.decode(token_ids, skip_special_tokens=True).split())
+        first_s, error = output.metrics.first_token_ts - self._started, length_error(request, tokens)
+        return Output(request, prompt_tokens, tokens, words, first_s, now, error)
