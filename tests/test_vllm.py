@@ -105,20 +105,15 @@ def test_clients_may_leave_in_mid_run(engine, serve_all, batching):
     assert (frame.outcome[[request.request_id for request in some if request.cancel_s is None]] == "completed").all()
 
 
-def test_a_prompt_beyond_the_context_fails_alone(serve_all):
+def test_requests_beyond_the_context_fail_alone(serve_all):
     some = requests()
     some[2].prompt = "latency " * 3000
-    frame = serve_all(some, ContinuousBatching())
-    assert frame.outcome[some[2].request_id] == "failed" and "1024" in frame.reason[some[2].request_id]
-    assert (frame.outcome.drop(some[2].request_id) == "completed").all()
-
-
-def test_a_fixed_length_beyond_the_context_is_a_failure_and_not_a_shorter_output(serve_all):
-    some = requests()[:2]
-    some[1].prompt, some[1].fixed_output_tokens = "latency " * 450, 1020
-    frame = serve_all(some, ContinuousBatching())
-    assert list(frame.outcome[[request.request_id for request in some]]) == ["completed", "failed"]
-    assert re.match(r"the context holds \d+ of 1020 fixed", frame.reason[some[1].request_id])
+    some[3].prompt, some[3].fixed_output_tokens = "latency " * 450, 1020
+    frame = serve_all(some, ContinuousBatching()).loc[[request.request_id for request in some]]
+    failed = frame[frame.outcome == "failed"]
+    assert list(failed.index) == [some[2].request_id, some[3].request_id] and len(frame) == len(some)
+    assert "1024" in failed.reason.iloc[0] and re.match(r"the context holds \d+ of 1020 fixed", failed.reason.iloc[1])
+    assert (frame.outcome.drop(failed.index) == "completed").all()
 
 
 def test_an_unknown_engine_argument_is_named(engine):
