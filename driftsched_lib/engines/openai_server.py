@@ -24,13 +24,10 @@ from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.requests import Output, Request
 
 RETRIES = 5
-FIRST_PAUSE_S = 0.2
-"""Doubled from one retry to the next."""
+FIRST_PAUSE_S = 0.2  # doubled from one retry to the next
 BUSY = {429, 503}
 PROBE_TIMEOUT_S = 5.0
-IDLE_S = 1.0
-"""Idle connections are dropped after this time: a server (uvicorn after 5 s) may drop one just as it is used."""
-
+IDLE_S = 1.0  # then a connection is dropped, before the server (uvicorn after 5 s) drops it just as it is used
 T = TypeVar("T")
 
 
@@ -74,10 +71,10 @@ class OpenAIServer:
         self.max_num_seqs = server.max_in_flight
         self.steps: list[tuple] = []
         self._server = server
-        headers = {}
-        if (name := server.api_key_env) is not None:
-            if name not in os.environ:
-                raise ParamsError(f"engine.server.api_key_env: the environment holds no {name}")
+        headers, name = {}, server.api_key_env
+        if name is not None and name not in os.environ:
+            raise ParamsError(f"engine.server.api_key_env: the environment holds no {name}")
+        if name is not None:
             headers["Authorization"] = f"Bearer {os.environ[name]}"
         connections = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S)
         self._client = httpx.AsyncClient(headers=headers, timeout=server.timeout_s, limits=connections)
