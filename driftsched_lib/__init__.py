@@ -1,1 +1,21 @@
-"""QoS-aware scheduling for multi-tenant LLM inference on vLLM, as a research notebook project."""
+"""QoS-aware scheduling for multi-tenant LLM inference: estimate, queue, dispatch, learn."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Params": "experiments.params",
+    "run_grid": "experiments.grid",
+    "results": "experiments.results",
+    "figures": "figures",
+    "studies": "studies",
+    "Explorer": "explorer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what notebooks use when it is first asked for: the core needs none of its packages."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOMES[name]}")
+    return getattr(module, name, module)

@@ -1,26 +1,40 @@
 """From a prompt to its workload category."""
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
+
+from driftsched_lib.estimators.features import ends
+from driftsched_lib.validation import JsonFile
 
 KEYWORDS = {
     "summary": ("summarize", "summary"),
     "report": ("detailed", "report", "comprehensive"),
     "technical": ("architecture", "code", "technical"),
 }
+TEXT_WEIGHTS = Path(__file__).with_name("text_classifier.json")
+_WORDS = re.compile(r"\w+|\?")
 
 
 class Classifier(Protocol):
-    """What tells a prompt's category, as it is submitted."""
+    """Tells the category of a prompt as it is submitted."""
 
     def classify(self, prompt: str) -> str: ...
 
 
 class KeywordClassifier:
-    """Counts key words in the lower-cased prompt; most hits win, ties go to the earlier category, no hit to `default`.
+    """Count key words in the lower-cased prompt; most hits win, ties go to the earlier category, no hit to `default`.
 
-    Source: the paper's reference implementation (arXiv 2606.02982).  Behind the load generator's prefix
-    "Job type report." it reads the label itself; without the prefix most technical prompts fall to `short_qa`.
+    Source: the paper's reference implementation (arXiv 2606.02982).  With the load generator's prefix
+    "Job type report." it reads the label itself; without the prefix most technical prompts become `short_qa`.
+
+    Parameters:
+        keywords: key words by category; parts of words count.
+        default: the category of a prompt without key words.
+
+    >>> KeywordClassifier().classify("Write a detailed report on DNS.")
+    'report'
     """
 
     def __init__(self, keywords: Mapping[str, Sequence[str]] = KEYWORDS, default: str = "short_qa"):
@@ -31,10 +45,44 @@ class KeywordClassifier:
         text = prompt.lower()
         best, most = self.default, 0
         for category, words in self.keywords.items():
-            hits = 0
-            for word in words:
-                if word in text:  # cheaper than to count what is not there
-                    hits += text.count(word)
+            hits = sum(text.count(word) for word in words if word in text)  # `in` is cheaper than to count nothing
             if hits > most:
                 best, most = category, hits
         return best
+
+
+class TextWeights(JsonFile):
+    """A linear model of text: per category an intercept, and per word one weight for each category."""
+
+    categories: list[str]
+    intercepts: list[float]
+    weights: dict[str, list[float]]
+
+
+class TextClassifier:
+    """Classify by a linear model of the words that a prompt holds, and whether it holds a question mark.
+
+    Unknown words count for nothing, nor does the middle of a long prompt (`features.ends`).  O(words read).
+
+    Parameters:
+        weights: the model; None for `TEXT_WEIGHTS`, which `studies.classification.train` made of the project's prompts
+            by logistic regression.
+
+    >>> TextClassifier().classify("Explain how TLS is implemented.")
+    'technical'
+    """
+
+    def __init__(self, weights: TextWeights | None = None):
+        model = TextWeights.load(TEXT_WEIGHTS) if weights is None else weights
+        self.categories, self._intercepts, self._weights = model.categories, model.intercepts, model.weights
+
+    def classify(self, prompt: str) -> str:
+        words = dict.fromkeys(words_of(ends(prompt)))
+        known = [self._weights[word] for word in words if word in self._weights]
+        scores = list(map(sum, zip(self._intercepts, *known, strict=True)))
+        return self.categories[scores.index(max(scores))]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the lower-cased words and question marks of a text."""
+    return _WORDS.findall(text.lower())

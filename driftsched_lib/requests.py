@@ -41,7 +41,7 @@ CATEGORIES = tuple(BASE_TOKENS)
 
 
 class Outcome(StrEnum):
-    """How a submitted request ends; each ends in exactly one of these."""
+    """How a submitted request ends; each request ends in exactly one of these."""
 
     COMPLETED = "completed"
     REJECTED = "rejected"
@@ -53,15 +53,14 @@ class Outcome(StrEnum):
 @final
 @dataclass(slots=True)
 class Estimate:
-    """What is believed of a request before it runs (lengths in tokens, counted as the run's token counter counts).
+    """What is believed of a request before it runs, in tokens as the run's token counter counts them.
 
     Attributes:
-        output_tokens: the point that policies take for the output's length.
+        output_tokens: the expected output length, which policies use.
         total_tokens: input and output together.
-        base_tokens, bias: what is expected without having learnt, and the factor learnt on it.
-        low_tokens, high_tokens: an interval that holds 90% of the outputs; None for an estimator that knows none.
-        quantiles: rising output lengths of equal probability, the middles of as many equal slices of the distribution;
-            None for an estimator that knows none.
+        base_tokens, bias: the expectation without learning, and the factor learnt on it.
+        low_tokens, high_tokens: an interval that holds 90% of the outputs; None if the estimator gives none.
+        quantiles: rising output lengths, the middles of equally likely slices; None if the estimator gives none.
     """
 
     output_tokens: int
@@ -75,25 +74,23 @@ class Estimate:
 
 @dataclass(slots=True)
 class Request:
-    """One request for text.
-
-    The first group is what the client sends; `job_type` is the load generator's label, which no scheduler may read.
-    The second group is filled in while the request is served.
+    """One request for text.  The client sends the first group of fields; the second is filled in while it is served.
 
     Attributes:
         arrival_s: seconds since the start of the run.
-        max_tokens: the most output tokens the client accepts.
+        max_tokens: the client's limit of the output.
+        job_type: the load generator's label, which no scheduler may read.
         fixed_output_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
-        deadline_s: a request still queued at this time expires; None for never.
+        deadline_s: a request that is still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
-        temperature: of its sampling; None for the engine's.
+        temperature: of the sampling; None for the engine's.
         features: what a linear estimator knows it by (`estimators.features`); None until one asked.
         dispatch_s: when it was first given to the engine.
         num_output_tokens, first_token_s: of a preempted request, its output tokens so far, and when the first came.
-        preemptions: how often the policy took its slot back.
+        preemptions: how often the policy preempted it.
 
     Raises:
-        ValueError: a length below one token, or a temperature that is none.
+        ValueError: a length below one token, or a temperature below 0 or not finite.
     """
 
     request_id: str
@@ -133,10 +130,10 @@ class Output:
     """What an engine returns for a finished request.
 
     Attributes:
-        tokens: generated token ids, counted.
-        words: whitespace-separated words of the generated text; None where the engine makes no text.
-        error: why the engine could not finish the request; None when it did.
-        longest_itl_s: the longest time between two tokens, where they are seen one by one.
+        tokens: number of generated token ids.
+        words: whitespace-separated words of the generated text; None if the engine makes no text.
+        error: why the engine could not finish the request; None if it did.
+        longest_itl_s: the longest time between two tokens, where each is seen.
     """
 
     request: Request
@@ -151,14 +148,12 @@ class Output:
 
 @dataclass(slots=True)
 class Record:
-    """One row of `requests.parquet`: everything known of a submitted request once it has ended.
+    """One row of `requests.parquet`: what is known of a submitted request once it has ended.
 
     Times are seconds since the start of the run.  `input_tokens`, `estimated_tokens` and `actual_tokens` are in the
-    run's token accounting; `prompt_tokens` and `output_tokens` are the engine's own, `output_words` their
-    whitespace words.  `measured_bias` is the clipped
-    ratio that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.
-    Under static batches the client receives nothing before `finish_s`, although the engine made its first token at
-    `first_token_s`.  `longest_itl_s`, the longest time between two tokens, is known where they are streamed.
+    run's token accounting; `prompt_tokens` and `output_tokens` are the engine's.  `measured_bias` is the clipped ratio
+    that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.  In static batches
+    the client receives nothing before `finish_s`, although the engine made its first token at `first_token_s`.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""The core: classify, estimate, queue, dispatch, learn.  No clock, no I/O, no engine in it: `now` is an argument."""
+"""The core: classify, estimate, queue, dispatch, learn.  It has no clock, no I/O, no engine: `now` is given."""
 
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
@@ -14,12 +14,12 @@ from driftsched_lib.validation import choice
 
 
 class Scheduler:
-    """Composes classifier, estimator, token counter and policy; every submitted request ends in exactly one record.
+    """Compose classifier, estimator, token counter and policy; each submitted request ends in exactly one record.
 
     Parameters:
-        on_record: called once for each request, when it has ended.
-        capacity: the most requests that may be queued; one more is rejected.  None for no limit.
-        admission: says for each request, once it has its estimate, why it is rejected; None lets all in.
+        on_record: called once per request, when it has ended.
+        capacity: requests that may be queued, beyond which they are rejected; None for no limit.
+        admission: returns why a request with its estimate is rejected, or None; None admits all.
         tiers: of the requests, the best first.
     """
 
@@ -49,7 +49,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
-        """The number of queued requests."""
+        """Return the number of queued requests."""
         return len(self._queued)
 
     def submit(self, request: Request, now: float) -> None:
@@ -76,7 +76,7 @@ class Scheduler:
         self._enter_queue(request)
 
     def next(self, now: float) -> Request | None:
-        """The request to dispatch now, from here on running; None where nothing is queued."""
+        """Return the request to dispatch now, which is running from here on; None if nothing is queued."""
         self.expire(now)
         if not self._queued:
             return None
@@ -86,7 +86,7 @@ class Scheduler:
         return request
 
     def preempt(self, num_output_tokens: Mapping[str, int], now: float) -> Request | None:
-        """Queue a running request again if the policy wants its place for the first queued one, and return it.
+        """Queue a running request again if the policy wants its slot for the first queued one, and return it.
 
         Parameters:
             num_output_tokens: output tokens so far, by id, of the running requests that can be preempted.
@@ -94,9 +94,9 @@ class Scheduler:
         if not self._queued:
             return None
         running = []
-        for request_id, made in num_output_tokens.items():
+        for request_id, tokens in num_output_tokens.items():
             request = self._running[request_id]
-            request.num_output_tokens = made
+            request.num_output_tokens = tokens
             running.append(request)
         victim = self.policy.victim(running, now)
         if victim is not None:
@@ -105,7 +105,7 @@ class Scheduler:
         return victim
 
     def give_back(self, request_id: str) -> None:
-        """A request is queued again, for the engine could not begin with it, or lost its place."""
+        """Queue a running request again: the engine could not begin with it, or it was preempted."""
         self._enter_queue(self._running.pop(request_id))
         self._came_back.add(request_id)
 
@@ -122,11 +122,12 @@ class Scheduler:
         self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
 
     def cancel(self, request_id: str, now: float, output_tokens: int | None = None) -> Request | None:
-        """The client gives up: record the request as cancelled and return it if it was running (the engine must drop
-        it), else None.  A request that has ended, or was never seen, is left alone.
+        """Record a request as cancelled; return it if it was running, so that the engine drops it, else None.
+
+        A request that has ended, or was never seen, is left alone.
 
         Parameters:
-            output_tokens: what a running one has made; where that is not known, it counts as what was estimated.
+            output_tokens: of a running request so far; None counts as what was estimated.
         """
         if request_id in self._queued:
             self._drop(request_id, Outcome.CANCELLED, now, "cancelled while queued")
@@ -138,12 +139,12 @@ class Scheduler:
         return None
 
     def expire(self, now: float) -> None:
-        """End the queued requests whose deadline has come before they were first dispatched."""
+        """End the queued requests whose deadline passed before they were first dispatched."""
         while self._deadlines and self.next_deadline() <= now:
             self._drop(heappop(self._deadlines)[1], Outcome.EXPIRED, now, "deadline passed in the queue")
 
     def next_deadline(self) -> float:
-        """When the next queued request expires, in seconds; infinite for never."""
+        """Return when the next queued request expires (s); infinite for never."""
         while self._deadlines:
             deadline, request_id = self._deadlines[0]
             request = self._queued.get(request_id)
@@ -158,7 +159,7 @@ class Scheduler:
         return not self._queued and not self._running
 
     def fail_all(self, reason: str, now: float) -> list[str]:
-        """A run has failed: everything queued or running ends as failed; the ids of what was running."""
+        """Record all that is queued or running as failed; return the ids of what was running."""
         for request_id in list(self._queued):
             self._drop(request_id, Outcome.FAILED, now, reason)
         running = list(self._running.values())
@@ -203,38 +204,17 @@ class Scheduler:
     ) -> None:
         self._came_back.discard(request.request_id)
         estimate: Estimate | None = request.estimate
-        self.on_record(
-            Record(  # in the order of its fields: by name they would take three times as long
-                request.request_id,
-                request.phase,
-                request.tenant,
-                request.tier,
-                request.job_type,
-                request.category,
-                outcome,
-                reason,
-                request.arrival_s,
-                request.dispatch_s,
-                output and output.first_token_s,
-                output and output.longest_itl_s,
-                now,
-                request.max_tokens,
-                request.input_tokens,
-                output and output.prompt_tokens,
-                output and output.tokens,
-                output and output.words,
-                actual,
-                estimate and estimate.output_tokens,
-                estimate and estimate.total_tokens,
-                estimate and estimate.base_tokens,
-                estimate and estimate.low_tokens,
-                estimate and estimate.high_tokens,
-                estimate and estimate.bias,
-                feedback and feedback.bias_before,
-                feedback and feedback.measured,
-                feedback and feedback.bias_after,
-                request.batch_id,
-                request.batch_size,
-                request.preemptions,
-            )
-        )
+        # fmt: off
+        self.on_record(Record(  # positional, since keywords would take three times as long
+            request.request_id, request.phase, request.tenant, request.tier, request.job_type, request.category,
+            outcome, reason, request.arrival_s, request.dispatch_s,
+            output and output.first_token_s, output and output.longest_itl_s, now,
+            request.max_tokens, request.input_tokens,
+            output and output.prompt_tokens, output and output.tokens, output and output.words, actual,
+            estimate and estimate.output_tokens, estimate and estimate.total_tokens,
+            estimate and estimate.base_tokens, estimate and estimate.low_tokens, estimate and estimate.high_tokens,
+            estimate and estimate.bias,
+            feedback and feedback.bias_before, feedback and feedback.measured, feedback and feedback.bias_after,
+            request.batch_id, request.batch_size, request.preemptions,
+        ))
+        # fmt: on

@@ -1,4 +1,4 @@
-"""The one serving loop: requests arrive, the scheduler chooses, the engine works, the scheduler learns."""
+"""The serving loop: requests arrive, the scheduler chooses, the engine works, the scheduler learns."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -12,12 +12,12 @@ from driftsched_lib.scheduler import Scheduler
 
 
 class Engine(Protocol):
-    """What serves requests, in real or in virtual time (seconds since the start of the run)."""
+    """Engine interface, in real or in virtual time (seconds since the start of the run)."""
 
     def now(self) -> float: ...
 
     def has_room(self) -> bool:
-        """Whether one more request would be worked on at once."""
+        """Return whether one more request would be worked on at once."""
         ...
 
     def add(self, request: Request) -> None:
@@ -25,28 +25,28 @@ class Engine(Protocol):
         ...
 
     def abort(self, request_id: str) -> None:
-        """Drop a request; one that is not here is no error."""
+        """Drop a request; an unknown one is no error."""
         ...
 
     def num_output_tokens(self) -> dict[str, int]:
-        """By id, the output tokens so far of what is here; only where a policy preempts."""
+        """Return the output tokens so far by request id; only asked where a policy preempts."""
         ...
 
     def preempt(self, request_id: str) -> None:
-        """Drop a request that comes back: what it has made is noted in it; only where a policy preempts."""
+        """Drop a request that will come back, and note its progress in it; only where a policy preempts."""
         ...
 
     def step(self, until: float) -> list[Output]:
-        """Work for one iteration, or, with nothing to work on, let time pass, until `until` at most."""
+        """Work for one iteration, or let time pass if there is nothing to do, until `until` at most."""
         ...
 
     def close(self) -> None:
-        """Give back what was loaded; it is not used any more."""
+        """Release what was loaded."""
         ...
 
 
 class Batching(Protocol):
-    """When dispatched requests reach the engine, and when their outputs reach the client."""
+    """Batching interface: when dispatched requests reach the engine, and their outputs the client."""
 
     closes_s: float
 
@@ -58,7 +58,7 @@ class Batching(Protocol):
 
 
 class ContinuousBatching:
-    """vLLM's way: dispatch as soon as the engine has room, finish when the request does."""
+    """Dispatch as soon as the engine has room, and finish each request when it ends, as vLLM does."""
 
     closes_s = inf
 
@@ -77,7 +77,7 @@ class ContinuousBatching:
 
 
 class StaticBatching:
-    """The paper's worker: micro-batches with a barrier.
+    """Serve micro-batches with a barrier, as the paper's worker does (section Worker).
 
     Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first.
     The engine gets them together, the next batch waits for the last of them, and all of them finish with it.
@@ -127,7 +127,7 @@ class StaticBatching:
 
 
 class QueueDepth:
-    """Samples the number of queued requests by tier, at most every `interval_s` seconds, into `rows`."""
+    """Sample the number of queued requests by tier into `rows`, at most every `interval_s` seconds."""
 
     def __init__(self, interval_s: float):
         self.interval_s = interval_s
@@ -148,17 +148,15 @@ def serve(
     start_s: float = 0.0,
     monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
 ) -> None:
-    """Serve requests, in the order of their arrival, until each has ended.
+    """Serve requests in the order of their arrival until each has ended.
 
     Parameters:
-        requests: read lazily; their times are shifted by `start_s` as they arrive, so that one engine clock can serve
-            phase after phase.
-        monitor: called once an iteration.
+        requests: read lazily; their times are shifted by `start_s` as they arrive, so that phases share one clock.
+        monitor: called once per iteration.
 
     Raises:
-        RuntimeError: requests are queued that the engine has no room for, and nothing is left that could make room; or
-            a time is not a number.
-        Whatever the engine raises, after what was queued or running is recorded as failed.
+        RuntimeError: queued requests have no room and nothing could make room; or a time is not a number.
+        Whatever the engine raises, after all that was queued or running is recorded as failed.
     """
     arrivals = (_shifted(request, start_s) for request in requests) if start_s else iter(requests)
     upcoming = next(arrivals, None)
@@ -193,7 +191,7 @@ def serve(
                 scheduler.complete(output)
     except BaseException as error:
         for request_id in scheduler.fail_all(f"{type(error).__name__}: {error}", engine.now()):
-            with suppress(Exception):  # it may be the engine that failed; one that did not would go on with them
+            with suppress(Exception):  # the engine itself may have failed; a healthy one must not go on with them
                 engine.abort(request_id)
         raise
 
@@ -208,7 +206,7 @@ def _shifted(request: Request, start_s: float) -> Request:
 
 
 def _preempt(scheduler: Scheduler, engine: Engine, now: float) -> None:
-    """Let queued requests have the places of running ones for as long as the policy wants it."""
+    """Let queued requests take the slots of running ones for as long as the policy wants it."""
     while (victim := scheduler.preempt(engine.num_output_tokens(), now)) is not None:
         engine.preempt(victim.request_id)
         if (request := scheduler.next(now)) is not None:

@@ -1,4 +1,4 @@
-"""How lengths are counted: by whitespace words, as the paper's first variant, or by the model's own tokenizer."""
+"""Token accounting: by whitespace words, as the paper's first variant, or by the model's own tokenizer."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,7 +7,7 @@ from driftsched_lib.requests import Output
 
 
 class TokenCounter(Protocol):
-    """Counts prompts and outputs in one unit, so that estimates and observations can be compared."""
+    """Token counter interface: one unit for prompts and outputs, so that estimates and observations compare."""
 
     def prompt(self, text: str) -> int: ...
 
@@ -15,7 +15,7 @@ class TokenCounter(Protocol):
 
 
 class WhitespaceCounter:
-    """The number of `split()` words, for prompts and outputs alike (the paper's `whitespace` accounting)."""
+    """Count `split()` words, for prompts and outputs alike (the paper's `whitespace` accounting)."""
 
     def prompt(self, text: str) -> int:
         return len(text.split())
@@ -27,7 +27,7 @@ class WhitespaceCounter:
 
 
 class TokenizerCounter:
-    """The model's own tokenizer without special tokens, and the generated token ids (the paper's `tokenizer`).
+    """Count by the model's tokenizer without special tokens, and generated ids (the paper's `tokenizer` accounting).
 
     Parameters:
         count_tokens: an engine's count of the tokens of a text.

@@ -31,7 +31,7 @@ def make_scheduler(policy=None, capacity=None):
 
 def params_at(url, **changes):
     """The parameters for tests of a live server at this address."""
-    return Params.load(SMOKE_SERVER, {"server.url": url} | changes)
+    return Params.load(SMOKE_SERVER, {"engine.server.url": url, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
 class OneTokenASecond:

@@ -20,7 +20,7 @@ COSTS = {
     "per_context_token_s": 3e-6,
 }
 PAPER_L4 = PROJECT / "params" / "paper-l4.yaml"
-SMALL = {"seeds": [1, 2], "requests": 60, "policies": ["fifo", "sjf"], "batching": ["continuous"]}
+SMALL = {"seeds": [1, 2], "requests": 60, "scheduler.policies": ["fifo", "sjf"], "scheduler.batching": ["continuous"]}
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256, "block_size": 16, "kv_blocks": 64}
 
 

@@ -6,8 +6,8 @@ from helpers import make_request
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.requests import CATEGORIES, Output
+from driftsched_lib.studies.classification import classified_prompts
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.workloads.synthetic import classified_prompts
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ from driftsched_lib.policies import POLICIES
 from driftsched_lib.validation import PROJECT
 
 GRID = {
-    "policies": list(POLICIES),
-    "estimators": ["quantiles"],
-    "batching": ["continuous"],
-    "output_length": "spread",
+    "scheduler.policies": list(POLICIES),
+    "scheduler.estimators": ["quantiles"],
+    "scheduler.batching": ["continuous"],
+    "workload.output_length": "spread",
     "requests": 60,
     "seeds": [1],
     "workload.zipf": 1.0,
-    "queue_timeout_s": 20.0,
+    "workload.queue_timeout_s": 20.0,
 }
 COMMAND = [sys.executable, "-m", "driftsched_lib", "run"]
 DIGESTS = PROJECT / "tests" / "determinism.json"
@@ -64,8 +64,8 @@ def outs(tmp_path_factory):
 
 def digests(out):
     return {
-        f"{results.load_manifest(folder)['run']['policy']}/{table}": digest(results.read_table(folder, table))
-        for folder in sorted(results.run_folders(out))
+        f"{run.manifest['run']['policy']}/{table}": digest(run.table(table))
+        for run in sorted(results.runs(out), key=lambda run: run.name)
         for table in ("requests", "queue_depth")
     }
 
@@ -82,11 +82,11 @@ def test_another_machine_gets_the_values_that_are_committed(outs):
 
 
 def test_parameters_in_an_order_that_draws_another_load_are_others(tmp_path):
-    params = Params.load(PAPER_L4, GRID | {"policies": ["fifo"], "requests": 5})
+    params = Params.load(PAPER_L4, GRID | {"scheduler.policies": ["fifo"], "requests": 5})
     run_grid(params, tmp_path, jobs=1)
     tenants = dict(reversed(params.workload.tenants.items()))
     turned = params.model_copy(update={"workload": params.workload.model_copy(update={"tenants": tenants})})
-    with pytest.raises(DriftSchedError, match="holds runs with another workload"):
+    with pytest.raises(DriftSchedError, match="holds runs with another workload.tenants"):
         run_grid(turned, tmp_path, jobs=1)
 
 

@@ -9,17 +9,18 @@ import pytest
 from simulation import PAPER_L4, SMALL, contents
 
 from driftsched_lib import scheduler, serving
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import RunError
 from driftsched_lib.experiments import grid as experiment
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, measure_speed
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.interrupts import remembered
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_run
+from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.policies import base, paper
 
-FEW = SMALL | {"requests": 20, "calibration": [True], "vary_estimates_for": []}
+FEW = SMALL | {"requests": 20, "scheduler.calibration": [True], "scheduler.vary_estimates_for": []}
 MOMENTS = 20
 
 
@@ -148,8 +149,8 @@ def test_a_grid_interrupted_anywhere_stops_and_goes_on_to_the_same_bytes(tmp_pat
 
 
 def test_a_run_interrupted_at_any_line_ends_each_request_once_and_leaves_the_engine_empty():
-    params = Params.load(PAPER_L4, FEW | {"requests": 6, "policies": ["weighted"]})
-    engine = load_engine(params, log_steps=True)
+    params = Params.load(PAPER_L4, FEW | {"requests": 6, "scheduler.policies": ["weighted"]})
+    engine = load_engine(params.engine, log_steps=True)
     speed, run = measure_speed(params, engine), params.runs()[0]
     counted, lines = press_at(None, "line", serve_run)
     counted(params, run, engine, speed)

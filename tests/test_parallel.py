@@ -1,30 +1,22 @@
-"""Tasks are done once each, whichever workers do them, and done again where a worker died."""
+"""Tasks are done once each, whichever workers do them."""
 
 import os
 import subprocess
 import sys
-from collections import Counter
+from textwrap import dedent
 
 import pytest
 import yaml
 from simulation import PAPER_L4, SMALL, contents
+from test_own_classes import MODULE
 
-from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.parallel import MAX_DEATHS, finish_all
-from driftsched_lib.experiments.params import Params
+from driftsched_lib.errors import DriftSchedError, RunError
+from driftsched_lib.experiments.grid import finish_all
+from driftsched_lib.validation import overlaid
 
 
 def double(number):
     return 2 * number
-
-
-def die_once(number, marks):
-    """The first time that it is asked for 3, the worker's process ends."""
-    if number == 3 and not (marks / "died").exists():
-        (marks / "died").touch()
-        os._exit(1)
-    return number
 
 
 def die(number):
@@ -41,13 +33,8 @@ def test_every_task_is_done_once(jobs):
     assert list(finish_all(double, [], jobs)) == []
 
 
-def test_what_a_dead_worker_had_is_done_again(tmp_path):
-    assert sorted(finish_all(die_once, [(i, tmp_path) for i in range(10)], 2)) == list(range(10))
-    assert (tmp_path / "died").exists()
-
-
-def test_workers_that_only_die_are_no_loop():
-    with pytest.raises(DriftSchedError, match=f"workers died {MAX_DEATHS} times in a row and nothing got done"):
+def test_a_dead_worker_ends_the_grid_with_what_to_do():
+    with pytest.raises(RunError, match="a worker died.*Run the same again to go on"):
         list(finish_all(die, [(1,), (2,)], 2))
 
 
@@ -62,66 +49,24 @@ def test_ray_that_is_not_there_is_named(monkeypatch):
         list(finish_all(double, [(1,)], 1, "ray"))
 
 
-CLUSTER = """
+RAY = """
 import sys
-import threading
-import time
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from driftsched_lib.experiments import grid as experiment
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-second = cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-cluster.wait_for_nodes()
-assert ray.cluster_resources()["CPU"] == 2
-starts, simulate = Path(sys.argv[3]), experiment._simulate
-head = ray.get_runtime_context().get_node_id()
-
-def the_other_node_works():
-    return any(start.read_text() not in ("", head) for start in starts.iterdir())
-
-def slow(params, run, *task):
-    start = starts / f"{run.name}--{time.time_ns()}"
-    start.write_text(ray.get_runtime_context().get_node_id())
-    while not the_other_node_works():  # or the head might do all there is to do
-        time.sleep(0.1)
-    time.sleep(0.5)
-    return simulate(params, run, *task)
-
-def kill_the_node_that_works():
-    while not the_other_node_works():
-        time.sleep(0.02)
-    cluster.remove_node(second, allow_graceful=False)
-
-experiment._simulate = slow
-killer = threading.Thread(target=kill_the_node_that_works, daemon=True)
-killer.start()
-params = Params.load(sys.argv[1])
-run_grid(params, Path(sys.argv[2]), backend="ray")
-killer.join()
+run_grid(Params.load(sys.argv[1]), sys.argv[2], jobs=2, backend="ray")
 """
 
 
-def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(tmp_path):
+def test_ray_gives_the_same_bytes_and_knows_a_users_policy(tmp_path):
     pytest.importorskip("ray")
-    few = SMALL | {"calibration": [True], "token_counter": ["tokenizer"]}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, few).model_dump()))
-    environment = os.environ | {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": "/tmp",  # sockets need a short path
-        "RAY_health_check_initial_delay_ms": "1000",  # or it takes half a minute to see that a node is gone
-        "RAY_health_check_period_ms": "1000",
-    }
-    (tmp_path / "starts").mkdir()
-    script = [sys.executable, "-c", CLUSTER, tmp_path / "params.yaml", tmp_path / "ray", tmp_path / "starts"]
-    outcome = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
-    assert outcome.returncode == 0, outcome.stderr
-    params = Params.load(tmp_path / "params.yaml")
-    started = Counter(start.name.partition("--")[0] for start in (tmp_path / "starts").iterdir())
-    assert set(started) == {run.name for run in params.runs()} and max(started.values()) > 1  # one was done again
-    run_grid(params, tmp_path / "here", jobs=1)
+    (tmp_path / "my_module.py").write_text(dedent(MODULE))
+    few = SMALL | {"scheduler.calibration": [True], "scheduler.policies": ["fifo", "my_module:LongestFirst"]}
+    params = yaml.safe_load(PAPER_L4.read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(overlaid(params, few, "test")))
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
+    for script, out in ((RAY, "ray"), (RAY.replace(', backend="ray"', ""), "here")):
+        command = [sys.executable, "-c", script, "params.yaml", out]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")

@@ -1,10 +1,12 @@
 """The scheduler inside vLLM, asynchronous as on a GPU, driven by a model runner that answers one step late."""
 
+import time
 from collections import defaultdict, deque
 from random import Random
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from simulation import COSTS, make_profile
 
 from driftsched_lib.classify import KeywordClassifier
@@ -25,12 +27,12 @@ BLOCKS = 40
 
 @pytest.fixture(scope="module")
 def scheduler():
-    import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
     import torch
     from vllm import EngineArgs
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
+    import driftsched_lib.engines.vllm  # noqa: F401  # sets what vLLM reads at import
     from driftsched_lib.vllm_plugin.scheduler import DriftSchedScheduler
 
     limits = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64}
@@ -131,19 +133,11 @@ def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, schedule
 def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, scheduler, monkeypatch):
     """Four slots, iterations of a second, requests that come as others run, and estimates that learn on the way."""
     random, clock, base = Random(4), SimpleNamespace(now=0.0), dict.fromkeys(BASE_TOKENS, 9)
-    load = [
-        Request(
-            str(i),
-            float(random.randrange(80)),
-            "",
-            random.choice("abc"),
-            random.choice(TIERS),
-            random.randint(2, 18),
-            category=random.choice(list(base)),
-            input_tokens=random.randint(2, 15),
-        )
-        for i in range(60)
-    ]
+    load = []
+    for i in range(60):
+        sender = float(random.randrange(80)), "", random.choice("abc"), random.choice(list(TIERS))
+        load.append(Request(str(i), *sender, random.randint(2, 18), category=random.choice(list(base))))
+        load[-1].input_tokens = random.randint(2, 15)
     load.sort(key=lambda one: one.arrival_s)
     monkeypatch.setattr(scheduler, "_now", lambda: clock.now)
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
@@ -171,16 +165,24 @@ def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, sch
     assert rows[0] == rows[1]
 
 
+def add_blocked(scheduler, tier="standard"):
+    """Add a request whose grammar still compiles."""
+    from vllm.v1.request import RequestStatus
+
+    blocked = request("json", 30, tier)
+    blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    blocked.structured_output_request = SimpleNamespace(grammar=None)
+    scheduler.add_request(blocked)
+    return blocked
+
+
 def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
     """A batch request whose grammar compiles comes after premium ones that came later, and counts as queued."""
     from vllm.v1.request import RequestStatus
 
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 2)
     records, runner = use(scheduler, policy="priority"), Runner(scheduler, depth=1)
-    blocked = request("json", 30, "batch")
-    blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-    blocked.structured_output_request = SimpleNamespace(grammar=None)
-    scheduler.add_request(blocked)
+    blocked = add_blocked(scheduler, "batch")
     runner.step()
     assert scheduler.core.depth["batch"] == len(scheduler.waiting) == 1 and not scheduler.waiting.served
     for i in range(2):
@@ -199,10 +201,7 @@ def test_what_went_back_and_is_aborted_is_forgotten(scheduler):
 
     for policy in ("vtc", "wfq", "drr", "express"):
         records = use(scheduler, policy=policy)
-        blocked = request("json", 30)
-        blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-        blocked.structured_output_request = SimpleNamespace(grammar=None)
-        scheduler.add_request(blocked)
+        add_blocked(scheduler)
         runner = Runner(scheduler, depth=1)
         runner.step()
         runner.step()
@@ -272,7 +271,7 @@ def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_wri
             use(scheduler, state_file=str(path), **other)
     with pytest.raises(ParamsError, match=r"state.json: cannot be written"):
         use(scheduler, state_file=str(tmp_path / "none" / "state.json"))
-    monkeypatch.setattr("driftsched_lib.vllm_plugin.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("driftsched_lib.vllm_plugin.scheduler.SAVE_EVERY_S", 0.0)
     use(scheduler, state_file=str(path))
     before = path.read_bytes()
     scheduler.add_request(request("1", 5))
@@ -281,11 +280,13 @@ def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_wri
     use(scheduler)
 
 
-def test_engines_side_by_side_keep_states_of_their_own(tmp_path):
-    from driftsched_lib.vllm_plugin.scheduler import state_path
-
-    assert state_path("a/state.json", None).name == "state.json" and state_path(None, 1) is None
-    assert state_path("a/state.json", 1).name == "state-rank1.json"
+def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler.vllm_config.parallel_config, "data_parallel_size", 2)
+    monkeypatch.setattr(scheduler.vllm_config.parallel_config, "data_parallel_index", 1)
+    use(scheduler, state_file=str(tmp_path / "state.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["state-rank1.json"]
+    monkeypatch.undo()
+    use(scheduler)
 
 
 def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
@@ -303,27 +304,27 @@ def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch
         assert read.endswith(text) and len(read) < len(system) / 2
 
 
+MINE = """
+from driftsched_lib.policies import KeyedQueue
+from driftsched_lib.requests import Estimate
+
+class GoldLast(KeyedQueue):
+    def key(self, request):
+        return ("free", "bronze", "silver", "gold").index(request.tier)
+
+class Constant:
+    def __init__(self, tokens: int, base_tokens=()):
+        self.tokens, self.state_ = tokens, None
+
+    def estimate(self, request):
+        return Estimate(self.tokens, request.input_tokens + self.tokens, 1.0, self.tokens)
+
+    def observe(self, request, output_tokens):
+        return None
+"""
 SCRIPT = "<script>alert(1)</script>"
-SENT = [
-    SCRIPT,
-    "../../etc/passwd",
-    "\0",
-    "\ud800",
-    "{0.__class__}",
-    "%s%n",
-    "a" * 100_000,
-    "",
-    None,
-    0,
-    -1,
-    1e308,
-    True,
-    float("nan"),
-    [],
-    ["premium"],
-    {"premium": 1},
-    b"\xff",
-]
+TEXTS = [SCRIPT, "../../etc/passwd", "\0", "\ud800", "{0.__class__}", "%s%n", "a" * 100_000, "", b"\xff"]
+SENT = [*TEXTS, None, 0, -1, 1e308, True, float("nan"), [], ["premium"], {"premium": 1}]
 
 
 @pytest.mark.parametrize("classifier", ["keywords", "text"])
@@ -355,12 +356,32 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
 
 
 def test_arrivals_are_by_the_clock_on_the_wall(scheduler):
-    import time
-
     assert abs(scheduler._now() - time.time()) < 60
 
 
-def test_a_sent_tier_may_be_ignored():
-    settings = PluginSettings(tenants={"acme": "premium"}, trust_sent_tier=False)
-    assert settings.identify({"tenant": "x", "tier": "premium"}, 0)[1] == "standard"
-    assert settings.identify({"tenant": "acme", "tier": "batch"}, 0)[1] == "premium"
+TIERS_OF_MY_OWN = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {}, "free": {"ttft_slo_s": 90.0}}
+
+
+@pytest.mark.parametrize("policy", ["priority", "weighted", "express", "edf", "my_policy:GoldLast"])
+def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, scheduler, tmp_path, monkeypatch):
+    """One settings file names them; the classes stand in a file beside it, which is on PYTHONPATH."""
+    (tmp_path / "my_policy.py").write_text(MINE)
+    settings = {"policy": policy, "estimator": {"my_policy:Constant": {"tokens": 7}}, "tiers": TIERS_OF_MY_OWN}
+    settings |= {"tenants": {"acme": "silver"}, "default_tier": "free"}
+    (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
+    records, runner = [], Runner(scheduler, depth=1)
+    scheduler.use(PluginSettings.load(tmp_path / "plugin.yaml"))
+    scheduler.core.on_record = records.append
+    for tier in ("free", "bronze", "premium", "gold"):
+        scheduler.add_request(request(tier, 5, tier))
+    scheduler.add_request(request("acme", 5, "gold", tenant="acme"))
+    runner.drain()
+    tiers = {record.request_id: record.tier for record in records}
+    assert tiers == {"free": "free", "bronze": "bronze", "premium": "free", "gold": "gold", "acme": "silver"}
+    assert {record.estimated_tokens for record in records} == {7}
+    assert runner.begun == {
+        "priority": ["gold", "acme", "bronze", "free", "premium"],
+        "my_policy:GoldLast": ["free", "premium", "bronze", "acme", "gold"],
+    }.get(policy, runner.begun)

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from helpers import make_request, make_scheduler
+from simulation import PAPER_L4, SMALL
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.experiments import results
@@ -29,7 +30,7 @@ def test_a_half_written_run_is_no_run(tmp_path):
     (tmp_path / "half").mkdir()
     (tmp_path / "other.partial").mkdir()
     (tmp_path / "other.partial" / "manifest.json").write_text("{}")
-    assert [folder.name for folder in results.run_folders(tmp_path)] == ["whole"]
+    assert [run.name for run in results.runs(tmp_path)] == ["whole"]
     assert not results.is_complete(tmp_path / "half")
 
 
@@ -50,7 +51,7 @@ def test_a_folder_of_runs_is_not_replaced_by_a_run(tmp_path):
     write(tmp_path / "grid" / "run", seed=1)
     with pytest.raises(DriftSchedError, match="grid holds folders, so it is no run's"):
         write(tmp_path / "grid", seed=2)
-    assert [folder.name for folder in results.run_folders(tmp_path / "grid")] == ["run"]
+    assert [run.name for run in results.runs(tmp_path / "grid")] == ["run"]
 
 
 def test_a_run_is_kept_where_there_is_no_git(monkeypatch):
@@ -65,7 +66,7 @@ def test_a_writer_that_dies_leaves_no_run(tmp_path):
         results.write_run(tmp_path / "run", {}, {"run": object()})
     assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
     with pytest.raises(DriftSchedError, match="holds no finished run"):
-        results.run_folders(tmp_path)
+        results.runs(tmp_path)
 
 
 def test_records_are_kept_with_their_types(tmp_path):
@@ -94,6 +95,24 @@ def test_a_damaged_manifest_is_named(tmp_path):
         results.load(tmp_path)
 
 
+def test_a_study_is_one_file_and_reads_like_its_folder(tmp_path):
+    params = Params.load(PAPER_L4, SMALL)
+    run_grid(params, tmp_path / "grid", jobs=1)
+    results.pack(tmp_path / "grid", tmp_path / "study.parquet")
+    for out in (tmp_path / "study", tmp_path / "study.parquet"):  # with or without its suffix
+        for table in ("requests", "queue_depth"):
+            pd.testing.assert_frame_equal(
+                results.load(out, table), results.load(tmp_path / "grid", table), check_dtype=False
+            )
+        assert results.load_speed(out) == results.load_speed(tmp_path / "grid")
+        assert results.load_params(out) == params
+    name = params.runs()[1].name
+    assert results.load_run(tmp_path / "study" / name).manifest["run"]["policy"] == "sjf"
+    (tmp_path / "study.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DriftSchedError, match="study.parquet is damaged"):
+        results.runs(tmp_path / "study")
+
+
 def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
     params = Params.parse({"requests": 10}, "test")
     run_grid(params, tmp_path, runs=[])
@@ -103,7 +122,7 @@ def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
 
 def test_a_grid_with_options_is_taken_up_again(tmp_path):
     params = Params.parse(
-        {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}, "test"
+        {"scheduler": {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}}, "test"
     )
     for _ in range(2):
         assert run_grid(params, tmp_path, runs=[]).empty

@@ -5,19 +5,20 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from driftsched_lib.studies.decomposition import changes, changes_by, paired_change, tails
 from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
 from tqdm.auto import tqdm
 
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines.fit import profile_of_run
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.experiments import grid as experiment
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, measure_speed
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.studies.compare import mean_interval
-from driftsched_lib.studies.decomposition import changes, changes_by, paired_change, tails
 from driftsched_lib.validation import PROJECT
 
 

@@ -32,22 +32,15 @@ PROMPTS = (
 @pytest.fixture(scope="module")
 def engine():
     """vLLM in this process, scheduled by the plug-in: few KV blocks, prompts in chunks, prefixes cached."""
-    import driftsched_lib.engines.vllm_local  # noqa: F401  # sets what vLLM reads at import
     from vllm import EngineArgs, LLMEngine
 
+    import driftsched_lib.engines.vllm  # noqa: F401  # sets what vLLM reads at import
+
     gc.collect()  # an engine that is collected takes down what all engines of a process share
-    args = EngineArgs(
-        model=MODEL,
-        scheduler_cls="driftsched_lib.vllm_plugin.DriftSchedScheduler",
-        enforce_eager=True,
-        dtype="float32",
-        max_model_len=512,
-        max_num_seqs=16,
-        num_gpu_blocks_override=6,
-        block_size=128,
-        max_num_batched_tokens=64,
-        enable_prefix_caching=True,
-    )
+    limits = {"max_model_len": 512, "max_num_seqs": 16, "max_num_batched_tokens": 64}
+    cache = {"num_gpu_blocks_override": 6, "block_size": 128, "enable_prefix_caching": True}
+    plugin = "driftsched_lib.vllm_plugin.DriftSchedScheduler"
+    args = EngineArgs(MODEL, scheduler_cls=plugin, enforce_eager=True, dtype="float32", **limits, **cache)
     llm = LLMEngine.from_vllm_config(args.create_engine_config())
     yield llm
     llm.engine_core.shutdown()
@@ -80,19 +73,24 @@ def add(engine, request, **changes):
 
 
 def load(n, seed=1, longest=12):
-    random = Random(seed)
-    return [
-        Request(
-            str(i),
-            0.0,
-            random.choice(PROMPTS),
-            tenant := random.choice(list(TENANTS)),
-            TENANTS[tenant],
-            longest,
-            fixed_output_tokens=random.randint(1, longest),
-        )
-        for i in range(n)
-    ]
+    random, requests = Random(seed), []
+    for i in range(n):
+        prompt, tenant = random.choice(PROMPTS), random.choice(list(TENANTS))
+        requests.append(Request(str(i), 0.0, prompt, tenant, TENANTS[tenant], longest))
+        requests[-1].fixed_output_tokens = random.randint(1, longest)
+    return requests
+
+
+def serve_all(engine, requests=()):
+    """Add requests and step until none is left; return output lengths by id, in the order in which they finished."""
+    lengths = {}
+    for request in requests:
+        add(engine, request)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                lengths[output.request_id] = len(output.outputs[0].token_ids)
+    return lengths
 
 
 def sent_id(request_id):
@@ -121,10 +119,7 @@ def test_vllm_serves_in_the_order_of_the_simulator(policy, engine, monkeypatch):
     monkeypatch.setattr(scheduler_of(engine), "max_num_active_reqs", 1)
     records = use(engine, policy=policy, estimator="paper", classifier="keywords", base_tokens=base)
     requests = load(40)
-    for request in requests:
-        add(engine, request)
-    while engine.has_unfinished_requests():
-        engine.step()
+    serve_all(engine, requests)
     assert is_empty(engine)
 
     for record in records:
@@ -174,14 +169,12 @@ def test_abort_storms_lose_nothing(engine):
 def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
     """What is served when KV blocks run out, and every output as long as it should be."""
     records = use(engine, policy="sjf", classifier="keywords")
-    scheduler, preempted = scheduler_of(engine), []
-    resumed, preempt = [], scheduler._preempt_request
-    monkeypatch.setattr(
-        scheduler,
-        "_preempt_request",
-        lambda request, *a, **k: (preempted.append(request.request_id), preempt(request, *a, **k)),
-    )
-    pop = scheduler.waiting.pop_request
+    scheduler, preempted, resumed = scheduler_of(engine), [], []
+    preempt, pop = scheduler._preempt_request, scheduler.waiting.pop_request
+
+    def preempt_request(request, *args, **options):
+        preempted.append(request.request_id)
+        preempt(request, *args, **options)
 
     def pop_request():
         front = [request.request_id for request in scheduler.waiting._front]
@@ -191,15 +184,12 @@ def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
             resumed.append(request.request_id)
         return request
 
+    monkeypatch.setattr(scheduler, "_preempt_request", preempt_request)
     monkeypatch.setattr(scheduler.waiting, "pop_request", pop_request)
-    requests, lengths = load(24, longest=150), {}
+    requests = load(24, longest=150)
     for request in requests:
         request.prompt = "You are a careful assistant who answers in full. " * 4 + request.prompt
-        add(engine, request)
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            if output.finished:
-                lengths[output.request_id] = len(output.outputs[0].token_ids)
+    lengths = serve_all(engine, requests)
     assert preempted and sorted(resumed) == sorted(preempted)
     assert lengths == {request.request_id: request.fixed_output_tokens for request in requests}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 24
@@ -215,20 +205,9 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
         request.request_id, request.fixed_output_tokens = str(i), 90 if request in long else request.fixed_output_tokens
     for request in long:
         add(engine, request)
-    lengths = {}
-
-    def step():
-        for output in engine.step():
-            if output.finished:
-                lengths[output.request_id] = len(output.outputs[0].token_ids)
-
     for _ in range(20):
-        step()
-    for request in short:
-        add(engine, request)
-        step()
-    while engine.has_unfinished_requests():
-        step()
+        assert not any(output.finished for output in engine.step())
+    lengths = serve_all(engine, short)
     assert list(lengths)[:10] == sorted(lengths, key=lambda i: lengths[i] == 90)[:10]
     assert lengths == {request.request_id: request.fixed_output_tokens for request in long + short}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 14
@@ -239,10 +218,7 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
 def test_what_was_learnt_is_kept_and_a_damaged_file_refused(engine, tmp_path):
     path = tmp_path / "state.json"
     use(engine, estimator="paper", state_file=str(path))
-    for request in load(5):
-        add(engine, request)
-    while engine.has_unfinished_requests():
-        engine.step()
+    serve_all(engine, load(5))
     scheduler_of(engine).shutdown()
     learnt = scheduler_of(engine).core.estimator.state_
     use(engine, estimator="paper", state_file=str(path))
@@ -289,14 +265,22 @@ def test_another_version_of_vllm_is_warned_of(engine, caplog, monkeypatch):
 def test_a_request_says_who_it_is_from(sent, priority, expected):
     settings = PluginSettings(tenants={"acme": "premium"}, priorities={1: "batch"})
     assert settings.identify(sent, priority) == expected
+    wary = settings.model_copy(update={"trust_sent_tier": False})
+    assert wary.identify(sent, priority)[1] == ("standard" if sent.get("tenant") == "x" else expected[1])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("polcy: sjf", "polcy: unknown key: 'polcy' is unknown, did you mean 'policy'"),
-        ("policy: sfj", "policy: 'sfj' is unknown, did you mean 'sjf'"),
-        ("tenants: {acme: gold}", "tenants.acme: input should be 'premium', 'standard' or 'batch'"),
+        ("polcy: sjf", "polcy: unknown key: 'polcy' is unknown. Did you mean 'policy'"),
+        ("policy: sfj", "policy: 'sfj' is unknown. Did you mean 'sjf'"),
+        ("policy: none_such:Policy", "policy: 'none_such:Policy' cannot be imported"),
+        ("estimator: oracle", "estimator: oracle knows only fixed output lengths"),
+        ("tenants: {acme: gold}", "tenants.acme: 'gold' is unknown. Known: premium, standard, batch"),
+        ("priorities: {1: prime}", "priorities.1: 'prime' is unknown"),
+        ("tiers: {gold: {weight: 2}}", "default_tier: 'standard' is unknown. Known: gold"),
+        ("tiers: {gold: {weight: 0}}", "tiers.gold.weight: input should be greater than"),
+        ("tiers: {}", "tiers: dictionary should have at least 1 item"),
         ("base_tokens: {report: 5}", "base_tokens: a base for short_qa, summary, technical is missing"),
         ("policy: !!python/object/apply:os.system ['true']", "is not YAML"),
     ],

@@ -1,45 +1,33 @@
-"""From a finished run to the profile of the engine that served it."""
-
-from collections.abc import Sequence
-from pathlib import Path
+"""From a run's tables to the profile of the engine that served it."""
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from driftsched_lib.engines.profile import EngineLimits, FitError, Profile, Provenance, StepCost
-from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.params import Params
-from driftsched_lib.workloads.synthetic import paper_load
+from driftsched_lib.engines.profile import FitError, StepCost
 
 HUBER = 1.345
 """Residuals beyond this many robust standard deviations lose weight (95% efficiency under a normal; Huber 1964)."""
-NUMBERS = (*range(1, 9), 12, 16, 24, *range(32, 257, 16), 384, 512, 768, 1024)
-"""Of decoding sequences, for which a cost of their own is fitted where enough iterations held about as many."""
+BATCH_SIZES = (*range(1, 9), 12, 16, 24, *range(32, 257, 16), 384, 512, 768, 1024)
+"""Numbers of decoding sequences with a cost of their own, where enough iterations decode about as many."""
 MIN_ITERATIONS = 20
+SINGLE_COSTS = ["prefill_steps", "prompts", "prefill_tokens", "context_tokens"]
 
 
 def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool = False) -> pd.DataFrame:
-    """What each iteration of a run held and how long it took, a row for each row of `steps`.
+    """Return what each iteration of a run held and how long it took, one row per row of `steps`.
 
-    An iteration lasts from the end of the one before it, or, where that left the engine empty, from the dispatch that
-    ended the idleness.  A sequence makes a token in every iteration from its first token on, so its context is known
-    in each.
-
-    An engine that is launch-bound launches the next iteration in that time.  The time is then the next one's, and that
-    of the first two after idleness is both's: they are left out.
-
-    Parameters:
-        steps, requests: the tables of a run's folder.
-        launch_bound: of the engine's profile.
+    An iteration starts at the end of the previous one or, if that left the engine empty, at the next dispatch.  A
+    sequence makes one token per iteration from its first token on, so its context is known in each.  If the engine is
+    `launch_bound`, an iteration's time is that of launching the next one, which it is therefore attributed to; the
+    first two iterations after an idle period share their times and are left out.
 
     Returns:
-        Columns `seconds`, `prefill_steps` (one where a prompt is computed), `prompts`, `prefill_tokens`, `decode_seqs`,
+        Columns `seconds`, `prefill_steps` (1 if it computes a prompt), `prompts`, `prefill_tokens`, `decode_seqs`,
         `context_tokens`.
 
     Raises:
-        ValueError: sequences were preempted, so that contexts cannot be told.
+        ValueError: sequences were preempted, so their contexts are unknown.
     """
     if steps.preemptions.any():
         raise ValueError("contexts cannot be told from a run with preemptions: fit a run that had KV cache to spare")
@@ -47,55 +35,46 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool =
     starts = np.concatenate([[0.0], ends[:-1]])
     was_empty = np.concatenate([[True], steps.running.to_numpy()[:-1] == 0])
     dispatches = np.sort(requests.dispatch_s.dropna().to_numpy(float))
-    first_dispatch = dispatches[np.searchsorted(dispatches, starts).clip(max=len(dispatches) - 1)]
+    next_dispatch = dispatches[np.searchsorted(dispatches, starts).clip(max=len(dispatches) - 1)]
 
     done = requests[requests.outcome == "completed"]
     prompts, outputs = (done[column].to_numpy(int) for column in ("prompt_tokens", "output_tokens"))
     first = np.searchsorted(ends, done.first_token_s.to_numpy(float))
     last = first + outputs - 1
     n = len(steps)
-    decoding, context = np.zeros(n + 1), np.zeros(n + 1)  # by their differences from row to row
+    decoding, context = np.zeros(n + 1), np.zeros(n + 1)  # differences from row to row
     np.add.at(decoding, (first + 1).clip(max=n), 1)
     np.add.at(decoding, (last + 1).clip(max=n), -1)
     np.add.at(context, (first + 1).clip(max=n), prompts)
     np.add.at(context, (last + 1).clip(max=n), -(prompts + outputs - 1))
-    decode_seqs = decoding.cumsum()[:n]
-    seconds = ends - np.where(was_empty, first_dispatch, starts)
+    seconds = ends - np.where(was_empty, next_dispatch, starts)
     if launch_bound:
         seconds = np.concatenate([[np.nan], np.where(was_empty, np.nan, seconds)[:-1]])
         seconds[was_empty] = np.nan
-    held = pd.DataFrame(
-        {
-            "seconds": seconds,
-            "prefill_steps": (steps.prompt_tokens > 0).astype(float),
-            "prompts": steps.prompt_requests,
-            "prefill_tokens": steps.prompt_tokens,
-            "decode_seqs": steps.output_requests,
-            "context_tokens": (context[:n] + decode_seqs).cumsum(),
-        }
-    )
-    return held.dropna(subset="seconds")
+    held = {
+        "seconds": seconds,
+        "prefill_steps": (steps.prompt_tokens > 0).astype(float),
+        "prompts": steps.prompt_requests,
+        "prefill_tokens": steps.prompt_tokens,
+        "decode_seqs": steps.output_requests,
+        "context_tokens": (context[:n] + decoding.cumsum()[:n]).cumsum(),
+    }
+    return pd.DataFrame(held).dropna(subset="seconds")
 
 
 def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
-    """What a server's iterations held on average while it decoded a request, and how long one took, a row a request.
+    """Return what a server's iterations held on average while it decoded a request, one row per request.
 
-    Its iterations are not seen from outside, but every one of them gives each decoding sequence a token.  So a request
-    of n tokens lasts n - 1 iterations from its first token to its last, in which the other requests' times say what
-    else was decoded and whose prompts were computed.
-
-    Parameters:
-        requests: of a run whose requests did not wait inside the server.
-
-    Returns:
-        As `iterations`; `seconds` and all else are means over a request's iterations.
+    Clients do not see iterations, but each iteration gives each decoding sequence one token.  So n tokens take n - 1
+    iterations from the first to the last, and the other requests' times tell what else those iterations held, provided
+    that no request waited inside the server.  The columns are those of `iterations`.
     """
     done = requests[(requests.outcome == "completed") & (requests.output_tokens > 1)]
     done = done[done.finish_s > done.first_token_s]
     first, last = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
     prompts, made = done.prompt_tokens.to_numpy(float), done.output_tokens.to_numpy(float) - 1
     n, paces = len(done), made / (last - first)
-    # Sequences, and the tokens they attend to, are straight lines from one beginning or end to the next.
+    # Between two first or last tokens the number of sequences is constant and their context grows linearly.
     changes = pd.DataFrame(
         {
             "at": np.concatenate([first, last]),
@@ -108,10 +87,14 @@ def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
     gaps = np.diff(at, append=at[-1:])
     context = changes.context.cumsum().to_numpy() + np.concatenate([[0.0], (pace * gaps)[:-1].cumsum()])
     areas = {"decode_seqs": seqs * gaps, "context_tokens": context * gaps + pace * gaps**2 / 2}
+    begins, ends = (np.searchsorted(at, times) for times in (first, last))
+    means = {
+        name: np.diff(np.concatenate([[0.0], area.cumsum()])[[begins, ends]], axis=0)[0] / (last - first)
+        for name, area in areas.items()
+    }
     begun = requests[requests.first_token_s.notna()].sort_values("first_token_s")
     computed = np.concatenate([[0.0], begun.prompt_tokens.to_numpy(float).cumsum()])
-    since, until = (np.searchsorted(begun.first_token_s.to_numpy(float), ends, "right") for ends in (first, last))
-    begins, ends = (np.searchsorted(at, times) for times in (first, last))
+    since, until = (np.searchsorted(begun.first_token_s.to_numpy(float), times, "right") for times in (first, last))
     return pd.DataFrame(
         {
             "seconds": (last - first) / made,
@@ -119,32 +102,26 @@ def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
             "prompts": (until - since) / made,
             "prefill_tokens": (computed[until] - computed[since]) / made,
         }
-        | {
-            name: np.diff(np.concatenate([[0.0], area.cumsum()])[[begins, ends]], axis=0)[0] / (last - first)
-            for name, area in areas.items()
-        }
+        | means
     )
 
 
 def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
-    """Non-negative least squares of an iteration's seconds on what it held, reweighted by Huber's weights so that
-    neither a garbage collection nor another process decides which cost is how large.
+    """Fit seconds to contents (see `iterations`) by non-negative least squares with Huber's weights.
 
-    Such slow iterations happen all the same, and a request waits for the sum: all costs are then scaled so that the
-    predicted seconds add up to the measured.
-
-    Parameters:
-        held: as `iterations` or `seen_by_clients` returns.
+    The weights keep a garbage collection or another process from deciding how large a cost is.  Such slow iterations
+    happen all the same, so all costs are then scaled until the predicted seconds add up to the measured.
 
     Raises:
-        ValueError: the iterations are too few, or too noisy.
+        ValueError: there are too few iterations, or they are too noisy.
     """
-    numbers = _numbers(held.decode_seqs.to_numpy())
-    if not numbers:
+    decode_seqs, measured = held.decode_seqs.to_numpy(), held.seconds.to_numpy()
+    sizes = _fitted_sizes(decode_seqs)
+    if not sizes:
         raise ValueError(f"{len(held)} iterations are too few: {MIN_ITERATIONS} must decode about as many sequences")
-    measured = held.seconds.to_numpy()
-    singles = held[["prefill_steps", "prompts", "prefill_tokens", "context_tokens"]].to_numpy(float)
-    design = np.column_stack([np.ones(len(held)), singles, _shares(held.decode_seqs.to_numpy(), numbers)])
+    shares = [np.interp(decode_seqs, (0, *sizes), row) for row in np.eye(len(sizes) + 1)[1:]]  # see StepCost.decode_s
+    shares[-1] = np.where(decode_seqs > sizes[-1], decode_seqs / sizes[-1], shares[-1])
+    design = np.column_stack([np.ones(len(held)), held[SINGLE_COSTS].to_numpy(float), *shares])
     scale = design.max(axis=0).clip(min=1.0)  # columns of one size: nnls has an absolute tolerance
     weights = np.ones(len(held))
     for _ in range(50):
@@ -153,12 +130,12 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
         residuals = np.abs(measured - design @ costs)
         width = HUBER * np.median(residuals) / 0.6745
         weights = width / np.maximum(residuals, width) if width > 0 else np.ones(len(held))
-    nothing = 1e-3 * np.median(measured)
-    if costs[0] <= nothing:
-        # Where about as many sequences decode all the time, noise may give them all that an iteration costs anyway.
+    negligible = 1e-3 * np.median(measured)
+    if costs[0] <= negligible:
+        # If about as many sequences decode all the time, noise may give them all that an iteration costs anyway.
         least = costs[5:].min()
         costs[0], costs[5:] = costs[0] + least, costs[5:] - least
-    if costs[0] <= nothing:
+    if costs[0] <= negligible:
         raise ValueError("its iterations do not tell what one costs: serve more requests, or on a quieter machine")
     slowdown = measured.sum() / (design @ costs).sum()
     base, per_step, per_prompt, per_token, per_context, *decode = map(float, costs * slowdown)
@@ -167,7 +144,7 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
         per_prefill_step_s=per_step,
         per_prompt_s=per_prompt,
         per_prefill_token_s=per_token,
-        decode_s=dict(zip(numbers, decode, strict=True)),
+        decode_s=dict(zip(sizes, decode, strict=True)),
         per_context_token_s=per_context,
     )
     predicted = predicted_s(held, step)
@@ -179,26 +156,15 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     )
 
 
-def _numbers(decode_seqs: np.ndarray) -> list[int]:
-    """Those of `NUMBERS` that are the nearest for enough iterations."""
-    nearest = np.abs(np.subtract.outer(decode_seqs[decode_seqs > 0], NUMBERS)).argmin(axis=1)
-    counts = np.bincount(nearest, minlength=len(NUMBERS))
-    return [number for number, count in zip(NUMBERS, counts, strict=True) if count >= MIN_ITERATIONS]
-
-
-def _shares(decode_seqs: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """How much of the cost of each of the numbers an iteration has, a row an iteration (see `StepCost.decode_s`)."""
-    shares = [np.interp(decode_seqs, (0, *numbers), row) for row in np.eye(len(numbers) + 1)[1:]]
-    shares[-1] = np.where(decode_seqs > numbers[-1], decode_seqs / numbers[-1], shares[-1])
-    return np.column_stack(shares)
+def _fitted_sizes(decode_seqs: np.ndarray) -> list[int]:
+    """Return those of `BATCH_SIZES` that are nearest to enough iterations."""
+    nearest = np.abs(np.subtract.outer(decode_seqs[decode_seqs > 0], BATCH_SIZES)).argmin(axis=1)
+    counts = np.bincount(nearest, minlength=len(BATCH_SIZES))
+    return [size for size, count in zip(BATCH_SIZES, counts, strict=True) if count >= MIN_ITERATIONS]
 
 
 def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
-    """Seconds that iterations take by these costs.
-
-    Parameters:
-        held: as `iterations` returns.
-    """
+    """Return the seconds of iterations, given as by `iterations`, at these costs."""
     return (
         held.decode_seqs.map(step.decoding_s)
         + held.prefill_steps * step.per_prefill_step_s
@@ -208,53 +174,15 @@ def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
     ).to_numpy()
 
 
-def profile_of_run(folder: str | Path) -> Profile:
-    """The profile of the engine that served a finished run.
+def fit_engine(steps: pd.DataFrame, requests: pd.DataFrame, async_scheduling: bool) -> tuple[StepCost, FitError, bool]:
+    """Return an engine's costs, how well they fit its run, and whether it is launch-bound (see `Profile`).
 
-    Raises:
-        ParamsError: the folder holds no finished run, or one whose costs cannot be told.
+    Parameters:
+        steps: empty for a live server: its costs are fitted to what its clients saw.
     """
-    folder = Path(folder)
-    if not results.is_complete(folder):
-        raise ParamsError(f"{folder}: holds no finished run, it has no manifest.json")
-    manifest = results.load_manifest(folder)
-    try:
-        steps, requests = (pd.read_parquet(folder / f"{table}.parquet") for table in ("steps", "requests"))
-        served = manifest["run"]["engine"] == "server"
-        if steps.empty and not served:
-            raise ValueError("the run kept no steps")
-        if manifest["engine_limits"] is None:
-            raise ValueError("its server does not tell its limits, as vLLM's does")
-        limits = EngineLimits(**manifest["engine_limits"])
-        launch_bound = False
-        step, error = fit_costs(seen_by_clients(requests) if served else iterations(steps, requests))
-        if limits.async_scheduling:
-            launched = fit_costs(iterations(steps, requests, launch_bound=True))
-            if launch_bound := launched[1].median_relative_error < error.median_relative_error:
-                step, error = launched
-    except (OSError, ValueError, KeyError) as error:
-        raise ParamsError(f"{folder}: no profile can be fitted: {error}") from error
-    done = requests[requests.outcome == "completed"]
-    counts_words = manifest["run"]["token_counter"] == "whitespace"
-    prompts = prompt_words(Params.parse(manifest["params"], str(folder)), manifest["run"]["seed"])
-    return Profile(
-        step=step,
-        limits=limits,
-        tokens_per_prompt_word=float(done.prompt_tokens.sum() / done.request_id.map(prompts).sum()),
-        words_per_output_token=float(done.output_words.sum() / done.output_tokens.sum()) if counts_words else None,
-        launch_bound=launch_bound,
-        provenance=Provenance(
-            measured=True,
-            model=manifest["run"]["model"],
-            hardware=", ".join(f"{name} {value}" for name, value in manifest["hardware"].items()),
-            date=manifest["started"][:10],
-            versions=manifest["versions"],
-            fit=error,
-        ),
-    )
-
-
-def prompt_words(params: Params, seed: int) -> dict[str, int]:
-    """Words of each prompt of a run, by request id."""
-    load = paper_load(params, seed, capacity_tokens_per_s=1.0)
-    return {request.request_id: len(request.prompt.split()) for phase in load for request in phase.requests}
+    step, error = fit_costs(seen_by_clients(requests) if steps.empty else iterations(steps, requests))
+    if async_scheduling:
+        launched = fit_costs(iterations(steps, requests, launch_bound=True))
+        if launched[1].median_relative_error < error.median_relative_error:
+            return *launched, True
+    return step, error, False

@@ -71,13 +71,13 @@ class EngineParams(Validated):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "EngineParams":
         if self.kind == "simulated" and self.profile is None:
-            raise ValueError("profile: the simulated engine needs one, a file as in data/profiles")
+            raise ValueError("the simulated engine needs a profile, a file as in data/profiles")
         if self.kind != "simulated" and (self.profile is not None or self.replicas > 1):
-            raise ValueError("profile and replicas are for the simulated engine")
+            raise ValueError("a profile and replicas are for the simulated engine")
         if (self.kind == "server") != (self.server is not None):
-            raise ValueError("server: it says where `kind: server` is, and that alone")
+            raise ValueError("server says where `kind: server` is, and that alone")
         if self.kind == "server" and self.args:
-            raise ValueError("args: a live server was started with its own, so they may be {} alone")
+            raise ValueError("a live server was started with its own args, so they may be {} alone")
         return self
 
     @property

@@ -1,18 +1,24 @@
-"""Several engines behind a router, in virtual time: one engine to `serving.serve`."""
+"""Several simulated engines behind a router: one engine to `serving.serve`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from math import isinf
+from typing import Any
 
+from driftsched_lib.engines.base import check_progress
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.requests import Output, Request
 
 
 @dataclass
 class Replica:
-    """An engine, the estimated total tokens of each request that it was given and has not finished, and the outputs
-    of the iteration that it is in."""
+    """One engine behind the router.
+
+    Attributes:
+        busy: it is in an iteration.
+        outstanding: the estimated total tokens of each request that it has not finished, by id.
+        outputs: of the iteration that it is in.
+    """
 
     index: int
     engine: SimulatedEngine
@@ -21,81 +27,55 @@ class Replica:
     outputs: list[Output] = field(default_factory=list)
 
 
-Router = Callable[[Sequence[Replica]], Replica]
-"""Chooses among the replicas that have room, or among all where none has: a static batch may be larger than they."""
-
-
-class RoundRobin:
-    """The next in turn; the turn of one without room passes on."""
-
-    def __init__(self):
-        self._last = -1
-
-    def __call__(self, replicas: Sequence[Replica]) -> Replica:
-        chosen = min(replicas, key=lambda replica: (replica.index <= self._last, replica.index))
-        self._last = chosen.index
-        return chosen
-
-
-def least_requests(replicas: Sequence[Replica]) -> Replica:
-    """The fewest outstanding requests."""
-    return min(replicas, key=lambda replica: len(replica.outstanding))
-
-
-def least_estimated_tokens(replicas: Sequence[Replica]) -> Replica:
-    """The fewest estimated tokens, input and output, of outstanding requests."""
-    return min(replicas, key=lambda replica: sum(replica.outstanding.values()))
-
-
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "round_robin": RoundRobin,
-    "least_requests": lambda: least_requests,
-    "least_estimated_tokens": lambda: least_estimated_tokens,
+Router = Callable[[Replica, int], Any]
+"""Ranks a replica, given the index of the replica that was chosen last; the lowest rank gets the request."""
+ROUTERS: dict[str, Router] = {
+    "round_robin": lambda replica, last: (replica.index <= last, replica.index),
+    "least_requests": lambda replica, last: len(replica.outstanding),
+    "least_estimated_tokens": lambda replica, last: sum(replica.outstanding.values()),
 }
+"""By name; tokens are input and output together."""
 
 
 class ReplicatedEngine:
-    """Replicas whose iterations are passed in the order of their ends.
+    """Serve by several engines whose iterations are passed in the order of their ends.
 
-    A busy replica is always taken to the end of the iteration that it is in, and its outputs are kept until the common
-    time is there; a request that it is given meanwhile waits for that end, as it would in reality.
+    A busy replica always completes the iteration that it is in, and its outputs are kept until the common clock
+    reaches that end.  A request that it is given meanwhile waits for the end, as in reality.
 
     Parameters:
-        engines: replicas of one engine.
-        router: makes a router, a new one for each run.
-        max_outstanding: the most requests that a replica is given; beyond its `max_num_seqs` they wait in its own
-            queue, first come first served.  None for its `max_num_seqs`, so that all waiting is left to the policy.
+        engines: equal engines.
+        router: ranks the replicas with room, or all if none has room: a static batch may be larger than they are.
+        max_outstanding: requests that a replica is given at most; those beyond its `max_num_seqs` wait in its own
+            queue, first come first served.  None for `max_num_seqs`: then all waiting is left to the policy.
     """
 
-    def __init__(
-        self, engines: Sequence[SimulatedEngine], router: Callable[[], Router], max_outstanding: int | None = None
-    ):
+    def __init__(self, engines: Sequence[SimulatedEngine], router: Router, max_outstanding: int | None = None):
         self._replicas = [Replica(index, engine) for index, engine in enumerate(engines)]
-        self._new_router = router
-        self._max_outstanding = max_outstanding
+        self._router = router
+        self._max_outstanding = max_outstanding or engines[0].max_num_seqs
         self.max_num_seqs = sum(engine.max_num_seqs for engine in engines)
         self.limits = engines[0].limits
         self.count_tokens = engines[0].count_tokens
         self.restart_clock()
 
     def close(self) -> None:
-        for replica in self._replicas:
-            replica.engine.close()
+        """Do nothing: there is nothing to give back."""
 
     def restart_clock(self) -> None:
-        """Time zero is now and the step logs are empty: a new run begins."""
+        """Start a new run at time zero with empty step logs."""
         for replica in self._replicas:
             replica.engine.restart_clock()
             replica.busy = False
             replica.outstanding.clear()
-        self._router = self._new_router()
         self._now = 0.0
-        self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends the iteration that it is in
-        self._ready: list[Replica] = []  # busy ones whose last iteration has ended
+        self._last = -1  # replica that was given a request
+        self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends its iteration
+        self._ready: list[Replica] = []  # busy replicas whose last iteration has ended
 
     @property
     def steps(self) -> list[tuple]:
-        """The rows of all replicas, in the order of time."""
+        """The step logs of all replicas in order of time."""
         return sorted(row for replica in self._replicas for row in replica.engine.steps)
 
     def now(self) -> float:
@@ -105,7 +85,9 @@ class ReplicatedEngine:
         return any(map(self._has_room, self._replicas))
 
     def add(self, request: Request) -> None:
-        replica = self._router([replica for replica in self._replicas if self._has_room(replica)] or self._replicas)
+        choice = [replica for replica in self._replicas if self._has_room(replica)] or self._replicas
+        replica = min(choice, key=lambda one: self._router(one, self._last))
+        self._last = replica.index
         if not replica.busy:
             replica.engine.step(self._now)
         replica.engine.add(request)
@@ -121,20 +103,20 @@ class ReplicatedEngine:
                 replica.outputs = [output for output in replica.outputs if output.request.request_id != request_id]
 
     def step(self, until: float) -> list[Output]:
-        """Pass time to the next end of an iteration, or to `until` where that comes first.
+        """Pass time to the next end of an iteration, or to `until` if that comes first.
 
         Raises:
-            RuntimeError: nothing is here and `until` is infinite.
+            RuntimeError: no request is here and `until` is infinite.
         """
-        horizon = until if len(self._ready) + len(self._due) == 1 else self._now  # alone, a replica may jump
+        horizon = until if len(self._ready) + len(self._due) == 1 else self._now  # a replica alone may jump
         for replica in self._ready:
             replica.busy = bool(replica.outstanding)
             if replica.busy:
                 replica.outputs = replica.engine.step(horizon)
                 heappush(self._due, (replica.engine.now(), replica.index))
         self._ready = []
-        if not self._due and isinf(until):
-            raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+        if not self._due:
+            check_progress(until)
         if not self._due or self._due[0][0] > until:
             self._now = max(self._now, until)
             return []
@@ -147,4 +129,4 @@ class ReplicatedEngine:
         return outputs
 
     def _has_room(self, replica: Replica) -> bool:
-        return len(replica.outstanding) < (self._max_outstanding or replica.engine.max_num_seqs)
+        return len(replica.outstanding) < self._max_outstanding

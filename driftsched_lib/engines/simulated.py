@@ -1,128 +1,98 @@
-"""A simulated vLLM: iteration-level continuous batching in virtual time, behind the face that `serving` drives."""
+"""A simulated vLLM: continuous batching, iteration by iteration, in virtual time."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
-from math import ceil, isinf, sqrt
+from math import ceil
 
+from driftsched_lib.engines.base import check_idle, check_progress, length_error
 from driftsched_lib.engines.profile import Profile
 from driftsched_lib.requests import Output, Request
 
+Lengths = Callable[[Request], tuple[int, int]]
 
+
+@dataclass(slots=True, eq=False)
 class _Sequence:
-    """A request in the engine.
+    """A request in the engine (lengths in tokens)."""
 
-    Until its first token, and again after a preemption, `computed` of its `prompt_tokens + generated` tokens are in the
-    KV cache.  While it decodes, all but the last are, and it has made `iteration - origin` tokens.
-    """
-
-    __slots__ = (
-        "admitted",
-        "blocks",
-        "computed",
-        "error",
-        "first_token_s",
-        "generated",
-        "origin",
-        "output_tokens",
-        "prompt_tokens",
-        "request",
-    )
-
-    def __init__(self, request: Request, prompt_tokens: int, output_tokens: int, blocks: int, error: str | None):
-        self.request = request
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.blocks = blocks  # held at its end
-        self.error = error
-        self.admitted = 0  # greater than that of all admitted before
-        self.generated = request.num_output_tokens
-        self.computed = 0
-        self.origin = 0
-        self.first_token_s = request.first_token_s
+    request: Request
+    prompt_tokens: int
+    output_tokens: int  # at its end
+    blocks: int  # KV blocks at its end
+    num_output_tokens: int  # until it decodes; from then on it has `iteration - origin`
+    first_token_s: float | None
+    num_computed_tokens: int = 0  # tokens in the KV cache; while it decodes, all but the last
+    admitted: int = 0  # grows with each admission
+    origin: int = 0
 
     @property
-    def missing(self) -> int:
-        """Tokens yet to compute before it can decode."""
-        return self.prompt_tokens + self.generated - self.computed
-
-
-@lru_cache(maxsize=1000)
-def _count_words(text: str) -> int:
-    return len(text.split())
+    def uncomputed_tokens(self) -> int:
+        """Tokens that must be computed before it decodes."""
+        return self.prompt_tokens + self.num_output_tokens - self.num_computed_tokens
 
 
 class SimulatedEngine:
-    """vLLM's v1 scheduler (`vllm/v1/core/sched/scheduler.py`) with a cost function in the place of the model.
+    """vLLM's v1 scheduler (`vllm/v1/core/sched/scheduler.py`) with a cost function in place of the model.
 
-    An iteration gives each decoding sequence one token, in the order of admission; what is left of
-    `max_num_batched_tokens` goes to prompts, first come first served and in chunks where it must.  The iteration that
-    computes the last of a prompt yields the first token.  When KV blocks run out, the sequence admitted last goes back
-    to the front of the waiting, and all its tokens are computed again.  There is no prefix caching.
+    An iteration gives each decoding sequence one token.  The rest of `max_num_batched_tokens` goes to prompts, first
+    come first served, in chunks where needed.  The iteration that completes a prompt yields its first output token.
+    When KV blocks run out, the sequence admitted last is preempted: it returns to the front of `waiting`, and all its
+    tokens are computed again.  There is no prefix caching.
 
-    With `async_scheduling` an iteration is launched before it is known what the one before it made.  So what comes
-    waits for one iteration more, and a sequence that has made its last token holds its slot and its blocks for another.
-    Meanwhile time passes until the one before it ends, or, where the profile is `launch_bound`, until this one is
-    launched; one that would hold nothing takes none.
+    With `async_scheduling` an iteration is launched before the results of the previous one are known.  Arrivals wait
+    one iteration longer, and a finished sequence keeps its slot and blocks for one more iteration.  A step then ends
+    with the previous iteration, or with the launch of this one if the profile is `launch_bound`.
 
-    While sequences only decode, none ends and blocks suffice, nothing that happens depends on the iteration: such
-    iterations are passed in one jump, whose end is the closed form of their summed costs.
+    While sequences only decode, none ends and blocks suffice, a step passes many iterations in one jump: their end has
+    a closed form.  It counts from the last change of the decoding sequences, so no jump changes a time by rounding.
 
     Parameters:
-        profile: costs and limits of the engine.
-        lengths: prompt and output tokens of a request; None for `count_tokens` of its prompt, and the length at which
-            its output is pinned or else its limit.
-        log_steps: keep a row an iteration in `steps`, as `VllmEngine` does.  The engine then steps and does not jump,
-            which changes its speed and no result.
+        lengths: returns a request's prompt and output tokens; by default `count_tokens` of its prompt, and
+            `fixed_output_tokens` or else `max_tokens`.
+        log_steps: keep one row per iteration in `steps`.  The engine then never jumps; results stay the same.
     """
 
-    def __init__(
-        self,
-        profile: Profile,
-        lengths: Callable[[Request], tuple[int, int]] | None = None,
-        log_steps: bool = False,
-    ):
+    def __init__(self, profile: Profile, lengths: Lengths | None = None, log_steps: bool = False):
         self.profile = profile
-        self.max_num_seqs = profile.limits.max_num_seqs
         self.limits, self._cost = profile.limits, profile.step
-        self._async_scheduling = profile.limits.async_scheduling
-        self._behind = int(profile.limits.async_scheduling and not profile.launch_bound)  # iterations, of the clock
-        self._decode_s = profile.decode_costs()
-        self.lengths = lengths or self._own_lengths
+        self.max_num_seqs = profile.limits.max_num_seqs
         self.log_steps = log_steps
+        self._lengths = lengths or self._own_lengths
+        self._async_scheduling = profile.limits.async_scheduling
+        self._behind = int(self._async_scheduling and not profile.launch_bound)  # iterations that the clock lags
+        self._decode_s = [profile.step.decoding_s(n) for n in range(self.max_num_seqs + 1)]
         self._in_flight: dict[str, _Sequence] = {}
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Time zero is now and the step log is empty: a new run begins."""
-        if self._in_flight:
-            raise RuntimeError(f"{len(self._in_flight)} requests are still in flight")
+        """Start a new run at time zero with an empty step log."""
+        check_idle(self._in_flight)
         self.steps: list[tuple] = []
         self._now = 0.0
-        self._iteration, self._end = 0, 0.0  # the last one that was launched, and when it ends
+        self._iteration, self._end = 0, 0.0  # the last that was launched, and when it ends
         self._waiting: deque[_Sequence] = deque()
-        self._decoding: dict[str, _Sequence] = {}  # in the order of admission
-        self._prefilling: _Sequence | None = None  # with a part of its prompt computed: one at most, admitted last
+        self._decoding: dict[str, _Sequence] = {}  # in order of admission
+        self._prefilling: _Sequence | None = None  # its prompt is computed in part; the sequence admitted last
         self._ends: list[tuple[int, int, _Sequence]] = []  # heap: the iterations that make the last tokens
-        # What is not known yet of the last iteration: whose first and whose last tokens it made, its row of `steps`.
+        # Results of the last iteration that are not known yet: first tokens, last tokens, its row of `steps`.
         self._begun: list[_Sequence] = []
         self._ended: list[_Sequence] = []
         self._row: tuple[int, ...] | None = None
         self._ties = count()
-        self._promised = 0  # blocks that all in flight would hold at their ends
-        # When the decoding sequences last changed, and the tokens they attended to.  Times are reckoned from there, so
-        # that they are the same to the last bit however many iterations a step passes.
+        self._promised = 0  # blocks that all requests in flight will hold at their ends
+        # The last change of the decoding sequences: its iteration, its time, and the tokens they attended to.
         self._since_iteration, self._since_s, self._since_context = 0, 0.0, 0
 
     def close(self) -> None:
-        """It holds nothing."""
+        """Do nothing: there is nothing to give back."""
 
     def count_tokens(self, text: str) -> int:
-        """A prompt's length in tokens, from its words."""
-        return ceil(_count_words(text) * self.profile.tokens_per_prompt_word)
+        """Return a prompt's length in tokens, from its number of words."""
+        return ceil(len(text.split()) * self.profile.tokens_per_prompt_word)
 
     def now(self) -> float:
         return self._now
@@ -131,22 +101,12 @@ class SimulatedEngine:
         return len(self._in_flight) < self.max_num_seqs
 
     def add(self, request: Request) -> None:
-        prompt, wanted = self.lengths(request)
-        output = self.fitted(prompt, wanted)
-        error = None
-        if output < wanted and request.fixed_output_tokens is not None:
-            error = f"the context holds {output} of {wanted} pinned tokens"
-        sequence = _Sequence(request, prompt, output, self._blocks(prompt + output), error)
-        self._in_flight[request.request_id] = sequence
-        self._waiting.append(sequence)
-        self._promised += sequence.blocks
-
-    def fitted(self, prompt: int, output: int) -> int:
-        """The output tokens that the context has room for beside the prompt's.
+        """Take a request; an output longer than the context is cut there, as in vLLM.
 
         Raises:
-            ValueError: such a request can never be served.
+            ValueError: the request can never be served.
         """
+        prompt, output = self._lengths(request)
         limits = self.limits
         if not 1 <= prompt < limits.max_model_len:
             raise ValueError(
@@ -161,7 +121,11 @@ class SimulatedEngine:
                 f"{prompt} prompt and {output} output tokens can never fit the KV cache, "
                 f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
             )
-        return output
+        blocks = self._blocks(prompt + output)
+        sequence = _Sequence(request, prompt, output, blocks, request.num_output_tokens, request.first_token_s)
+        self._in_flight[request.request_id] = sequence
+        self._waiting.append(sequence)
+        self._promised += blocks
 
     def abort(self, request_id: str) -> None:
         sequence = self._in_flight.get(request_id)
@@ -178,15 +142,11 @@ class SimulatedEngine:
             self._waiting.remove(sequence)
 
     def num_output_tokens(self) -> dict[str, int]:
-        """By id, the output tokens so far of what is here and has more to make."""
+        """Return the output tokens so far, by id, of each request that has more to make."""
         return {i: self._made(sequence) for i, sequence in self._in_flight.items() if sequence not in self._ended}
 
-    def _made(self, sequence: _Sequence) -> int:
-        decoding = sequence.request.request_id in self._decoding
-        return self._iteration - sequence.origin if decoding else sequence.generated
-
     def preempt(self, request_id: str) -> None:
-        """Drop a request that comes back; its prompt and what it has made will be computed again then."""
+        """Drop a request that will come back; its prompt and output so far will be computed again."""
         sequence = self._in_flight[request_id]
         sequence.request.num_output_tokens = self._made(sequence)
         sequence.request.first_token_s = sequence.first_token_s
@@ -196,26 +156,25 @@ class SimulatedEngine:
         """Pass iterations up to the first that ends a request, or that ends at or after `until`.
 
         Raises:
-            RuntimeError: nothing is here and `until` is infinite.
+            RuntimeError: no request is here and `until` is infinite.
         """
         if not self._in_flight:
-            if isinf(until):
-                raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+            check_progress(until)
             self._now = max(self._now, until)
             self._end = self._since_s = max(self._end, self._now)
             return []
         while True:
-            outputs = self._pass(until)
+            outputs = self._iterate(until)
             if outputs or self._now >= until:
                 return outputs
 
-    def _pass(self, until: float) -> list[Output]:
-        """Pass one iteration, or all that are alike."""
-        preemptions = 0 if self._promised <= self.limits.kv_blocks else self._make_room()
+    def _iterate(self, until: float) -> list[Output]:
+        """Pass one iteration, or all up to the next event where sequences only decode."""
+        preemptions = 0 if self._promised <= self.limits.kv_blocks else self._preempt()
         prefills = self._schedule_prefills(admit=not preemptions) if self._waiting or self._prefilling else []
-        started, in_hand = self._now, self._decoding or prefills
-        row = self._contents(prefills, preemptions) if self.log_steps and in_hand else None
-        if in_hand:
+        started, scheduled = self._now, self._decoding or prefills
+        row = self._contents(prefills, preemptions) if self.log_steps and scheduled else None
+        if scheduled:
             if preemptions or prefills or self.log_steps or self._begun or self._ended:
                 self._iteration += 1
                 self._end = self._end_s(self._iteration)
@@ -223,8 +182,8 @@ class SimulatedEngine:
                 self._jump(until)
             before_s = self._end_s(self._iteration - 1) if self._behind else 0.0
         begun = self._complete_prefills(prefills) if prefills else []
-        self._now = before_s if in_hand and self._behind else self._end
-        ended = self._stop_decoding_what_ends() if self._ends and self._ends[0][0] == self._iteration else []
+        self._now = before_s if scheduled and self._behind else self._end
+        ended = self._pop_ended() if self._ends and self._ends[0][0] == self._iteration else []
         if self._async_scheduling:
             begun, self._begun = self._begun, begun
             ended, self._ended = self._ended, ended
@@ -232,201 +191,182 @@ class SimulatedEngine:
         for sequence in begun:
             if sequence.first_token_s is None:
                 sequence.first_token_s = self._now
-        outputs = self._outputs(ended) if ended else []
+        outputs = [self._output(sequence) for sequence in ended]
         if row is not None:
-            self._log(started, row)
+            running = len(self._decoding) + len(self._not_decoding())
+            usage = self._used_blocks(0) / self.limits.kv_blocks
+            self.steps.append((self._now, self._now - started, running, len(self._waiting), *row, usage))
         return outputs
 
-    def _make_room(self) -> int:
-        """Preempt those admitted last until the rest can go on in the blocks there are; return how many."""
+    def _preempt(self) -> int:
+        """Preempt the sequences admitted last until the others have the blocks to go on; return how many."""
         preempted = 0
-        while not self._fits(1, self._growth()):
+        while not self._fits(1, self._next_chunk_blocks()):
             sequence = self._prefilling or next(reversed(self._decoding.values()))
-            sequence = max([sequence, *self._ended], key=lambda one: one.admitted if one.computed else -1)
-            if sequence not in self._ended:  # which need not come back
-                if sequence is self._prefilling:
-                    self._prefilling = None
-                else:
-                    sequence.generated = self._iteration - sequence.origin
-                    self._interrupt(sequence)
+            sequence = max([sequence, *self._ended], key=lambda one: one.admitted if one.num_computed_tokens else -1)
+            if sequence is self._prefilling:
+                self._prefilling = None
                 self._waiting.appendleft(sequence)
-            sequence.computed = 0
+            elif sequence not in self._ended:  # which need not come back
+                sequence.num_output_tokens = self._iteration - sequence.origin
+                self._interrupt(sequence)
+                self._waiting.appendleft(sequence)
+            sequence.num_computed_tokens = 0
             preempted += 1
         return preempted
 
     def _schedule_prefills(self, admit: bool) -> list[tuple[_Sequence, int]]:
-        """The sequences whose prompts this iteration computes, and how many tokens of each.
+        """Return the sequences whose prompts this iteration computes, and how many tokens of each.
 
-        A sequence is admitted only when all of it fits (vLLM's `scheduler_reserve_full_isl`), and none in an iteration
-        that preempts.
+        A sequence is admitted only if all of it fits (vLLM's `scheduler_reserve_full_isl`) and `admit` is true: an
+        iteration that preempts admits none.
         """
         prefills = []
-        budget = self._budget()
+        budget = self.limits.max_num_batched_tokens - len(self._decoding)
         running = len(self._decoding) + len(self._ended)
-        claimed = self._growth()
+        claimed = self._next_chunk_blocks()
         if self._prefilling is not None and budget:
             running += 1
-            prefills.append((self._prefilling, min(self._prefilling.missing, budget)))
+            prefills.append((self._prefilling, min(self._prefilling.uncomputed_tokens, budget)))
             budget -= prefills[-1][1]
         while admit and self._waiting and budget and running < self.max_num_seqs:
             sequence = self._waiting[0]
-            claimed += self._blocks(sequence.missing)
+            claimed += self._blocks(sequence.uncomputed_tokens)
             if not self._fits(1, claimed):
                 break
             running += 1
             sequence.admitted = next(self._ties)
-            prefills.append((self._waiting.popleft(), min(sequence.missing, budget)))
+            prefills.append((self._waiting.popleft(), min(sequence.uncomputed_tokens, budget)))
             budget -= prefills[-1][1]
         return prefills
 
     def _jump(self, until: float) -> None:
-        """Pass all iterations before a sequence ends, blocks run out or `until` has come; the one where it happens too,
-        unless it is blocks that it lacks."""
+        """Skip ahead to the next event: a sequence ends, `until` is reached, or KV blocks run out.
+
+        In the last case stop one iteration earlier.
+        """
         last = self._ends[0][0]
         if not self._fits(last - self._iteration):
             ahead = range(1, last - self._iteration + 1)
             last = self._iteration + bisect_right(ahead, self.limits.kv_blocks, key=self._used_blocks)
-        last -= self._behind
-        end_s = self._end_s(last)
-        if end_s > until:
-            # The root of `_end_s`, a quadratic, is near; rounding decides about the last.
-            first, decoding = self._iteration + 1 - self._behind, len(self._decoding)
-            per_token = self._cost.per_context_token_s
-            growth, left = decoding * per_token, max(0.0, until - self._since_s)
-            pace = self._decode_s[decoding] + self._since_context * per_token - growth / 2
-            near = self._since_iteration + ceil(2 * left / (pace + sqrt(pace * pace + 2 * growth * left)))
-            last = max(near, first)
-            end_s = self._end_s(last)
-            while end_s < until:
-                last += 1
-                end_s = self._end_s(last)
-            while last > first and (before_s := self._end_s(last - 1)) >= until:
-                last, end_s = last - 1, before_s
+        first, last = self._iteration + 1 - self._behind, last - self._behind
+        if self._end_s(last) > until:
+            last = first + bisect_left(range(first, last), until, key=self._end_s)
         self._iteration = last + self._behind
-        self._end = self._end_s(self._iteration) if self._behind else end_s
+        self._end = self._end_s(self._iteration)
 
     def _end_s(self, iteration: int) -> float:
-        """When an iteration ends, if since the last change of the decoding sequences there was nothing but decoding."""
+        """Return when an iteration ends if the decoding sequences have not changed since `_since_iteration`."""
         n, decoding = iteration - self._since_iteration, len(self._decoding)
         context = n * self._since_context + decoding * (n * (n - 1) // 2)
         return self._since_s + n * self._decode_s[decoding] + context * self._cost.per_context_token_s
 
     def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> list[_Sequence]:
-        """Time passes for them; the sequences whose prompts are computed make a token and begin to decode."""
+        """Add the time of the prompts; return the sequences whose prompts are whole, which now decode."""
         tokens = sum(computed for _, computed in prefills)
         cost = self._cost
         self._end += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s + len(prefills) * cost.per_prompt_s
-        self._reckon_from_here()
+        self._rebase()
         self._prefilling, begun = None, []
         for sequence, computed in prefills:
-            sequence.computed += computed
-            if sequence.missing:
+            sequence.num_computed_tokens += computed
+            if sequence.uncomputed_tokens:
                 self._prefilling = sequence
                 continue
             begun.append(sequence)
-            sequence.generated += 1
-            sequence.origin = self._iteration - sequence.generated
+            sequence.num_output_tokens += 1
+            sequence.origin = self._iteration - sequence.num_output_tokens
             self._decoding[sequence.request.request_id] = sequence
-            self._since_context += sequence.prompt_tokens + sequence.generated
+            self._since_context += sequence.prompt_tokens + sequence.num_output_tokens
             heappush(self._ends, (sequence.origin + sequence.output_tokens, next(self._ties), sequence))
         return begun
 
-    def _stop_decoding_what_ends(self) -> list[_Sequence]:
+    def _pop_ended(self) -> list[_Sequence]:
+        """Remove and return the sequences whose last tokens this iteration makes."""
         ended = []
         while self._ends and self._ends[0][0] == self._iteration:
             sequence = heappop(self._ends)[2]
             self._stop_decoding(sequence)
-            sequence.computed = sequence.prompt_tokens + sequence.output_tokens - 1
+            sequence.num_computed_tokens = sequence.prompt_tokens + sequence.output_tokens - 1
             ended.append(sequence)
         return ended
 
-    def words(self, tokens: int) -> int | None:
-        """Whitespace words of so many output tokens."""
-        words = self.profile.words_per_output_token
-        return None if words is None else round(tokens * words)
+    def _output(self, sequence: _Sequence) -> Output:
+        self._forget(sequence)
+        tokens, per_token = sequence.output_tokens, self.profile.words_per_output_token
+        return Output(
+            request=sequence.request,
+            prompt_tokens=sequence.prompt_tokens,
+            tokens=tokens,
+            words=None if per_token is None else round(tokens * per_token),
+            first_token_s=sequence.first_token_s,
+            finish_s=self._now,
+            error=length_error(sequence.request, tokens),
+        )
 
-    def _outputs(self, ended: list[_Sequence]) -> list[Output]:
-        outputs = []
-        for sequence in ended:
-            self._forget(sequence)
-            request, tokens = sequence.request, sequence.output_tokens
-            outputs.append(
-                Output(
-                    request,
-                    sequence.prompt_tokens,
-                    tokens,
-                    self.words(tokens),
-                    sequence.first_token_s,
-                    self._now,
-                    sequence.error,
-                )
-            )
-        return outputs
+    def _made(self, sequence: _Sequence) -> int:
+        """Return the output tokens of a sequence so far."""
+        decodes = sequence.request.request_id in self._decoding
+        return self._iteration - sequence.origin if decodes else sequence.num_output_tokens
 
     def _forget(self, sequence: _Sequence) -> None:
         self._promised -= sequence.blocks
         del self._in_flight[sequence.request.request_id]
 
     def _interrupt(self, sequence: _Sequence) -> None:
-        """Take a sequence out before it ends."""
+        """Stop a sequence that decodes before its end."""
         self._stop_decoding(sequence)
         self._ends = [end for end in self._ends if end[2] is not sequence]
         heapify(self._ends)
 
     def _stop_decoding(self, sequence: _Sequence) -> None:
-        self._reckon_from_here()
+        self._rebase()
         self._since_context -= sequence.prompt_tokens + self._iteration - sequence.origin
         del self._decoding[sequence.request.request_id]
 
-    def _reckon_from_here(self) -> None:
-        """The decoding sequences are about to change."""
+    def _rebase(self) -> None:
+        """Compute times from here on: the decoding sequences are about to change."""
         self._since_context += len(self._decoding) * (self._iteration - self._since_iteration)
         self._since_iteration, self._since_s = self._iteration, self._end
-
-    def _budget(self) -> int:
-        """Tokens of prompts that the iteration may hold."""
-        return self.limits.max_num_batched_tokens - len(self._decoding)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.limits.block_size)
 
-    def _growth(self) -> int:
-        """The blocks that the next chunk of the half computed prompt needs on top of its own."""
+    def _next_chunk_blocks(self) -> int:
+        """Return how many more blocks the next chunk of a partly computed prompt needs."""
         if self._prefilling is None:
             return 0
-        computed = self._prefilling.computed
-        return self._blocks(computed + min(self._prefilling.missing, self._budget())) - self._blocks(computed)
+        computed = self._prefilling.num_computed_tokens
+        chunk = min(self._prefilling.uncomputed_tokens, self.limits.max_num_batched_tokens - len(self._decoding))
+        return self._blocks(computed + chunk) - self._blocks(computed)
 
     def _fits(self, ahead: int, extra: int = 0) -> bool:
-        """Whether the KV cache holds `extra` blocks and what the running sequences have in it `ahead` iterations on."""
+        """Return whether the KV cache holds the running sequences `ahead` iterations on, and `extra` blocks."""
         if self._promised <= self.limits.kv_blocks:
             return True
         running, tokens = len(self._decoding), self._since_context
         tokens += running * (self._iteration - self._since_iteration + ahead - 1)
-        for sequence in self._held():
-            running, tokens = running + 1, tokens + sequence.computed
-        at_most = tokens // self.limits.block_size + running  # no sequence wastes a whole block
+        for sequence in self._not_decoding():
+            running, tokens = running + 1, tokens + sequence.num_computed_tokens
+        upper_bound = tokens // self.limits.block_size + running  # no sequence wastes a whole block
         spare = self.limits.kv_blocks - extra
-        return at_most <= spare or self._used_blocks(ahead) <= spare
+        return upper_bound <= spare or self._used_blocks(ahead) <= spare
 
     def _used_blocks(self, ahead: int) -> int:
-        """The blocks that the running sequences have `ahead` iterations on, none ending and no prompt computed."""
+        """Return the blocks of the running sequences `ahead` iterations on, if none ends and no prompt is computed."""
         made = self._iteration + ahead - 1
         used = sum(self._blocks(running.prompt_tokens + made - running.origin) for running in self._decoding.values())
-        return used + sum(self._blocks(sequence.computed) for sequence in self._held())
+        return used + sum(self._blocks(sequence.num_computed_tokens) for sequence in self._not_decoding())
 
-    def _held(self) -> list[_Sequence]:
-        """What runs and does not decode: a prompt half computed, sequences whose last tokens are not known yet."""
+    def _not_decoding(self) -> list[_Sequence]:
+        """Return what else holds blocks: a partly computed prompt, and ended sequences whose end is not known yet."""
         return self._ended if self._prefilling is None else [self._prefilling, *self._ended]
 
-    def _log(self, started: float, row: tuple[int, ...]) -> None:
-        """A row of `steps`, with the columns `STEP_COLUMNS`, of an iteration of which it is known what it made."""
-        running = len(self._decoding) + len(self._held())
-        usage = self._used_blocks(0) / self.limits.kv_blocks
-        self.steps.append((self._now, self._now - started, running, len(self._waiting), *row, usage))
-
     def _contents(self, prefills: list[tuple[_Sequence, int]], preemptions: int) -> tuple[int, ...]:
-        """What an iteration holds, of its row; what is computed again counts as output, as in vLLM."""
+        """Return an iteration's columns of `steps` from `prompt_requests` to `preemptions`.
+
+        Tokens that are computed again count as output, as in vLLM.
+        """
         prompts = [tokens for sequence, tokens in prefills if sequence.first_token_s is None]
         again = [tokens for sequence, tokens in prefills if sequence.first_token_s is not None]
         decoding = len(self._decoding)

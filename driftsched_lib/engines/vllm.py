@@ -1,4 +1,5 @@
 """vLLM in this process, stepped by the serving loop; any Hugging Face model id or folder, on a CPU or a GPU."""
+# ruff: noqa: E402  # vLLM and torch read the environment when they are imported
 
 import gc
 import logging
@@ -7,45 +8,38 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
-from math import isinf
 from typing import Any
 
-# Read by vLLM when it is first imported: the engine must live in this process, or nothing could step it.
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must live in this process, or nothing could step it
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# What follows keeps notebooks and the progress bar readable; errors are still shown.
+# Notebooks and the progress bar stay readable; errors are still shown.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
 
-# Seven thousand modules come to stay.  To look for garbage among them takes a fifth of the time of loading them, and as
-# long again while an engine starts: vLLM puts them aside only then.
-gc.disable()
-try:
-    import torch
-    from vllm import EngineArgs, LLMEngine, SamplingParams
-    from vllm.exceptions import VLLMValidationError
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.metrics.loggers import StatLoggerBase
-finally:
-    gc.enable()
-gc.freeze()
+import torch
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.metrics.loggers import StatLoggerBase
 
-from driftsched_lib.engines import wait_s  # noqa: E402
-from driftsched_lib.engines.profile import EngineLimits  # noqa: E402
-from driftsched_lib.requests import Output, Request  # noqa: E402
+from driftsched_lib.engines.base import check_idle, check_progress, length_error, wait_s
+from driftsched_lib.engines.profile import EngineLimits
+from driftsched_lib.requests import Output, Request
+
+gc.freeze()  # seven thousand modules that never become garbage; vLLM freezes them only once an engine has started
 
 if torch.cpu._is_amx_tile_supported():
-    # A process has to ask Linux for these registers.  vLLM's attention uses them without, and dies of an illegal
-    # instruction unless a product before it was large enough for oneDNN to ask.
+    # Linux grants these registers on request.  vLLM's attention uses them without asking and dies of an illegal
+    # instruction, unless a large product has made oneDNN ask before.
     torch.cpu._init_amx()
 
 
 class _StepLog(StatLoggerBase):
-    """Turns vLLM's own statistics of each iteration into rows with the columns `STEP_COLUMNS`."""
+    """Turn vLLM's statistics of each iteration into rows with the columns `STEP_COLUMNS`."""
 
     def __init__(self):
         self.rows: list[tuple] = []
@@ -56,49 +50,46 @@ class _StepLog(StatLoggerBase):
 
     def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0):
         details = scheduler_stats and scheduler_stats.iteration_details
-        if details is not None:
-            now = time.monotonic()
-            self.rows.append(
-                (
-                    now,
-                    now - self.step_began,
-                    scheduler_stats.num_running_reqs,
-                    scheduler_stats.num_waiting_reqs,
-                    details.num_ctx_requests,
-                    details.num_ctx_tokens,
-                    details.num_generation_requests,
-                    details.num_generation_tokens,
-                    iteration_stats.num_preempted_reqs if iteration_stats else 0,
-                    scheduler_stats.kv_cache_usage,
-                )
-            )
+        if details is None:
+            return
+        now = time.monotonic()
+        row = (
+            now,
+            now - self.step_began,
+            scheduler_stats.num_running_reqs,
+            scheduler_stats.num_waiting_reqs,
+            details.num_ctx_requests,
+            details.num_ctx_tokens,
+            details.num_generation_requests,
+            details.num_generation_tokens,
+            iteration_stats.num_preempted_reqs if iteration_stats else 0,
+            scheduler_stats.kv_cache_usage,
+        )
+        self.rows.append(row)
 
 
 class VllmEngine:
-    """vLLM's `LLMEngine`, one iteration a step.
+    """Serve by vLLM's `LLMEngine`, one iteration per step.
 
-    A request with `fixed_output_tokens` generates exactly that many: the end token is forbidden before, so that what is
-    made is still text.  Any other ends by itself or at its `max_tokens`.
+    A request with `fixed_output_tokens` generates exactly that many: the end token is forbidden before, so that the
+    output is still text.  Any other ends by itself or at its `max_tokens`.
 
     Parameters:
         model: a Hugging Face model id or a folder.
         engine_args: any of vLLM's `EngineArgs` by name.
-        temperature: sampling temperature.
+        temperature: sampling temperature of requests without their own.
 
     Raises:
-        ValueError: an engine argument that vLLM does not know.
+        ValueError: vLLM does not know an engine argument.
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any], temperature: float):
-        known = {field.name for field in fields(EngineArgs)}
-        if unknown := sorted(set(engine_args) - known):
-            raise ValueError(f"engine_args: vLLM knows no {', '.join(unknown)}")
+        if unknown := sorted(set(engine_args) - {field.name for field in fields(EngineArgs)}):
+            raise ValueError(f"args: vLLM does not know {', '.join(unknown)}")
         defaults = {"enable_logging_iteration_details": True, "use_tqdm_on_load": False}
-        args = EngineArgs(**(defaults | dict(engine_args)), model=model)
+        config = EngineArgs(**(defaults | dict(engine_args)), model=model).create_engine_config()
         self._log = _StepLog()
-        self._llm = LLMEngine.from_vllm_config(
-            args.create_engine_config(), stat_loggers=[lambda config, index: self._log]
-        )
+        self._llm = LLMEngine.from_vllm_config(config, stat_loggers=[lambda config, index: self._log])
         self.tokenizer = self._llm.get_tokenizer()
         config = self._llm.vllm_config
         self.max_num_seqs = config.scheduler_config.max_num_seqs
@@ -115,19 +106,18 @@ class VllmEngine:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Time zero is now and the step log is empty: a new run begins."""
-        if self._in_flight:
-            raise RuntimeError(f"{len(self._in_flight)} requests are still in flight")
+        """Start a new run at time zero with an empty step log."""
+        check_idle(self._in_flight)
         self._started = time.monotonic()
         self._log.rows = []
 
     @property
     def steps(self) -> list[tuple]:
-        """A row for each iteration since the clock was started, with the columns `STEP_COLUMNS`."""
+        """One row per iteration of this run, with the columns `STEP_COLUMNS`."""
         return [(row[0] - self._started, *row[1:]) for row in self._log.rows]
 
     def count_tokens(self, text: str) -> int:
-        """A prompt's length in tokens, special ones left out."""
+        """Return a prompt's length in tokens, without special tokens."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def now(self) -> float:
@@ -160,26 +150,25 @@ class VllmEngine:
             outputs = self._llm.step()
             now = self.now()
             return [self._finished(output, now) for output in outputs if output.finished]
-        if isinf(until):
-            raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+        check_progress(until)
         time.sleep(wait_s(until, self.now()))
         return []
 
     def close(self) -> None:
-        """Give back the engine's memory, most of a GPU's: waiting until nobody holds the engine would be too late for
-        the next one.  All vLLM engines of a process share what this takes down."""
+        """Give back the engine's memory at once: the next engine may need it before this object is collected.
+
+        All vLLM engines of a process share what this takes down.
+        """
         self._llm.engine_core.shutdown()
 
     def _finished(self, output, now: float) -> Output:
-        completion = output.outputs[0]
-        request = self._in_flight.pop(output.request_id)
-        pinned, made = request.fixed_output_tokens, len(completion.token_ids)
+        request, token_ids = self._in_flight.pop(output.request_id), output.outputs[0].token_ids
         return Output(
             request=request,
             prompt_tokens=len(output.prompt_token_ids),
-            tokens=made,
-            words=len(self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).split()),
+            tokens=len(token_ids),
+            words=len(self.tokenizer.decode(token_ids, skip_special_tokens=True).split()),
             first_token_s=output.metrics.first_token_ts - self._started,
             finish_s=now,
-            error=None if pinned in (None, made) else f"the context holds {made} of {pinned} pinned tokens",
+            error=length_error(request, len(token_ids)),
         )

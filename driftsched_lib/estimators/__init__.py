@@ -1,15 +1,14 @@
 """Output-length estimators that learn online: `estimate(request)`, then `observe(request, output_tokens)`."""
 
 from driftsched_lib.estimators.base import Estimator, Feedback
+from driftsched_lib.estimators.interval import IntervalEstimator, State
 from driftsched_lib.estimators.kalman import Kalman
 from driftsched_lib.estimators.oracle import Oracle
 from driftsched_lib.estimators.page_hinkley import PageHinkley
 from driftsched_lib.estimators.paper import PaperEstimator
 from driftsched_lib.estimators.pooled import Pooled
 from driftsched_lib.estimators.quantiles import RunningQuantiles
-from driftsched_lib.estimators.ranker import Ranker
 from driftsched_lib.estimators.regression import Regression
-from driftsched_lib.estimators.tail import TailInflatedExpectation
 from driftsched_lib.validation import component
 
 ESTIMATORS = {
@@ -19,8 +18,6 @@ ESTIMATORS = {
     "kalman": Kalman,
     "regression": Regression,
     "quantiles": RunningQuantiles,
-    "tail_inflated": TailInflatedExpectation,
-    "ranker": Ranker,
     "oracle": Oracle,
 }
 
@@ -28,17 +25,6 @@ EstimatorName = component(ESTIMATORS, shared=("base_tokens", "calibrate", "tiers
 """An estimator in parameters; `base_tokens`, `calibrate` and `tiers` are given when it is built."""
 
 __all__ = [
-    "ESTIMATORS",
-    "Estimator",
-    "EstimatorName",
-    "Feedback",
-    "Kalman",
-    "Oracle",
-    "PageHinkley",
-    "PaperEstimator",
-    "Pooled",
-    "Ranker",
-    "Regression",
-    "RunningQuantiles",
-    "TailInflatedExpectation",
-]
+    "ESTIMATORS", "Estimator", "EstimatorName", "Feedback", "IntervalEstimator", "Kalman", "Oracle", "PageHinkley",
+    "PaperEstimator", "Pooled", "Regression", "RunningQuantiles", "State",
+]  # fmt: skip

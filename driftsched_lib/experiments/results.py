@@ -1,22 +1,30 @@
-"""A results folder: one folder a run, written whole or not at all, and everything downstream reads only that."""
+"""Results: a folder per run while an experiment grows, one parquet file per study once it is kept.
+
+Everything downstream reads runs through this module and does not see which of the two it is.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
 
 from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import Record
 from driftsched_lib.validation import PARTIAL, in_one_move
 
 SPEED = "engine_speed.json"
+PARAMS = "params.yaml"
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class EngineSpeed:
     """What an engine can do, measured before the first run and kept with the results.
 
     Attributes:
-        capacity_tokens_per_s: output tokens a second with every slot taken; what load factors refer to.
+        capacity_tokens_per_s: output tokens per second with every slot taken; what load factors refer to.
         idle_ttft_s: time to first token of a request alone on the engine; what slowdowns refer to.
         idle_tpot_s: time per output token after the first, alone on the engine.
     """
@@ -34,8 +42,27 @@ class EngineSpeed:
     idle_tpot_s: float
 
 
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run.
+
+    Attributes:
+        manifest: `run` (its settings), `summary`, parameters, versions, hardware, times.
+        table: returns a table by name: `requests`, `steps`, `queue_depth` or `telemetry`.
+    """
+
+    name: str
+    manifest: dict[str, Any]
+    table: Callable[[str], pd.DataFrame] = field(repr=False)
+
+    @property
+    def speed(self) -> EngineSpeed:
+        """The speed of the engine that served it."""
+        return EngineSpeed(**self.manifest["engine_speed"])
+
+
 def requests_table(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a record."""
+    """Return one row per record."""
     columns = [field.name for field in fields(Record)]
     return pd.DataFrame(map(attrgetter(*columns), records), columns=columns).convert_dtypes()
 
@@ -49,7 +76,7 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
         tables: by file name without suffix.
 
     Raises:
-        DriftSchedError: it cannot be written, or another's folder lies there; nothing of it is left.
+        DriftSchedError: the folder cannot be written, or is not a run's; nothing of the run is left.
     """
     if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
         raise DriftSchedError(f"{folder} holds folders, so it is no run's, and is not replaced: give another place")
@@ -60,16 +87,11 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
             partial.mkdir(parents=True)
             for name, table in tables.items():
                 table.round(6).to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
-            write_json(partial / "manifest.json", manifest)
-            shutil.rmtree(folder, ignore_errors=True)  # what lies there is not finished, or this would not be run
+            (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)  # an unfinished run, or this one would not have been served
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one move."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,7 +108,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, or a folder that may not be written, into a DriftSchedError that says what to do."""
+    """Turn a full disk, or a folder that may not be written, into an error that says what to do."""
     try:
         yield
     except OSError as error:
@@ -96,60 +118,120 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_table(folder: Path, table: str) -> pd.DataFrame:
-    """One table of one finished run; DriftSchedError names a damaged file."""
-    path = folder / f"{table}.parquet"
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-        raise _damaged(path, error, delete=folder) from None
-
-
-def _damaged(path: Path, error: Exception, delete: Path) -> DriftSchedError:
-    return DriftSchedError(f"{path} is damaged ({error}): delete {delete} and run again")
-
-
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of one finished run."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or not {"run", "started"} <= set(manifest):
-            raise ValueError("it is no manifest")
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error, delete=folder) from None
-    return manifest
-
-
 def is_complete(folder: Path) -> bool:
-    """Whether the run of this folder is finished."""
+    """Return whether the run of this folder is finished."""
     return (folder / "manifest.json").exists()
 
 
-def run_folders(out: str | Path) -> list[Path]:
-    """The folders of the finished runs, in the order in which they were served.
+def runs(out: str | Path) -> list[StoredRun]:
+    """Return the finished runs in the order in which they were served.
+
+    Parameters:
+        out: a results folder, or a study's file (with or without its suffix `.parquet`).
 
     Raises:
-        DriftSchedError: there is none.
+        DriftSchedError: there is none, or something is damaged.
     """
-    folders = [path.parent for path in Path(out).glob("*/manifest.json") if path.parent.suffix != PARTIAL]
+    out = Path(out)
+    if (study := _study(out)) is not None:
+        return _study_runs(study)
+    folders = [path.parent for path in out.glob("*/manifest.json") if path.parent.suffix != PARTIAL]
     if not folders:
         raise DriftSchedError(f"{out} holds no finished run; `python -m driftsched_lib run PARAMS.yaml --out {out}`")
-    return sorted(folders, key=lambda folder: load_manifest(folder)["started"])
+    return sorted(map(load_run, folders), key=lambda run: run.manifest["started"])
+
+
+def load_run(folder: str | Path) -> StoredRun:
+    """Return one run by its folder, or by its name in a study: `study/run`."""
+    folder = Path(folder)
+    if (study := _study(folder.parent)) is not None:
+        for run in _study_runs(study):
+            if run.name == folder.name:
+                return run
+    path = folder / "manifest.json"
+    with _damaged(path, delete=folder):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or not {"run", "started"} <= set(manifest):
+            raise ValueError("it is no manifest")
+
+    def table(name: str) -> pd.DataFrame:
+        with _damaged(folder / f"{name}.parquet", delete=folder):
+            return pd.read_parquet(folder / f"{name}.parquet")
+
+    return StoredRun(folder.name, manifest, table)
 
 
 def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
-    """One table of all finished runs, a row a row, behind the columns that say which run it is of."""
-    frames = []
-    for folder in run_folders(out):
-        frames.append(read_table(folder, table).assign(run=folder.name, **load_manifest(folder)["run"]))
+    """Return one table of all finished runs, behind the columns that say which run a row is of."""
+    frames = [run.table(table).assign(run=run.name, **run.manifest["run"]) for run in runs(out)]
     return pd.concat(frames, ignore_index=True)
 
 
 def load_speed(out: str | Path) -> EngineSpeed:
-    """What was measured of the engine before the first run."""
+    """Return what was measured of the engine before the first run."""
+    if _study(Path(out)) is not None:
+        return runs(out)[0].speed
     path = Path(out) / SPEED
-    try:
+    with _damaged(path, delete=path):
         return EngineSpeed(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(path, error, delete=path) from None
+
+
+def write_speed(out: Path, speed: EngineSpeed) -> None:
+    """Keep what was measured of the engine."""
+    write_text(out / SPEED, json.dumps(asdict(speed), indent=2) + "\n")
+
+
+def load_params(out: str | Path) -> Params:
+    """Return the parameters of a results folder or study."""
+    study = _study(Path(out))
+    if study is None:
+        return Params.load(Path(out) / PARAMS)
+    return Params.parse(yaml.safe_load(pq.read_schema(study).metadata[PARAMS.encode()]), str(study))
+
+
+def pack(out: str | Path, study: str | Path) -> None:
+    """Write a results folder as one parquet file: one row per run, its tables as nested columns."""
+    packed, tables = runs(out), {}
+    for name in ("requests", "steps", "queue_depth", "telemetry"):
+        parts = [_read(Path(out) / run.name / f"{name}.parquet") for run in packed]
+        if any(part is not None for part in parts):
+            whole = pa.concat_tables([part for part in parts if part is not None], promote_options="permissive")
+            ends = pd.Series([0, *(0 if part is None else len(part) for part in parts)]).cumsum()
+            rows = whole.to_struct_array().combine_chunks()
+            tables[name] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
+    columns = {"run": [run.name for run in packed], "manifest": [json.dumps(run.manifest) for run in packed]}
+    with writing(Path(study)), in_one_move(Path(study)) as partial:
+        params = yaml.safe_dump(load_params(out).model_dump(), sort_keys=False)
+        table = pa.table(columns | tables).replace_schema_metadata({PARAMS: params})
+        pq.write_table(table, partial, compression="zstd", compression_level=15)
+
+
+def _study(out: Path) -> Path | None:
+    return next((path for path in (out, out.with_name(out.name + ".parquet")) if path.is_file()), None)
+
+
+def _study_runs(study: Path) -> list[StoredRun]:
+    with _damaged(study, delete=study):
+        whole = pq.read_table(study)
+
+    def table_of(i: int) -> Callable[[str], pd.DataFrame]:
+        def table(name: str) -> pd.DataFrame:
+            rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
+            return rows.convert_dtypes() if name == "requests" else rows
+
+        return table
+
+    names, manifests = (whole[column].to_pylist() for column in ("run", "manifest"))
+    return [StoredRun(name, json.loads(manifests[i]), table_of(i)) for i, name in enumerate(names)]
+
+
+def _read(path: Path) -> pa.Table | None:
+    return pq.read_table(path) if path.exists() else None
+
+
+@contextmanager
+def _damaged(path: Path, delete: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:  # pyarrow's own errors are among these
+        raise DriftSchedError(f"{path} is damaged ({error}): delete {delete} and run again") from None

@@ -1,4 +1,4 @@
-"""What the machine does while a run is served: NVML on a GPU (the paper's columns), psutil on a CPU."""
+"""Telemetry of the machine while a run is served: NVML on a GPU (the paper's columns), psutil on a CPU."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ CPU_COLUMNS = ("cpu_utilisation_percent", "memory_used_mib", "process_memory_mib
 
 
 class Telemetry:
-    """Samples the machine every `interval_s` seconds in a thread, as a context manager.
+    """Sample the machine every `interval_s` seconds in a thread, as a context manager.
 
     Attributes:
         columns: `time_s`, then the names of what is sampled here.
@@ -30,14 +30,13 @@ class Telemetry:
         self.rows: list[tuple[float, ...]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._process = psutil.Process()
         try:
             pynvml.nvmlInit()
             self._gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-            self.columns = ("time_s", *GPU_COLUMNS, *CPU_COLUMNS)
         except pynvml.NVMLError:
             self._gpu = None
-            self.columns = ("time_s", *CPU_COLUMNS)
-        self._process = psutil.Process()
+        self.columns = ("time_s", *(GPU_COLUMNS if self._gpu is not None else ()), *CPU_COLUMNS)
 
     def __enter__(self) -> "Telemetry":
         self._started = time.monotonic()
@@ -53,18 +52,8 @@ class Telemetry:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval_s):
-            gpu = self._sample_gpu() if self._gpu is not None else ()
+            gpu = _sample_gpu(self._gpu) if self._gpu is not None else ()
             self.rows.append((time.monotonic() - self._started, *gpu, *self._sample_cpu()))
-
-    def _sample_gpu(self) -> tuple[float, ...]:
-        return (
-            pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu,
-            pynvml.nvmlDeviceGetMemoryInfo(self._gpu).used / 2**20,
-            pynvml.nvmlDeviceGetPowerUsage(self._gpu) / 1000,
-            pynvml.nvmlDeviceGetTemperature(self._gpu, pynvml.NVML_TEMPERATURE_GPU),
-            pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM),
-            pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_MEM),
-        )
 
     def _sample_cpu(self) -> tuple[float, ...]:
         frequency = psutil.cpu_freq()
@@ -75,3 +64,14 @@ class Telemetry:
             frequency.current if frequency else float("nan"),
             psutil.getloadavg()[0],
         )
+
+
+def _sample_gpu(gpu) -> tuple[float, ...]:
+    return (
+        pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+        pynvml.nvmlDeviceGetMemoryInfo(gpu).used / 2**20,
+        pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+        pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+        pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+        pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM),
+    )

@@ -1,9 +1,10 @@
-"""Which policy and estimator for a load: all of them simulated, ranked for an objective, confirmed, and deployed."""
+"""Which policy and estimator for a load: simulate all of them, rank them, confirm the best, deploy one."""
 
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
+from math import nan
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,258 +14,156 @@ import yaml
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.studies.compare import mean_interval
-from driftsched_lib.studies.frontier import LARGER_IS_BETTER, frontier
+from driftsched_lib.requests import TIERS, Tiers
+from driftsched_lib.studies.compare import Interval, behind_best, differences_at_once, mean_interval
+from driftsched_lib.studies.frontier import frontier, larger_is_better
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
-from driftsched_lib.workloads.synthetic import paper_load
+from driftsched_lib.workloads.synthetic import make_load
 
-OBJECTIVES = {
-    "p50_e2e_s": "median E2E (s)",
-    "p99_e2e_s": "P99 E2E (s)",
-    "premium_p99_e2e_s": "P99 E2E of premium requests (s)",
-    "standard_p99_e2e_s": "P99 E2E of standard requests (s)",
-    "batch_p99_e2e_s": "P99 E2E of batch requests (s)",
-    "p50_ttft_s": "median TTFT (s)",
-    "longest_wait_s": "longest wait (s)",
-    "premium_slo": "premium requests that met their objectives",
-    "slo": "requests that met their objectives",
-    "goodput_per_s": "requests a second that met their objectives",
-    "jain": "Jain's index over tenants",
-}
 AS_IN_VLLM = {
-    "batching": ["continuous"],
-    "token_counter": ["tokenizer"],
-    "calibration": [True],
-    "queue_capacity": None,
-    "queue_timeout_s": None,
+    "scheduler.batching": ["continuous"],
+    "scheduler.token_counter": ["tokenizer"],
+    "scheduler.calibration": [True],
+    "scheduler.queue_capacity": None,
+    "workload.queue_timeout_s": None,
 }
-"""What the scheduler inside vLLM does: a grid whose winner is to be deployed there can have nothing else."""
+"""The settings of the scheduler inside vLLM: a grid whose winner is to be deployed there can have no others."""
 
 
-def objective_name(objective: str) -> str:
-    """What an objective is called, with its unit; ParamsError for one that is not known."""
-    if objective not in OBJECTIVES:
-        raise ParamsError(f"objective: {choice(objective, OBJECTIVES)}")
-    return OBJECTIVES[objective]
-
-
-def with_promises(
-    params: Params, ttft_slo_s: Mapping[str, float], e2e_slo_s: Mapping[str, float], s_per_token: float
-) -> Params:
-    """The same grid, whose deadline queues, where they were given no others, know these promises.
-
-    Parameters:
-        ttft_slo_s, e2e_slo_s: seconds from the arrival to the first and to the last token, by tier.
-        s_per_token: seconds that a running request takes for an output token.
-    """
-    promises = {
-        "edf": {"ttft_slo_s": ttft_slo_s},
-        "least_slack": {"e2e_slo_s": e2e_slo_s, "s_per_token": s_per_token},
+def objectives(tiers: Tiers = TIERS) -> dict[str, str]:
+    """Return the columns of `frontier.measures` that a ranking can be by, with their names and units."""
+    best = next(iter(tiers))
+    return {
+        "p50_e2e_s": "median E2E (s)",
+        "p99_e2e_s": "P99 E2E (s)",
+        **{f"{tier}_p99_e2e_s": f"P99 E2E of {tier} requests (s)" for tier in tiers},
+        "p50_ttft_s": "median TTFT (s)",
+        "longest_wait_s": "longest wait (s)",
+        f"{best}_slo": f"{best} requests that met their objectives",
+        "slo": "requests that met their objectives",
+        "goodput_per_s": "requests per second that met their objectives",
+        "jain": "Jain's index over tenants",
     }
-    policies = [
-        {policy.name: promises[policy.name]} if policy.name in promises and not policy.options else policy.as_yaml()
-        for policy in params.policies
-    ]
-    return Params.parse(params.model_dump() | {"policies": policies}, "promises")
 
 
 def on_the_simulator(params: Params, profile: str | Path) -> Params:
-    """The same grid on an engine of this profile, which can take slots back, as vLLM with the plug-in can: so the
-    policies that do are in it, too."""
-    engine = {"engine": "simulated", "engine_args": {}, "server": None, "profile": str(Path(profile).resolve())}
-    given = {policy.name for policy in params.policies}
-    more = [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
-    policies = [policy.as_yaml() for policy in params.policies]
-    return Params.parse(params.model_dump() | engine | {"policies": policies + more}, "simulated")
+    """Return the grid on one engine simulated from a profile, with the preemptive policies, which vLLM serves too."""
+    engine = params.engine.model_dump() | {"kind": "simulated", "profile": str(Path(profile).resolve())}
+    policies = [policy.as_yaml() for policy in params.scheduler.policies]
+    given = {policy.name for policy in params.scheduler.policies}
+    policies += [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
+    return params.changed(engine=engine | {"args": {}, "server": None}, scheduler__policies=policies)
 
 
 def later_windows(params: Params, n: int) -> Params:
-    """The same grid on `n` seeds that it does not have, and of a trace the windows that come after its own."""
-    seeds, changes = range(max(params.seeds) + 1, max(params.seeds) + 1 + n), {}
-    if params.workload.trace is not None:
-        skip = params.workload.trace.skip + len(params.seeds) * params.requests
-        trace = params.workload.trace.model_copy(update={"skip": skip})
-        changes["workload"] = params.workload.model_copy(update={"trace": trace})
-    return params.model_copy(update={"seeds": list(seeds)} | changes)
+    """Return the grid on `n` later seeds, and of a trace on the windows after the grid's own."""
+    trace, first = params.workload.trace, max(params.seeds) + 1
+    skip = {} if trace is None else {"workload__trace__skip": trace.skip + len(params.seeds) * params.requests}
+    return params.changed(seeds=list(range(first, first + n)), **skip)
 
 
 def recommend(
-    params: Params,
-    out: str | Path,
-    objective: str,
-    load_of: str | Path | None = None,
-    **slos: Mapping[str, float],
+    params: Params, out: str | Path, objective: str, load_of: str | Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Serve a grid of policies and estimators, and rank them for an objective.
+    """Serve a grid of policies and estimators; return its ranking, as of `ranked`, and its runs, as of `frontier`.
 
-    Parameters:
-        params: with the settings of `AS_IN_VLLM`.
-        load_of: the results folder whose engine a load factor refers to, so that requests come at the same times as
-            there; None for the engine of `params`.
-        slos: as of `frontier.measures`.
-
-    Returns:
-        The ranking, as of `ranked`, and the runs, as of `frontier`.
-
-    Raises:
-        ParamsError: an objective that is not known, or settings that vLLM's scheduler could not have.
+    Load factors refer to the engine of the results folder `load_of`, or to that of `params`.  Raises ParamsError if the
+    objective is unknown, or the scheduler inside vLLM could not have a setting.
     """
-    objective_name(objective)
+    if objective not in objectives(params.tiers):
+        raise ParamsError(f"objective: {choice(objective, objectives(params.tiers))}")
     for name, value in AS_IN_VLLM.items():
-        if getattr(params, name) != value:
-            raise ParamsError(f"{name}: the scheduler inside vLLM can have {value} alone")
-    if any(estimator.name == "oracle" for estimator in params.estimators):
-        raise ParamsError("estimators: the oracle knows what a server cannot, so it can be no recommendation")
-    _same_load(load_of, out)
-    run_grid(params, out)
-    runs = frontier(out, **slos)
+        if attrgetter(name)(params) != value:
+            raise ParamsError(f"{name}: the scheduler inside vLLM can have only {value}")
+    if any(estimator.name == "oracle" for estimator in params.scheduler.estimators):
+        raise ParamsError("scheduler.estimators: the oracle knows what a server cannot, so it cannot be recommended")
+    runs = _served(params, out, load_of, params.runs())
     return ranked(runs, objective), runs
 
 
+def _served(params: Params, out: str | Path, load_of: str | Path | None, runs: Sequence[Run]) -> pd.DataFrame:
+    if load_of is not None and not (Path(out) / results.SPEED).exists():
+        with results.writing(Path(out)):
+            Path(out).mkdir(parents=True, exist_ok=True)
+        results.write_speed(Path(out), results.load_speed(load_of))
+    run_grid(params, out, runs)
+    return frontier(out)
+
+
 def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
-    """Settings by the mean of an objective over seeds, which are windows of a trace where there is one.
+    """Return the settings of `frontier` by the mean of an objective over seeds, the best first, with intervals.
 
-    Parameters:
-        runs: of `frontier`, each policy and estimator with the same seeds.
-
-    Returns:
-        A row a policy and estimator, the best first: `mean`, `low` and `high` with a 95% interval over seeds;
-        `behind`, what the best is ahead in the same seeds, and `as_good`, whether that interval reaches 0;
-        `against_fifo`, the difference from FIFO, which is vLLM's own order, NaN where there is none.  The intervals of
-        these two hold for all rows at once (Bonferroni), so they hold for the row that came out best, too.
-
-    Raises:
-        ParamsError: a run in which the objective means nothing.
+    A setting is `behind` the best in the same seeds, and `as_good` if that interval reaches 0; `against_fifo` is the
+    difference from vLLM's own order.  These intervals hold for all rows at once, so also for the best row.  Raises
+    ParamsError if the objective means nothing in some run.
     """
     if runs[objective].isna().any():
         raise ParamsError(f"objective: {objective} means nothing in a run that has none of these requests")
     values = runs.pivot_table(index="seed", columns=["policy", "estimator"], values=objective, sort=False)
-    sign = -1 if objective in LARGER_IS_BETTER else 1
-    order = (sign * values.mean()).sort_values(kind="stable").index
-    best = values[order[0]]
-    fifo = values["fifo"].iloc[:, 0] if "fifo" in values else best * float("nan")
-    at_once = 1 - 0.05 / max(1, len(order) - 1)
-    rows = []
-    for policy, estimator in order:
-        mine = values[policy, estimator]
-        columns = {
-            "": mean_interval(mine),
-            "behind": mean_interval(sign * (mine - best), at_once),
-            "against_fifo": mean_interval(mine - fifo, at_once),
-        }
-        row: dict[str, Any] = {"policy": policy, "estimator": estimator}
-        for name, interval in columns.items():
-            row |= {name or "mean": interval.estimate}
-            row |= {f"{name}_low".lstrip("_"): interval.low, f"{name}_high".lstrip("_"): interval.high}
-        rows.append(row)
-    table = pd.DataFrame(rows)
+    behind = behind_best(values, larger_is_better(objective))
+    values = values[behind.index]
+    against_fifo: Any = [Interval(nan, nan, nan)] * len(behind)
+    if "fifo" in values:
+        against_fifo = differences_at_once(values, values["fifo"].iloc[:, 0])
+    table = behind.index.to_frame(index=False)
+    for names, intervals in (
+        (["mean", "low", "high"], [mean_interval(values[setting]) for setting in values]),
+        (["behind", "behind_low", "behind_high"], behind),
+        (["against_fifo", "against_fifo_low", "against_fifo_high"], against_fifo),
+    ):
+        table[names] = [(interval.estimate, interval.low, interval.high) for interval in intervals]
     return table.assign(as_good=~(table.behind_low > 0))
 
 
 def confirm(
-    params: Params,
-    ranking: pd.DataFrame,
-    out: str | Path,
-    objective: str,
-    load_of: str | Path | None = None,
-    most: int = 2,
-    **slos: Mapping[str, float],
+    params: Params, ranking: pd.DataFrame, out: str | Path, objective: str, load_of: str | Path | None = None
 ) -> pd.DataFrame:
-    """Serve the best policies of a ranking that `params` has, each with its best estimator, and FIFO, on its engine.
-
-    All are served in one folder, by one engine, under the same load.
-
-    Parameters:
-        params: as those that were ranked, but for the engine, the seeds and the policies that the engine cannot have.
-        load_of, slos: as of `recommend`.
-        most: policies.
-
-    Returns:
-        As `ranked`, on the engine of `params`.
-    """
-    best = ranking[ranking.policy.isin(map(str, params.policies))].drop_duplicates("policy")
-    chosen = pd.concat([best.head(most), best[best.policy == "fifo"]])[["policy", "estimator"]].drop_duplicates()
-    pairs = set(chosen.itertuples(index=False, name=None))
-    policies, estimators = chosen.policy.tolist(), set(chosen.estimator)
-    grid = params.model_copy(
-        update={
-            "policies": [policy for policy in params.policies if str(policy) in policies],
-            "estimators": [estimator for estimator in params.estimators if str(estimator) in estimators],
-            "vary_estimates_for": [policy.name for policy in params.policies],
-        }
+    """Serve the best two policies of a ranking that `params` has, each with its best estimator, and FIFO; rank them."""
+    best = ranking[ranking.policy.isin(map(str, params.scheduler.policies))].drop_duplicates("policy")
+    chosen = pd.concat([best.head(2), best[best.policy == "fifo"]])
+    pairs = set(zip(chosen.policy, chosen.estimator, strict=True))
+    policies = [policy for policy in params.scheduler.policies if str(policy) in set(chosen.policy)]
+    estimators = [estimator for estimator in params.scheduler.estimators if str(estimator) in set(chosen.estimator)]
+    grid = params.changed(
+        scheduler__policies=[policy.as_yaml() for policy in policies],
+        scheduler__estimators=[estimator.as_yaml() for estimator in estimators],
+        scheduler__vary_estimates_for=[policy.name for policy in policies],
     )
-    _same_load(load_of, out)
-    run_grid(grid, out, [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs])
-    return ranked(frontier(out, **slos), objective)
-
-
-def best_by_objective(runs: pd.DataFrame) -> pd.DataFrame:
-    """What `ranked` puts first for each objective that means something for the load, a row an objective.
-
-    Returns:
-        `objective`, the best `policy` and `estimator`, its `mean`, that of `fifo`, and how many settings are `as_good`.
-    """
-    rows = []
-    for objective, name in OBJECTIVES.items():
-        if runs[objective].notna().all():
-            table = ranked(runs, objective)
-            best, fifo = table.iloc[0], table[table.policy == "fifo"]["mean"]
-            rows.append((name, best.policy, best.estimator, best["mean"], *fifo.head(1), int(table.as_good.sum())))
-    return pd.DataFrame(rows, columns=["objective", "policy", "estimator", "mean", "fifo", "as_good"])
+    only = [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs]
+    return ranked(_served(grid, out, load_of, only), objective)
 
 
 def plugin_yaml(params: Params, policy: str, estimator: str) -> str:
-    """The settings that make vLLM serve as a setting of the grid did, its tenants in their tiers.
-
-    Parameters:
-        policy, estimator: as a results table calls them.
-    """
-    policies = {str(component): component for component in params.policies}
-    estimators = {str(component): component for component in params.estimators}
+    """Return settings with which vLLM schedules as the grid did; a tenant of several tiers has to send its tier."""
+    scheduler, tiers = params.scheduler, {}
+    for window, seed in enumerate(params.seeds):
+        for phase in make_load(params.workload, params.requests, seed, 1.0, window=window, tiers=params.tiers):
+            for request in phase.requests:
+                tiers.setdefault(request.tenant, set()).add(request.tier)
     settings = PluginSettings(
-        policy=policies[policy],
-        estimator=estimators[estimator],
-        classifier=params.classifier,
-        base_tokens=params.max_tokens,
-        tenants=_tiers(params),
+        policy=next(known for known in scheduler.policies if str(known) == policy),
+        estimator=next(known for known in scheduler.estimators if str(known) == estimator),
+        classifier=scheduler.classifier,
+        base_tokens=params.workload.max_tokens,
+        tiers=scheduler.tiers,
+        tenants={tenant: of.pop() for tenant, of in sorted(tiers.items()) if len(of) == 1},
+        default_tier="standard" if "standard" in scheduler.tiers else list(scheduler.tiers)[-1],
     )
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
 
 
-def _tiers(params: Params) -> dict[str, str]:
-    """Tiers by tenant; one whose requests are of several has to send them."""
-    tiers: dict[str, set[str]] = {}
-    for seed in params.seeds:
-        for phase in paper_load(params, seed, capacity_tokens_per_s=1.0):
-            for request in phase.requests:
-                tiers.setdefault(request.tenant, set()).add(request.tier)
-    return {tenant: of.pop() for tenant, of in sorted(tiers.items()) if len(of) == 1}
-
-
-def _same_load(load_of: str | Path | None, out: str | Path) -> None:
-    speed = Path(out) / results.SPEED
-    if load_of is not None and not speed.exists():
-        with results.writing(speed):
-            speed.parent.mkdir(parents=True, exist_ok=True)
-        results.write_json(speed, asdict(results.load_speed(load_of)))
-
-
 def serve_command(params: Params, settings_file: str | Path) -> str:
-    """The shell's command that serves a model as `params` has it, scheduled by a settings file, from any folder.
-
-    Parameters:
-        params: of the `vllm` engine, whose arguments become the server's flags.
-    """
+    """Return the shell command that serves the model with its engine arguments, scheduled by a settings file."""
     settings = shlex.quote(str(Path(settings_file).resolve()))
-    env = f"DRIFTSCHED_CONFIG={settings} PROMETHEUS_MULTIPROC_DIR=$(mktemp -d)"
     flags = ["--scheduler-cls", "driftsched_lib.vllm_plugin.DriftSchedScheduler"]
-    for name, value in params.engine_args.items():
+    for name, value in params.engine.args.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
             flags += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
-    return f"{env} vllm serve {shlex.join([in_project(params.model), *flags])}"
+    command = shlex.join(["vllm", "serve", in_project(params.engine.model), *flags])
+    return f"DRIFTSCHED_CONFIG={settings} PROMETHEUS_MULTIPROC_DIR=$(mktemp -d) {command}"

@@ -1,7 +1,7 @@
-"""What the scheduler inside vLLM tells Prometheus, beside vLLM's own metrics.
+"""Prometheus metrics of the scheduler inside vLLM, shown beside vLLM's own.
 
-The engine is another process than the server that answers `/metrics`.  They share numbers through the folder that
-PROMETHEUS_MULTIPROC_DIR names, an empty one, when it is set for both.
+The engine and the server that answers `/metrics` are two processes.  They share numbers through the folder that
+PROMETHEUS_MULTIPROC_DIR names; it must be empty at the start and set for both.
 """
 
 from contextlib import AbstractContextManager
@@ -19,48 +19,41 @@ _DECISION = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2)
 
 QUEUE_DEPTH = Gauge("driftsched_queue_depth", "Requests queued", ["tier"], multiprocess_mode="livesum")
 WAIT = Histogram("driftsched_queue_wait_seconds", "Arrival to dispatch", ["tier"], buckets=_SECONDS)
-PREEMPTIONS = Counter("driftsched_preemptions", "Slots taken back by the policy, and given again", ["tier"])
+PREEMPTIONS = Counter("driftsched_preemptions", "Requests dispatched again after the policy preempted them", ["tier"])
 REQUESTS = Counter("driftsched_requests", "Requests that ended", ["tier", "outcome"])
-ESTIMATE_ERROR = Histogram(
-    "driftsched_estimate_error_tokens", "Estimated and generated tokens apart", ["category"], buckets=_TOKENS
-)
+ESTIMATE_ERROR = Histogram("driftsched_estimate_error_tokens", "Absolute error", ["category"], buckets=_TOKENS)
 ESTIMATED = Counter("driftsched_estimated_tokens", "Output tokens estimated, of completed requests", ["category"])
 GENERATED = Counter("driftsched_generated_tokens", "Output tokens generated, of completed requests", ["category"])
-BIAS = Gauge(
-    "driftsched_bias",
-    "Factor on the category's base, of the last estimate or as just learnt",
-    ["category"],
-    multiprocess_mode="mostrecent",
-)
+BIAS = Gauge("driftsched_bias", "Latest factor on base tokens", ["category"], multiprocess_mode="mostrecent")
 DECISION = Histogram("driftsched_decision_seconds", "Time that a decision takes", ["step"], buckets=_DECISION)
 
 
 @cache
 def _child(metric: Counter | Gauge | Histogram, *labels: str) -> Any:
-    """`metric.labels`, which takes longer than what is then noted."""
+    """Return `metric.labels(*labels)`, kept, because that call takes longer than counting."""
     return metric.labels(*labels)
 
 
 def decision(step: str) -> AbstractContextManager:
-    """Notes how long a decision takes."""
+    """Time a decision."""
     return _child(DECISION, step).time()
 
 
-def queued(tier: str, requests: int) -> None:
-    """So many requests of a tier are queued."""
+def on_queue_depth(tier: str, requests: int) -> None:
+    """Set how many requests of a tier are queued."""
     _child(QUEUE_DEPTH, tier).set(requests)
 
 
-def dispatched(request: Request, now: float) -> None:
-    """A request left the queue."""
+def on_dispatch(request: Request, now: float) -> None:
+    """Count a request that left the queue."""
     if request.preemptions:
         _child(PREEMPTIONS, request.tier).inc()
     else:
         _child(WAIT, request.tier).observe(now - request.arrival_s)
 
 
-def on_finish(record: Record) -> None:
-    """A request ended."""
+def on_record(record: Record) -> None:
+    """Count a request that ended."""
     _child(REQUESTS, record.tier, record.outcome.value).inc()
     if record.outcome is Outcome.COMPLETED:
         _child(ESTIMATE_ERROR, record.category).observe(abs(record.estimated_tokens - record.actual_tokens))

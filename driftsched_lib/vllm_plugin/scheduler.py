@@ -1,12 +1,7 @@
-"""The core inside vLLM: `--scheduler-cls driftsched_lib.vllm_plugin.DriftSchedScheduler`.
+"""vLLM's scheduler with a policy of ours as its waiting queue.
 
-vLLM's scheduler (the class is a subclass of its `AsyncScheduler`) keeps its running requests, its KV cache and its
-batches.  Which waiting request comes next is decided by a policy of ours, from estimates that learn from every request
-that finishes in the engine.  On a CPU vLLM itself switches asynchronous scheduling off; the tests drive it with a model
-runner that answers one step late.
-
-Settings (`plugin_settings`) come from the YAML file that DRIFTSCHED_CONFIG names, or
-`--additional-config '{"driftsched_config": "FILE"}'`; without either the defaults hold.
+vLLM keeps its running requests, its KV cache and its batches.  The policy decides which waiting request comes next, by
+estimates that learn from every request that finishes in the engine.
 """
 
 import inspect
@@ -29,174 +24,160 @@ from vllm.v1.request import RequestStatus
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.estimators import ESTIMATORS, Estimator
+from driftsched_lib.estimators import Estimator
 from driftsched_lib.estimators.state import load_estimator, save_estimator
-from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import Output, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.tokens import TokenizerCounter
-from driftsched_lib.vllm_plugin import metrics as plugin_metrics
+from driftsched_lib.vllm_plugin import metrics
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 from driftsched_lib.workloads.text_classifier import TextClassifier
 
 CONFIG = "DRIFTSCHED_CONFIG"
 TESTED = ("0.32.0",)
+"""Versions of vLLM that the tests ran with.  Its scheduler is not a public interface and may change in any version."""
 READ_TOKENS = 64
-"""Of a prompt's end, and half as many of its beginning: one of them says what it asks for, for all may begin alike (a
-system prompt), and a prompt can be a thousand times as long as that."""
+"""Tokens read from a prompt's end, plus half as many from its start: enough to classify it.  Many prompts share their
+start (a system prompt), and reading all of a long one would take too long."""
 SAVE_EVERY_S = 180.0
-COMPLETED = {
-    RequestStatus.FINISHED_STOPPED,
-    RequestStatus.FINISHED_LENGTH_CAPPED,
-    RequestStatus.FINISHED_REPETITION,
-}
+COMPLETED = {RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION}
 
-logger = logging.getLogger("vllm.driftsched")  # below vLLM's own, so that it is shown as that is
+logger = logging.getLogger("vllm.driftsched")  # a child of vLLM's logger, so it is shown as vLLM's are
 
 
 class DriftSchedScheduler(AsyncScheduler):
-    """vLLM's scheduler with a policy as its waiting queue.
+    """vLLM's scheduler, which takes waiting requests in the order of a policy.
 
-    A request that vLLM preempts comes before all that the policy holds, as in vLLM.  One that it takes up and cannot
-    begin with (its grammar compiles, its LoRA has no room) goes back to the policy.
+    A request that vLLM preempts comes before all requests of the policy, as in vLLM.  A request that vLLM pops and
+    cannot start yet (its grammar compiles, its LoRA has no room) goes back to the policy.
 
     Raises:
-        ParamsError, ParamsError: settings or learnt state that cannot be used.
+        ParamsError: the settings or the state file cannot be used.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         warn_if_untested(__version__)
         tokenizer = cached_tokenizer_from_config(self.vllm_config.model_config)
-        # The one in Rust, where there is one: the wrapper around it takes longer than it.
+        # Prefer the tokenizer written in Rust: the Python wrapper around it takes longer than decoding itself.
         self._decode = None if tokenizer is None else getattr(tokenizer, "backend_tokenizer", tokenizer).decode
-        if not self.scheduler_config.async_scheduling:  # what `AsyncScheduler` does for each token would be in vain
+        if not self.scheduler_config.async_scheduling:  # skip the bookkeeping of `AsyncScheduler` for each token
             self._update_after_schedule = super(AsyncScheduler, self)._update_after_schedule
             self._update_request_with_output = super(AsyncScheduler, self)._update_request_with_output
         self._epoch_s = time.time() - time.monotonic()
         self.use(load_settings(self.vllm_config))
-        if plugin_metrics.MULTIPROCESS not in os.environ:
-            logger.warning(
-                "DriftSched's metrics are seen at /metrics where %s names an empty folder", plugin_metrics.MULTIPROCESS
-            )
+        if metrics.MULTIPROCESS not in os.environ:
+            logger.warning("/metrics shows DriftSched's metrics if %s names an empty folder", metrics.MULTIPROCESS)
 
     def use(self, settings: PluginSettings) -> None:
-        """Begin with these settings and an empty queue."""
-        make = ESTIMATORS[settings.estimator.name]
-        estimator = make(base_tokens=settings.base_tokens, **settings.estimator.options)
+        """Start with these settings and an empty queue."""
+        shared = {"base_tokens": settings.base_tokens, "tiers": settings.tiers}
+        estimator = settings.estimator.build(**shared)
         parallel = self.vllm_config.parallel_config
-        rank = parallel.data_parallel_index if parallel.data_parallel_size > 1 else None
-        self._state_file = state_path(settings.state_file, rank)
-        if self._state_file is not None:
+        rank = f"-rank{parallel.data_parallel_index}" if parallel.data_parallel_size > 1 else ""
+        self._state_file = None
+        if settings.state_file is not None:
+            path = Path(settings.state_file)
+            self._state_file = path.with_stem(path.stem + rank)
             estimator = resumed(estimator, self._state_file)
         self._settings = settings
         self._save_at_s = self._now() + SAVE_EVERY_S
         self.core = Scheduler(
-            policy=POLICIES[settings.policy.name](**settings.policy.options),
+            policy=settings.policy.build(**shared),
             estimator=estimator,
-            counter=TokenizerCounter(lambda text: 0),  # asked only for a prompt of embeddings, which has no tokens
+            counter=TokenizerCounter(lambda text: 0),  # counts only prompts given as embeddings, which have no tokens
             classifier=TextClassifier() if settings.classifier == "text" else KeywordClassifier(),
-            on_record=plugin_metrics.ended,
+            on_record=metrics.on_record,
+            tiers=settings.tiers,
         )
         self.waiting = PolicyQueue(self.core, self._read, self._now)
         logger.info("DriftSched: %s on estimates by %s", settings.policy, settings.estimator)
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
+        """Preempt a running request if the policy wants it, then schedule one iteration as vLLM does."""
         self.waiting.now = self._now()
         if self.core.policy.preemptive and self._policy_may_preempt():
-            with plugin_metrics.decision("preempt"):
+            with metrics.decision("preempt"):
                 self._preempt_for_policy()
         output = super().schedule(*args, **kwargs)
         self.waiting.settle()
         return output
 
+    def shutdown(self) -> None:
+        """Save what was learnt, then shut down as vLLM does."""
+        self._save()
+        super().shutdown()
+
     def _policy_may_preempt(self) -> bool:
-        """Whether a slot that is taken back would go at once to the policy's first request."""
+        """Return whether a freed slot would go at once to the policy's first request."""
         taken = len(self.running) + self.num_waiting_for_streaming_input
         return (
             self._pause_state is PauseState.UNPAUSED
             and taken >= self.max_num_active_reqs
             and not self.kv_holding_waiting
-            and self.waiting.first_is_the_policys()
+            and self.waiting.policy_is_next()
             and not self._is_blocked_waiting_status(self.waiting.peek_request().status)
         )
 
     def _preempt_for_policy(self) -> None:
-        """If the policy wants it, preempt a running request as vLLM itself does; vLLM then takes the first waiting."""
+        """Preempt the policy's victim as vLLM itself preempts; vLLM then starts the policy's first request."""
         free = [request for request in self.running if self._request_blocks_can_be_freed(request)]
         num_output_tokens = {request.request_id: request.num_output_tokens for request in free}
         victim = self.core.preempt(num_output_tokens, self.waiting.now)
         if victim is not None:
             request = self.requests[victim.request_id]
-            self.waiting.take_back(request)
+            self.waiting.requeue(request)
             self.running.remove(request)
             self._preempt_request(request, time.monotonic(), drop_stale_output=True)
-            self.prev_step_scheduled_req_ids.discard(request.request_id)  # it may come back in this very step
+            self.prev_step_scheduled_req_ids.discard(request.request_id)  # it may run again in this same iteration
 
     def _free_request(self, request: VllmRequest, *args, **kwargs):
-        self._learn(request)
+        """Record a dispatched request that ended, learn from it if it completed, then free it as vLLM does."""
+        served, tokens, now = self.waiting.served.pop(request.request_id, None), request.num_output_tokens, self._now()
+        if served is not None and request.status is RequestStatus.FINISHED_ABORTED:
+            self.core.cancel(request.request_id, now, tokens)
+        elif served is not None:
+            error = None if request.status in COMPLETED else f"vLLM: {request.status}"
+            with metrics.decision("learn"):
+                self.core.complete(Output(served, request.num_prompt_tokens, tokens, None, None, now, error))
+        if now >= self._save_at_s:
+            self._save()
         return super()._free_request(request, *args, **kwargs)
 
-    def shutdown(self) -> None:
-        self._save()
-        super().shutdown()
-
-    def _learn(self, request: VllmRequest) -> None:
-        served, tokens = self.waiting.served.pop(request.request_id, None), request.num_output_tokens
-        if served is None:
-            return  # it was never dispatched, and left the queue as cancelled
-        if request.status is RequestStatus.FINISHED_ABORTED:
-            self.core.cancel(request.request_id, self._now(), tokens)
-            return
-        error = None if request.status in COMPLETED else f"vLLM: {request.status}"
-        with plugin_metrics.decision("learn"):
-            output = Output(served, request.num_prompt_tokens, tokens, None, None, self._now(), error)
-            self.core.complete(output)
-        if self._now() >= self._save_at_s:
-            self._save()
-
     def _save(self) -> None:
-        """Keep what was learnt; an engine does not end because a disk is full."""
+        """Save what was learnt; a full disk must not stop the engine, so it only warns."""
         self._save_at_s = self._now() + SAVE_EVERY_S
         if self._state_file is not None:
             try:
                 save_estimator(self.core.estimator, self._state_file)
             except OSError as error:
-                logger.warning("DriftSched's estimates are not kept: %s", error)
+                logger.warning("DriftSched's estimates are not saved: %s", error)
 
     def _read(self, request: VllmRequest) -> Request:
-        """Our view of a request: who sent it, how it begins, and when."""
+        """Return our view of a request that arrives now."""
         sent = request.sampling_params.extra_args if request.sampling_params is not None else None
         tenant, tier, category = self._settings.identify(sent or {}, request.priority)
         prompt = ""
         if request.prompt_token_ids is not None and self._decode is not None:
             prompt = self._decode(both_ends(request.prompt_token_ids), skip_special_tokens=True)
-        return Request(
-            request_id=request.request_id,
-            arrival_s=self._now(),
-            prompt=prompt,
-            tenant=tenant,
-            tier=tier,
-            max_tokens=max(1, request.max_tokens),
-            category=category,
-            input_tokens=request.num_prompt_tokens,
-        )
+        lengths = {"max_tokens": max(1, request.max_tokens), "input_tokens": request.num_prompt_tokens}
+        return Request(request.request_id, self._now(), prompt, tenant, tier, category=category, **lengths)
 
     def _now(self) -> float:
-        """Seconds since the epoch, by a clock that never goes back: waits are right, and so is the time of day."""
+        """Return seconds since the epoch by a clock that never goes back, so no wait is negative."""
         return self._epoch_s + time.monotonic()
 
 
 class PolicyQueue(RequestQueue):
-    """vLLM's waiting queue: what vLLM puts in front, then what the core's policy says.
+    """vLLM's waiting queue: first the requests that vLLM put in front, then those of the policy in its order.
 
     Parameters:
-        read: makes our request of vLLM's.
-        clock: seconds, never going back.
+        read: makes our request from vLLM's.
+        clock: returns seconds, and never goes back.
 
     Attributes:
-        now: when the iteration's scheduling began, the time at which the policy is asked.  vLLM looks at a request,
-            finds room for it, and then takes it, which must be the same one.
+        now: when scheduling of this iteration began.  The policy is asked with this time, because vLLM peeks at a
+            request, finds room for it and then pops it, and both must give the same request.
         served: our requests that were dispatched and have not ended, by id.
     """
 
@@ -208,13 +189,13 @@ class PolicyQueue(RequestQueue):
         self._clock = clock
         self._front: deque[VllmRequest] = deque()
         self._queued: dict[str, VllmRequest] = {}
-        self._popped: dict[str, Request] = {}
+        self._popped: dict[str, Request] = {}  # popped in this iteration, and not returned
 
     def add_request(self, request: VllmRequest) -> None:
         if request.request_id in self.served:  # the next turn of a session
             self._front.append(request)
             return
-        with plugin_metrics.decision("submit"):
+        with metrics.decision("submit"):
             ours = self._read(request)
             self._core.submit(ours, ours.arrival_s)
             self._queued[request.request_id] = request
@@ -225,14 +206,14 @@ class PolicyQueue(RequestQueue):
             return self._front[0]
         return self._queued[self._core.policy.peek(self.now).request_id]
 
-    def first_is_the_policys(self) -> bool:
-        """Whether what `peek_request` shows is the policy's choice."""
+    def policy_is_next(self) -> bool:
+        """Return whether `peek_request` would return the policy's choice."""
         return bool(self._queued) and not self._front
 
     def pop_request(self) -> VllmRequest:
         if self._front:
             return self._front.popleft()
-        with plugin_metrics.decision("dispatch"):
+        with metrics.decision("dispatch"):
             ours = self._core.next(self.now)
             if ours is None:
                 raise IndexError("pop from an empty queue")
@@ -241,33 +222,30 @@ class PolicyQueue(RequestQueue):
             return self._queued.pop(ours.request_id)
 
     def settle(self) -> None:
-        """The iteration's scheduling has ended: what was popped and did not come back is dispatched."""
+        """Count the requests that were popped in this iteration and not returned as dispatched."""
         for ours in self._popped.values():
-            plugin_metrics.dispatched(ours, self._clock())
+            metrics.on_dispatch(ours, self._clock())
         self._popped.clear()
 
-    def take_back(self, request: VllmRequest) -> None:
-        """A request that the core has queued again is about to be preempted."""
+    def requeue(self, request: VllmRequest) -> None:
+        """Queue a dispatched request that the core has just queued again."""
         self._queued[request.request_id] = request
         self._show_depth(self.served.pop(request.request_id).tier)
 
     def prepend_request(self, request: VllmRequest) -> None:
-        if request.request_id not in self._queued:  # else it was preempted for the policy, which has its place
-            self._front.appendleft(request)
+        self.prepend_requests([request])
 
     def prepend_requests(self, requests: Iterable[VllmRequest]) -> None:
-        """What vLLM popped and could not begin with, the last of it first."""
-        ran = []
-        for request in reversed(list(requests)):
-            ours = self._popped.pop(request.request_id, None)
-            if ours is None:
-                ran.append(request)
-                continue
-            del self.served[request.request_id]
-            self._queued[request.request_id] = request
-            self._core.give_back(request.request_id)
-            self._show_depth(ours.tier)
-        self._front.extendleft(reversed(ran))
+        """Return what this iteration popped and could not start to the policy, and put all else in front.
+
+        A request that the policy preempted is queued there already.  vLLM gives the last popped request first.
+        """
+        requests = list(requests)
+        for request in reversed(requests):
+            if self._popped.pop(request.request_id, None) is not None:
+                self._core.give_back(request.request_id)
+                self.requeue(request)
+        self._front.extendleft(request for request in requests if request.request_id not in self._queued)
 
     def remove_request(self, request: VllmRequest) -> None:
         self.remove_requests([request])
@@ -283,7 +261,7 @@ class PolicyQueue(RequestQueue):
             self._show_depth(tier)
 
     def _show_depth(self, tier: str) -> None:
-        plugin_metrics.queued(tier, self._core.depth[tier])
+        metrics.on_queue_depth(tier, self._core.depth[tier])
 
     def __bool__(self) -> bool:
         return bool(self._front) or bool(self._queued)
@@ -298,25 +276,16 @@ class PolicyQueue(RequestQueue):
 
 
 def both_ends(token_ids: list[int]) -> list[int]:
-    """What is read of a prompt, as `READ_TOKENS` says."""
-    if len(token_ids) <= 3 * READ_TOKENS // 2:
-        return token_ids
-    return token_ids[: READ_TOKENS // 2] + token_ids[-READ_TOKENS:]
-
-
-def state_path(state_file: str | None, rank: int | None) -> Path | None:
-    """Where an engine keeps its state; of several that serve side by side, each in a file of its own."""
-    if state_file is None:
-        return None
-    path = Path(state_file)
-    return path if rank is None else path.with_stem(f"{path.stem}-rank{rank}")
+    """Return the part of a prompt that is read; see `READ_TOKENS`."""
+    is_short = len(token_ids) <= 3 * READ_TOKENS // 2
+    return token_ids if is_short else token_ids[: READ_TOKENS // 2] + token_ids[-READ_TOKENS:]
 
 
 def resumed(asked: Estimator, path: Path) -> Estimator:
-    """The estimator of a state file where there is one; the file is one that can be written.
+    """Return the estimator of a state file, or `asked` if there is no file yet; write the file once, as a check.
 
     Raises:
-        ParamsError: the file cannot be read or written, or holds another estimator than the one asked for.
+        ParamsError: the file cannot be read or written, or holds another estimator than `asked`.
     """
     estimator = load_estimator(path) if path.exists() else asked
     if _described(estimator) != _described(asked):
@@ -324,25 +293,28 @@ def resumed(asked: Estimator, path: Path) -> Estimator:
         raise ParamsError(f"{message}: name another state_file, or delete it")
     try:
         save_estimator(estimator, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ParamsError(f"{path}: cannot be written: {error}") from None
     return estimator
 
 
 def _described(estimator: Estimator) -> str:
-    """Its kind and parameters."""
-    parameters = {name: getattr(estimator, name) for name in inspect.signature(type(estimator)).parameters}
+    """Return an estimator's class and parameters, as text."""
+    parameters = {name: getattr(estimator, name, None) for name in inspect.signature(type(estimator)).parameters}
     return f"{type(estimator).__name__} with {parameters}"
 
 
 def load_settings(config: VllmConfig) -> PluginSettings:
-    """The settings of the file that the environment or vLLM's additional config names, or the defaults."""
+    """Return the settings of the YAML file that is named, or the defaults.
+
+    The environment's DRIFTSCHED_CONFIG names it, or `--additional-config '{"driftsched_config": "FILE"}'`.
+    """
     additional = config.additional_config if isinstance(config.additional_config, dict) else {}
     path = os.environ.get(CONFIG) or additional.get("driftsched_config")
     return PluginSettings() if path is None else PluginSettings.load(path)
 
 
 def warn_if_untested(version: str) -> None:
-    """vLLM's scheduler is not a public interface: it may change with each version."""
+    """Warn of a version of vLLM that is not in `TESTED`."""
     if version.partition("+")[0] not in TESTED:
         logger.warning("DriftSched is tested with vLLM %s, this is %s", ", ".join(TESTED), version)

@@ -1,50 +1,66 @@
-"""What the scheduler inside vLLM is told, as one YAML file, and how it tells who a request is from."""
+"""Settings of the scheduler inside vLLM, from one YAML file, and the rule that says who sent a request."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from driftsched_lib.estimators import ESTIMATORS, EstimatorName
 from driftsched_lib.estimators.base import BaseTokens
 from driftsched_lib.policies import POLICIES, PolicyName
-from driftsched_lib.requests import BASE_TOKENS, CATEGORIES, TIERS
-from driftsched_lib.validation import Component, FileName, Name, Validated
+from driftsched_lib.requests import BASE_TOKENS, CATEGORIES, TIERS, Tier
+from driftsched_lib.validation import Component, FileName, Name, Validated, choice
 
 UNKNOWN_TENANT = "anonymous"
 MAX_NAME_LENGTH = 128
 
 
 class PluginSettings(Validated):
-    """The scheduler's settings; `params/plugin.yaml` is a sample.
+    """The scheduler's settings; `params/plugin.yaml` is a sample with the defaults.
 
     Attributes:
-        policy, estimator: by name, or a name with arguments.
-        classifier: `text` reads any prompt, `keywords` is the paper's.
-        base_tokens: what is expected of a category's output before anything is learnt.
+        policy, estimator: a name, a name with arguments, or a class of your own as `module:Class`.
+        classifier: `text` reads any prompt; `keywords` is the paper's.
+        base_tokens: expected output tokens per category, before anything is learnt.
+        tiers: weights, safety factors and objectives by name, the best tier first.
         tenants: tiers of known tenants, which no request can change.
-        priorities: tiers for clients that can send nothing but vLLM's `priority`.
-        default_tier: for all others.
-        trust_sent_tier: whether a request may name its own tier; who it is from is its word in any case, unless a
-            gateway in front sets it.
-        state_file: where what the estimator has learnt is kept from one start to the next (of several data-parallel
-            engines, each in a file with its rank in the name); null to begin anew.
+        priorities: tiers of clients that can send only vLLM's `priority`.
+        default_tier: the tier of all other requests.
+        trust_sent_tier: whether a request may name its own tier.  Nothing checks the tenant that a request names,
+            unless a gateway in front sets it.
+        state_file: keeps what the estimator has learnt from one start to the next; null to start anew.  Each of several
+            data-parallel engines adds its rank to the name.
     """
 
     policy: PolicyName = Component("express", POLICIES["express"])
     estimator: EstimatorName = Component("quantiles", ESTIMATORS["quantiles"])
     classifier: Literal["keywords", "text"] = "text"
     base_tokens: BaseTokens = BASE_TOKENS  # type: ignore[assignment]
+    tiers: Annotated[dict[Name, Tier], Field(min_length=1)] = TIERS  # type: ignore[assignment]
     tenants: dict[str, Name] = {}
     priorities: dict[int, Name] = {}
     default_tier: Name = "standard"
     trust_sent_tier: bool = True
     state_file: FileName | None = None
 
-    def identify(self, sent: Mapping[str, Any], priority: int) -> tuple[str, str, str]:
-        """Tenant, tier and category of a request, the last empty where its prompt has to be read.
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Self:
+        """Refuse a tier without an entry in `tiers`, and an estimator that could not estimate the first request."""
+        named = {f"tenants.{tenant}": tier for tenant, tier in self.tenants.items()}
+        named |= {f"priorities.{priority}": tier for priority, tier in self.priorities.items()}
+        for field, tier in (named | {"default_tier": self.default_tier}).items():
+            if tier not in self.tiers:
+                raise ValueError(f"{field}: {choice(tier, self.tiers)}")
+        if issubclass(self.estimator.kind, ESTIMATORS["oracle"]):
+            raise ValueError(f"estimator: {self.estimator} knows only fixed output lengths, and a server has none")
+        return self
 
-        A tenant's tier is the one set here, else the one sent, else its priority's, else the default.  What is sent and
-        means nothing counts as not sent: an engine cannot refuse a request that its server has taken.  Of a long name
-        the beginning counts.
+    def identify(self, sent: Mapping[str, Any], priority: int) -> tuple[str, str, str]:
+        """Return a request's tenant, tier and category; the category is empty if the prompt has to be read.
+
+        The tier is the one set for the tenant, else the one sent, else the one of the priority, else the default.  A
+        value that means nothing counts as not sent, because an engine cannot refuse what its server has accepted.  A
+        long name is cut.
 
         Parameters:
             sent: `vllm_xargs` over HTTP, `SamplingParams.extra_args` in process: `tenant`, `tier`, `category`.
@@ -52,9 +68,9 @@ class PluginSettings(Validated):
         """
         name = sent.get("tenant")
         tenant = str(name)[:MAX_NAME_LENGTH] if name and isinstance(name, str | int) else UNKNOWN_TENANT
-        tenant = tenant.encode(errors="replace").decode()  # a lone surrogate could be learnt, but not loaded again
+        tenant = tenant.encode(errors="replace").decode()  # a lone surrogate could be saved, but not loaded again
         tier = self.tenants.get(tenant) or (sent.get("tier") if self.trust_sent_tier else None)
-        if tier not in TIERS:
+        if not isinstance(tier, str) or tier not in self.tiers:
             tier = self.priorities.get(priority, self.default_tier)
         category = sent.get("category")
         return tenant, tier, category if category in CATEGORIES else ""

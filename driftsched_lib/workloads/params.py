@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from math import isclose
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,6 +11,11 @@ from driftsched_lib.requests import BASE_TOKENS, Category
 from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Validated
 from driftsched_lib.workloads.drift import LEARNING_MIX, SCENARIOS, STRESS_MIX
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
+
+PAPER_PHASES: dict[str, dict[str, Any]] = {
+    "learning": {"share": 1 / 3, "mix": LEARNING_MIX, "gap_s": [0.05, 0.15]},
+    "stress": {"share": 2 / 3, "mix": STRESS_MIX, "gap_s": [0.005, 0.03], "pause_s": 15.0},
+}
 
 
 def _check_sum(shares: Iterable[float], tolerance: float) -> None:
@@ -32,7 +37,8 @@ def _gap_s(gap_s: list[float]) -> list[float]:
 class Phase(Validated):
     """A stretch of the load with its own category mix and arrival rate.
 
-    It begins `pause_s` after the phase before it has drained.
+    It begins `pause_s` after the phase before it has drained.  A phase named `learning` or `stress` is the paper's,
+    except for what is given.
 
     Attributes:
         share: of all requests.
@@ -47,13 +53,18 @@ class Phase(Validated):
     """
 
     name: str
-    share: Annotated[Positive, Field(le=1)]
-    mix: Annotated[dict[Category, NotNegative], AfterValidator(_mix)]
-    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2), AfterValidator(_gap_s)]
+    share: Annotated[Positive, Field(le=1)] = 1.0
+    mix: Annotated[dict[Category, NotNegative], AfterValidator(_mix)] = dict.fromkeys(BASE_TOKENS, 0.25)
+    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2), AfterValidator(_gap_s)] = [0.005, 0.03]
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
     lengths: FileName | None = None
     arrival_cv: GapVariation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_the_paper(cls, values: Any) -> Any:
+        return PAPER_PHASES.get(values.get("name"), {}) | values if isinstance(values, dict) else values
 
 
 def _phases(phases: list[Phase]) -> list[Phase]:
@@ -61,9 +72,7 @@ def _phases(phases: list[Phase]) -> list[Phase]:
     return phases
 
 
-LEARNING = Phase(name="learning", share=1 / 3, mix=LEARNING_MIX, gap_s=[0.05, 0.15])
-STRESS = Phase(name="stress", share=2 / 3, mix=STRESS_MIX, gap_s=[0.005, 0.03], pause_s=15.0)
-"""The paper's two phases."""
+Phases = Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)]
 
 
 class TraceParams(Validated):
@@ -133,7 +142,9 @@ class WorkloadParams(Validated):
     zipf: NotNegative = 0.0
     noisy: Positive = 1.0
     label_prefix: bool = True
-    phases: Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)] = [LEARNING, STRESS]
+    phases: Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)] = [
+        Phase(name=name) for name in PAPER_PHASES
+    ]
     trace: TraceParams | None = None
     drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
     length_scale: Positive = 1.0
@@ -146,13 +157,13 @@ class WorkloadParams(Validated):
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Self:
         if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
-            raise ValueError("trace: it decides the lengths, so output_length may be limit and drift null")
+            raise ValueError("a trace decides the lengths, so output_length may be limit and drift null")
         if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
-            raise ValueError("output_length: a phase's lengths fix the outputs, so it may be limit alone")
+            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit alone")
         if self.drift is not None and self.output_length == "spread":
-            raise ValueError("output_length: drift decides the lengths, so it may be limit or natural")
+            raise ValueError("drift decides the lengths, so output_length may be limit or natural")
         if self.recorded_lengths is not None and self.output_length != "natural":
-            raise ValueError("recorded_lengths: they are of natural outputs, so output_length may be natural alone")
+            raise ValueError("recorded_lengths are of natural outputs, so output_length may be natural alone")
         return self
 
     @property

@@ -15,7 +15,7 @@ from driftsched_lib.workloads.drift import drifted
 from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.params import Phase, WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
-from driftsched_lib.workloads.replay import trace_requests
+from driftsched_lib.workloads.replay import check_trace, trace_requests
 
 WORDS_PER_PROMPT = len(build_prompt("technical", "DNS", 0).split())
 
@@ -69,6 +69,24 @@ def make_load(
     if workload.recorded_lengths is not None:
         _fix_recorded_lengths(workload.recorded_lengths, seed, loads)
     return loads
+
+
+def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tiers = TIERS) -> None:
+    """Read the files that a workload names, and warn of bad rows of a trace: before an engine is loaded.
+
+    Parameters:
+        windows: how many stretches of `requests` rows a trace must hold.
+
+    Raises:
+        ParamsError: a file cannot be used.
+    """
+    for phase in workload.phases:
+        if phase.lengths is not None:
+            length_mix(phase.lengths)
+    if workload.recorded_lengths is not None:
+        recorded_lengths(workload.recorded_lengths)
+    if workload.trace is not None:
+        check_trace(workload.trace, requests, windows, tiers)
 
 
 def mean_gap_s(workload: WorkloadParams, phase: Phase, capacity_tokens_per_s: float) -> float:

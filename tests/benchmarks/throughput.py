@@ -1,64 +1,61 @@
-"""What vLLM's throughput keeps under our serving loop, and with our scheduler inside it."""
+"""Share of vLLM's throughput that is left under our serving loop, and with our scheduler inside vLLM."""
 
 import gc
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable
 from math import inf
 
-from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.experiments.engine import load_engine
-from driftsched_lib.experiments.params import Params
-from driftsched_lib.policies import Fifo
-from driftsched_lib.requests import Output, Record, Request
-from driftsched_lib.scheduler import Scheduler
+from helpers import make_scheduler
+
+from driftsched_lib.engines.load import load_engine
+from driftsched_lib.engines.params import EngineParams
+from driftsched_lib.requests import Output, Request
 from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.tokens import WhitespaceCounter
-from driftsched_lib.workloads.synthetic import paper_load
+from driftsched_lib.workloads.params import WorkloadParams
+from driftsched_lib.workloads.synthetic import make_load
 
-PLUGIN = "driftsched_lib.vllm_plugin.DriftSchedScheduler"
+PLUGIN = {"scheduler_cls": "driftsched_lib.vllm_plugin.DriftSchedScheduler"}
 
 
-def loop_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:
-    """Output tokens a second through `serve`, over those of the same engine given the same requests all at once.
+def loop_throughput_ratios(workload: WorkloadParams, engine, requests: int = 256, pairs: int = 15) -> list[float]:
+    """Return output tokens per second of `serve`, over those of the same engine given all requests at once.
 
     vLLM's own waiting queue holds on one side what our scheduler holds on the other.
     """
-    everything = _all_at_once(params, requests)
+    everything = _all_at_once(workload, requests)
 
     def loop() -> int:
-        records: list[Record] = []
-        scheduler = Scheduler(Fifo(), PaperEstimator(), WhitespaceCounter(), KeywordClassifier(), records.append)
+        scheduler, records = make_scheduler()
         serve(everything, scheduler, engine, ContinuousBatching())
         return sum(record.output_tokens for record in records)
 
     return _ratios((engine, loop), (engine, lambda: _given_all(engine, everything)), pairs)
 
 
-def plugin_throughput_ratios(params: Params, engine, requests: int = 256, pairs: int = 15) -> list[float]:
-    """Output tokens a second of vLLM scheduled by the plug-in (its defaults), over those of `engine`, plain vLLM.
+def plugin_throughput_ratios(
+    params: EngineParams, workload: WorkloadParams, engine, requests: int = 256, pairs: int = 15
+) -> list[float]:
+    """Return output tokens per second of vLLM scheduled by the plug-in's defaults, over those of `engine`, plain vLLM.
 
     Outputs are equally long: else the policy's order, too, would decide how full the slots are when the run drains.
     """
-    plugin = {"engine_args": params.engine_args | {"scheduler_cls": PLUGIN}}
-    ours, everything = load_engine(params.model_copy(update=plugin)), _all_at_once(params, requests)
+    everything = _all_at_once(workload, requests)
     mean_tokens = round(statistics.mean(request.max_tokens for request in everything))
     for request in everything:
         request.fixed_output_tokens = mean_tokens
-    sides = [(side, lambda side=side: _given_all(side, everything)) for side in (ours, engine)]
-    return _ratios(*sides, pairs)
+    ours = load_engine(params.model_copy(update={"args": params.args | PLUGIN}))
+    return _ratios(*((side, lambda side=side: _given_all(side, everything)) for side in (ours, engine)), pairs)
 
 
-def _all_at_once(params: Params, requests: int) -> list[Request]:
-    load = paper_load(params.model_copy(update={"requests": requests, "output_length": "limit"}), 1, 1.0)
+def _all_at_once(workload: WorkloadParams, requests: int) -> list[Request]:
+    load = make_load(workload.model_copy(update={"output_length": "limit"}), requests, 1, 1.0)
     everything = [request for phase in load for request in phase.requests]
     for request in everything:
         request.arrival_s, request.deadline_s = 0.0, None
     return everything
 
 
-def _given_all(engine, everything: Sequence[Request]) -> int:
-    """Output tokens of an engine that is given all requests and left alone."""
+def _given_all(engine, everything: list[Request]) -> int:
     for request in everything:
         engine.add(request)
     outputs: list[Output] = []
@@ -68,24 +65,17 @@ def _given_all(engine, everything: Sequence[Request]) -> int:
 
 
 def _ratios(ours: tuple, theirs: tuple, pairs: int) -> list[float]:
-    """Tokens a second of one side over the other's, a ratio a pair; they take turns in going first, after a warm-up.
-
-    Both have the same prompts, sampling parameters and pinned lengths.
+    """Return tokens per second of one side over the other's, per pair; after a warm-up they take turns in going first.
 
     Parameters:
         ours, theirs: an engine, and what has it make tokens and counts them.
     """
 
-    def tokens_per_s(side: tuple) -> float:
-        engine, work = side
+    def tokens_per_s(engine, work: Callable[[], int]) -> float:
         gc.collect()
         engine.restart_clock()
         return work() / engine.now()
 
-    for side in (ours, theirs):
-        tokens_per_s(side)
-    ratios = []
-    for pair in range(pairs):
-        rate = {side: tokens_per_s(side) for side in ((ours, theirs) if pair % 2 else (theirs, ours))}
-        ratios.append(rate[ours] / rate[theirs])
-    return ratios
+    rounds = [(ours, theirs), *((ours, theirs) if pair % 2 else (theirs, ours) for pair in range(pairs))]
+    rates = [{side: tokens_per_s(*side) for side in sides} for sides in rounds]
+    return [rate[ours] / rate[theirs] for rate in rates[1:]]

@@ -1,0 +1,84 @@
+"""An engine warmed up, and its speed measured."""
+
+from dataclasses import replace
+from math import inf
+
+import pandas as pd
+
+from driftsched_lib.engines.base import STEP_COLUMNS
+from driftsched_lib.errors import RunError
+from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.results import EngineSpeed
+from driftsched_lib.experiments.run import make_scheduler, serve_or_fail
+from driftsched_lib.policies import POLICIES
+from driftsched_lib.requests import Record
+from driftsched_lib.serving import ContinuousBatching
+from driftsched_lib.validation import Component
+from driftsched_lib.workloads.synthetic import make_load
+
+
+def measure_speed(params: Params, engine) -> EngineSpeed:
+    """Serve the last phase's mix, all at once and then one by one.
+
+    Parameters:
+        engine: one replica; the capacity is that of all.
+
+    Raises:
+        RunError: the requests never fill the engine, so that there is no capacity to measure.
+    """
+    crowd = _serve_at_once(params, engine, 6 * engine.max_num_seqs)
+    if params.engine.kind == "server":
+        capacity = _streamed_tokens_per_s(crowd, engine.max_num_seqs)
+    else:
+        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
+        seconds = steps.time_s.diff()  # the first iteration's are not known
+        full = seconds[steps.running == engine.max_num_seqs]
+        if full.empty:  # KV blocks run out before slots do, or outputs end as soon as they begin
+            full = seconds[steps.waiting > 0] if (steps.waiting > 0).any() else seconds
+        full = full.dropna()
+        tokens = (steps.prompt_requests + steps.output_requests)[full.index].sum()
+        capacity = params.engine.replicas * tokens / full.sum() if tokens else 0.0
+    if not 0 < capacity < inf:
+        reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
+        name = params.engine.profile or params.engine.model
+        raise RunError(
+            f"the engine's speed cannot be measured: {name} finished none of {len(crowd)} requests ({reasons})"
+        )
+    alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
+    return EngineSpeed(
+        capacity_tokens_per_s=float(capacity),
+        idle_ttft_s=float((alone.first_token_s - alone.arrival_s).median()),
+        idle_tpot_s=float(((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()),
+    )
+
+
+def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
+    """Return output tokens per second while all slots were taken.
+
+    Each request's tokens count as spread over the time in which it had its slot, for a server may send them all at once.
+    """
+    begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
+    started, finished = done.dispatch_s.clip(begin, end), done.finish_s.clip(begin, end)
+    share = (finished - started) / (done.finish_s - done.dispatch_s)
+    return float((share * done.output_tokens).sum() / (end - begin))
+
+
+def warm_up(params: Params, engine) -> None:
+    """Serve as many requests as run at once: an engine's first requests are slow."""
+    _serve_at_once(params, engine, engine.max_num_seqs)
+
+
+def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
+    """Return the records of `n` requests of the last phase's mix, outputs at their limit, that all arrive at once."""
+    workload = params.workload
+    changes = {"output_length": "limit", "recorded_lengths": None, "queue_timeout_s": None, "trace": None}
+    phase = workload.phases[-1].model_copy(update={"share": 1.0})
+    [load] = make_load(workload.model_copy(update=changes | {"phases": [phase]}), n, 0, 1.0, tiers=params.tiers)
+    for request in load.requests:
+        request.arrival_s = 0.0
+    records: list[Record] = []
+    engine.restart_clock()
+    run = replace(params.runs()[0], policy=Component("fifo", POLICIES["fifo"]))
+    scheduler = make_scheduler(params, run, engine, records.append)
+    serve_or_fail("measuring the engine's speed", load.requests, scheduler, engine, ContinuousBatching())
+    return pd.DataFrame(records)

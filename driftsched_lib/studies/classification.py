@@ -1,0 +1,103 @@
+"""How well prompts are classified without their label, and the training of the text classifier."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import pandas as pd
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifier, TextWeights, words_of
+from driftsched_lib.requests import CATEGORIES
+from driftsched_lib.workloads.prompts import STYLES, TEMPLATES, TOPICS, build_prompt, label_prefix
+
+FOLDS = 5
+"""The number of wordings in a category."""
+OTHER_WORDINGS = {
+    "short_qa": (
+        "Who invented BGP?", "Is Redis single-threaded?", "Why do we need TLS?", "Can Kafka lose messages?",
+        "Define an API gateway in one line.",
+    ),
+    "summary": (
+        "Give me a summary of how Terraform works.", "Sum up the key ideas of OAuth.",
+        "TL;DR of PagedAttention please.", "Briefly recap the history of Docker.", "Condense the main points about CDNs.",
+    ),
+    "technical": (
+        "Describe the internals of PostgreSQL replication.", "Walk me through the architecture of a service mesh.",
+        "How exactly does the KV cache get evicted, step by step?",
+        "Show how CUDA streams overlap copies with kernels.",
+        "Detail the implementation of rate limiting with token buckets.",
+    ),
+    "report": (
+        "Prepare a comprehensive report about cloud security.", "Draft a long analysis of multi-tenant systems.",
+        "Produce a full assessment of our observability stack.", "Compile a white paper on zero trust.",
+        "Write an in-depth study of autoscaling in production.",
+    ),
+}  # fmt: skip
+"""Prompts as other people word them; nothing is trained on them."""
+
+
+def labelled_prompts(
+    topics: Sequence[str] = TOPICS, templates: Sequence[int] = range(FOLDS)
+) -> tuple[list[str], list[str]]:
+    """Return the project's prompts of these topics and templates in every style, without prefix, and their categories.
+
+    Parameters:
+        templates: numbers of templates, the same in each category.
+    """
+    prompts, labels = [], []
+    for category, topic, style, template in product(CATEGORIES, topics, STYLES, templates):
+        prompts.append(build_prompt(category, topic, template, style))
+        labels.append(category)
+    return prompts, labels
+
+
+def train(topics: Sequence[str] = TOPICS, templates: Sequence[int] = range(FOLDS)) -> TextWeights:
+    """Return a logistic regression on the words of `labelled_prompts`; it takes a tenth of a second.
+
+    `train().save(classify.TEXT_WEIGHTS)` writes the weights that come with the package.
+    """
+    prompts, labels = labelled_prompts(topics, templates)
+    vectorizer = CountVectorizer(tokenizer=words_of, token_pattern=None, lowercase=False, binary=True)
+    model = LogisticRegression(C=10.0, max_iter=500).fit(vectorizer.fit_transform(prompts), labels)
+    weights = {word: model.coef_[:, i].tolist() for word, i in sorted(vectorizer.vocabulary_.items())}
+    return TextWeights(categories=model.classes_.tolist(), intercepts=model.intercept_.tolist(), weights=weights)
+
+
+def held_out_accuracy() -> pd.DataFrame:
+    """Return shares of prompts classified rightly, one row per category and one for all.
+
+    Columns: key words; the text model with topic, wording, or both held out of its training (`FOLDS`-fold); and both
+    classifiers on `OTHER_WORDINGS`.  Most wordings of a category begin alike, so a held-out one is easy; those are not.
+    """
+    rows: list[tuple[str, str, bool]] = []
+
+    def judge(how: str, classifier: Classifier, prompts: Sequence[str], labels: Sequence[str]):
+        right = map(str.__eq__, map(classifier.classify, prompts), labels)
+        rows.extend(zip([how] * len(labels), labels, right, strict=True))
+
+    judge("key words", KeywordClassifier(), *labelled_prompts())
+    for fold in range(FOLDS):
+        topics, other_topics = TOPICS[fold::FOLDS], [t for i, t in enumerate(TOPICS) if i % FOLDS != fold]
+        wordings = [wording for wording in range(FOLDS) if wording != fold]
+        judge("new topics", TextClassifier(train(other_topics)), *labelled_prompts(topics))
+        judge("new wordings", TextClassifier(train(TOPICS, wordings)), *labelled_prompts(TOPICS, [fold]))
+        judge("both new", TextClassifier(train(other_topics, wordings)), *labelled_prompts(topics, [fold]))
+    prompts, labels = zip(*((text, label) for label, texts in OTHER_WORDINGS.items() for text in texts), strict=True)
+    judge("other wordings", TextClassifier(), prompts, labels)
+    judge("other wordings, key words", KeywordClassifier(), prompts, labels)
+    table = pd.DataFrame(rows, columns=["how", "category", "right"])
+    shares = table.pivot_table("right", "category", "how", sort=False)
+    return pd.concat([shares, shares.mean().rename("all").to_frame().T]).rename_axis("category")
+
+
+def classified_prompts() -> pd.DataFrame:
+    """Return every prompt of the load behind the paper's classifier, with and without the label prefix, one per row."""
+    classify = KeywordClassifier().classify
+    rows = []
+    for category, topic in product(CATEGORIES, TOPICS):
+        for template in range(len(TEMPLATES[category])):
+            prompt = build_prompt(category, topic, template)
+            rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
+            rows.append(("without it", category, classify(prompt)))
+    return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])
