@@ -66,7 +66,7 @@ def test_fields_of_a_trace_are_data_and_no_paths(tmp_path):
     trace = tmp_path / "trace.csv"
     rows = "".join(f'{i},5,6,"{name}"\n' for i, name in enumerate(NAMES))
     trace.write_text(f"arrival,prompt_tokens,output_tokens,tenant\n{rows}", encoding="utf-8")
-    assert [row.tenant for row in read_trace(trace, "csv")] == NAMES
+    assert pd.concat(read_trace(trace, "csv")).tenant.tolist() == NAMES
     changes = {"workload.trace": {"file": str(trace), "format": "csv"}, "requests": len(NAMES), "seeds": [1]}
     params = Params.load(
         PAPER_L4, changes | {"policies": ["vtc"], "batching": ["continuous"], "vary_estimates_for": []}
