@@ -5,6 +5,7 @@ from math import exp, log
 
 import numpy as np
 import pytest
+from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,6 @@ from driftsched_lib.estimators import (
     TailInflatedExpectation,
 )
 from driftsched_lib.estimators.base import MIN_VARIANCE
-from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
 from driftsched_lib.estimators.features import MAX_WORDS, READ, SLOTS, ends, named, word_slots
 from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.estimators.pooled import AgedMean, Category

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from driftsched_lib.estimators.conformal import MAX_LEVEL, MIN_RATIOS, STEP, AdaptiveInterval
+from driftsched_lib.estimators.sliding import CAPACITY
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched_lib.estimators import ESTIMATORS, Kalman
-from driftsched_lib.estimators.conformal import MAX_LEVEL, MIN_RATIOS, STEP, AdaptiveInterval
-from driftsched_lib.estimators.sliding import CAPACITY
 from driftsched_lib.studies.drift_lab import lab_load, replay
 
 

@@ -6,12 +6,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from driftsched_lib.estimators.sliding import CAPACITY, SlidingWindow
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched_lib.estimators import ESTIMATORS, PaperEstimator
-from driftsched_lib.estimators.sliding import CAPACITY, SlidingWindow
 from driftsched_lib.studies.drift_lab import lab_load
 
 LEARNING = [name for name in ESTIMATORS if name != "oracle"]

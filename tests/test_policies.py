@@ -1,12 +1,14 @@
-"""Each policy against a naive reference that scans a list, over random histories."""
+"""Each policy against a naive reference that scans a list, over random histories; and what all policies share."""
+
+import doctest
+import inspect
+from math import inf, nan
 
 import pytest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 from naive_policies import (
-    CYCLE,
-    WEIGHTS,
     NaiveDrr,
     NaiveExpress,
     NaiveGrouped,
@@ -14,6 +16,7 @@ from naive_policies import (
     NaiveVtc,
     NaiveWeighted,
     NaiveWfq,
+    halving,
     naive_boost,
     naive_gittins,
     naive_sigmoid,
@@ -22,49 +25,39 @@ from naive_policies import (
     to_come,
 )
 
-from driftsched_lib.policies import POLICIES, RANKS, TURNS, AgingPriority, Grouped, Priority, Weighted
-from driftsched_lib.requests import TIERS, Estimate
+from driftsched_lib.policies import POLICIES, AgingPriority, Grouped, KeyedQueue, ShortestJobFirst, Weighted
+from driftsched_lib.requests import TIERS, Estimate, Tier
 
-# By case, a policy's name and what is special: its arguments, and its reference.  All numbers are exact in floating
-# point, so that round-off decides no tie.
+# By name, a policy's options and its reference.  All numbers are exact in floating point: round-off decides no tie.
 CASES = {
-    "fifo": ({}, scan(lambda request, now: 0)),
-    "priority": ({}, scan(lambda request, now: TIERS.index(request.tier))),
+    "fifo": ({}, scan(lambda request, now, tier, rank: 0)),
+    "priority": ({}, scan(lambda request, now, tier, rank: rank)),
     "weighted": ({}, NaiveWeighted),
-    "sjf": ({}, scan(lambda request, now: request.estimate.total_tokens)),
-    "aging": ({"rate": 1 / 64}, scan(lambda request, now: TIERS.index(request.tier) - (now - request.arrival_s) / 64)),
+    "sjf": ({}, scan(lambda request, now, tier, rank: request.estimate.total_tokens)),
+    "aging": ({"rate": 1 / 64}, scan(lambda request, now, tier, rank: rank - (now - request.arrival_s) / 64)),
     "grouped": ({}, NaiveGrouped),
-    "grouped shortest": (
-        {"lead": "shortest"},
-        lambda: NaiveGrouped(lambda request: request.estimate.total_tokens),
-    ),
     "sjf_aging": (
         {"rate": 1 / 64},
-        scan(lambda request, now: request.estimate.total_tokens - (now - request.arrival_s) / 64),
+        scan(lambda request, now, tier, rank: request.estimate.total_tokens - (now - request.arrival_s) / 64),
     ),
-    "hrrn": ({}, scan(lambda request, now: -(now - request.arrival_s) / request.estimate.total_tokens)),
+    "hrrn": ({}, scan(lambda request, now, tier, rank: -(now - request.arrival_s) / request.estimate.total_tokens)),
     "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, scan(naive_sigmoid)),
     "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, scan(naive_boost)),
-    "edf": (
-        {"ttft_slo_s": {"premium": 64, "standard": 128, "batch": 256}},
-        scan(lambda request, now: request.arrival_s + {"premium": 64, "standard": 128, "batch": 256}[request.tier]),
-    ),
+    "edf": ({}, scan(lambda request, now, tier, rank: request.arrival_s + tier.ttft_slo_s)),
     "least_slack": (
-        {"e2e_slo_s": WEIGHTS, "s_per_token": 0.5},
-        scan(lambda request, now: request.arrival_s + WEIGHTS[request.tier] - request.estimate.output_tokens / 2 - now),
+        {"s_per_token": 0.5},
+        scan(lambda r, now, tier, rank: r.arrival_s + tier.e2e_slo_s - r.estimate.output_tokens / 2 - now),
     ),
-    "vtc": ({"weights": WEIGHTS}, NaiveVtc),
-    "drr": ({"weights": WEIGHTS, "quantum_tokens": 2}, NaiveDrr),
-    "wfq": ({"weights": WEIGHTS}, NaiveWfq),
+    "vtc": ({}, NaiveVtc),
+    "drr": ({"quantum_tokens": 2}, NaiveDrr),
+    "wfq": ({}, NaiveWfq),
     "mlfq": ({"quantum_tokens": 2, "levels": 4, "boost_s": 128}, NaiveMlfq),
     "gittins": ({}, scan(naive_gittins)),
     "tie": ({"weight": 0.5, "tail": 0.25}, scan(naive_tie)),
-    "srpt": ({}, scan(lambda request, now: to_come(request))),
-    "express": (
-        {"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5},
-        NaiveExpress,
-    ),
+    "srpt": ({}, scan(lambda request, *_: to_come(request))),
+    "express": ({"express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5}, NaiveExpress),
 }
+TIERS_OF_A_RUN = [halving("premium", "standard", "batch"), halving("gold", "silver", "bronze", "free")]
 
 NUMBERS = st.integers(0, 10**6)
 HISTORIES = st.lists(
@@ -73,7 +66,7 @@ HISTORIES = st.lists(
         * [
             st.tuples(
                 st.just("add"),
-                st.sampled_from(TIERS),
+                NUMBERS,
                 st.integers(1, 3),
                 st.integers(0, 3),
                 st.one_of(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted)),
@@ -100,21 +93,23 @@ def estimated_request(i, now, tier, tenant, input_tokens, output):
     return request
 
 
-def test_every_policy_has_a_reference():
-    assert {case.split()[0] for case in CASES} == set(POLICIES)
+def with_tiers(name, tiers, **options):
+    """A policy of these tiers, or without tiers where it has no use for them."""
+    known = {"tiers": tiers} if "tiers" in inspect.signature(POLICIES[name]).parameters else {}
+    return POLICIES[name](**options, **known)
 
 
-@pytest.mark.parametrize("case", CASES)
-@given(history=HISTORIES)
-def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
-    options, reference = CASES[case]
-    policy, reference = POLICIES[case.split()[0]](**options), reference()
+@pytest.mark.parametrize("name", POLICIES)
+@given(history=HISTORIES, tiers=st.sampled_from(TIERS_OF_A_RUN))
+def test_serves_as_its_naive_reference_and_loses_nothing(name, history, tiers):
+    options, reference = CASES[name]
+    policy, reference = with_tiers(name, tiers, **options), reference(tiers)
     queued, running, returned, now = [], [], set(), 0.0
     for i, (action, *arguments) in enumerate(history):
         if action == "add":
-            *estimated, later = arguments
+            tier, *estimated, later = arguments
             now += later
-            queued.append(estimated_request(i, now, *estimated))
+            queued.append(estimated_request(i, now, list(tiers)[tier % len(tiers)], *estimated))
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
         elif action == "return" and running:  # its slot is taken back
@@ -181,11 +176,11 @@ def test_a_removed_id_comes_back_at_the_end(name):
 
 
 def test_weighted_gives_five_three_two():
-    policy = Weighted()
+    policy, cycle = Weighted(), ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
     for i in range(60):
-        policy.add(make_request(i, tier=TIERS[i % 3]))
-    assert [request.tier for request in policy][:20] == CYCLE * 2
-    assert [policy.pop(0.0).tier for _ in range(20)] == CYCLE * 2
+        policy.add(make_request(i, tier=list(TIERS)[i % 3]))
+    assert [request.tier for request in policy][:20] == cycle * 2
+    assert [policy.pop(0.0).tier for _ in range(20)] == cycle * 2
 
 
 def test_weighted_passes_the_turn_of_an_empty_tier_on():
@@ -212,16 +207,64 @@ def test_a_moment_is_a_group_and_moments_of_their_own_are_fifo():
     assert [int(policy.pop(now).request_id) for now in (1, 1, 1, 2, 2, 3, 4, 5)] == [0, 2, 4, 1, 3, 5, 6, 7]
 
 
-def test_parameters_are_checked():
-    with pytest.raises(ValueError, match="lead is 'longest'"):
-        Grouped(lead="longest")
-    for rate in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="rate is"):
-            AgingPriority(rate=rate)
-    for turns in ({"premium": 1}, TURNS | {"batch": 0}, TURNS | {"gold": 1}):
-        with pytest.raises(ValueError, match="turns is"):
-            Weighted(turns)
-    for policy in (Priority, AgingPriority):
-        with pytest.raises(ValueError, match="ranks is .* must name premium, standard, batch"):
-            policy(ranks={"premium": 1})
-    assert Priority(RANKS | {"batch": 0}).key(make_request(1, tier="batch")) == 0
+class LongestFirst(KeyedQueue):
+    """A user's own policy."""
+
+    def key(self, request):
+        return -request.estimate.total_tokens
+
+
+@pytest.mark.parametrize(
+    "own", [LongestFirst(), ShortestJobFirst(size=lambda request: -request.estimate.output_tokens)]
+)
+def test_a_policy_of_ones_own_is_one_function(own):
+    for i, tokens in enumerate((20, 400, 20, 50)):
+        own.add(make_request(i, total_tokens=tokens))
+    own.remove("3")
+    assert [own.pop(0.0).request_id for _ in range(3)] == ["1", "0", "2"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_its_example_runs(name):
+    [example] = doctest.DocTestFinder(recurse=False).find(
+        POLICIES[name], globs=inspect.getmodule(POLICIES[name]).__dict__
+    )
+    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("aging", "rate", (-0.1, nan, inf)),
+        ("sjf_aging", "rate", (-0.1, inf)),
+        ("sjf_aging", "scale_tokens", (0.0,)),
+        ("hrrn", "exponent", (-1.0, 17.0)),
+        ("sjf_sigmoid", "wait_weight", (-0.1, 1.5)),
+        ("sjf_sigmoid", "wait_median_s", (0.0,)),
+        ("boost", "decay", (0.0,)),
+        ("boost", "tokens_per_s", (nan,)),
+        ("least_slack", "s_per_token", (-1.0,)),
+        ("vtc", "output_price", (0.0,)),
+        ("vtc", "input_price", (-1.0,)),
+        ("drr", "quantum_tokens", (0,)),
+        ("mlfq", "levels", (0,)),
+        ("mlfq", "quantum_tokens", (0,)),
+        ("mlfq", "boost_s", (0.0,)),
+        ("tie", "tail", (0.0, 1.1, nan)),
+        ("tie", "weight", (-1,)),
+        ("srpt", "recompute", (-1.0,)),
+        ("express", "express_share", (-0.1, 1.1)),
+        ("express", "fifo_share", (-0.1, nan)),
+        ("express", "lead_tokens", (-1.0, nan)),
+        ("express", "uncertainty", (inf,)),
+    ],
+)
+def test_parameters_are_checked(name, option, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{option} is {value}, it must be"):
+            POLICIES[name](**{option: value})
+
+
+def test_turns_are_whole_numbers():
+    with pytest.raises(ValueError, match="weight of gold is 1.5"):
+        Weighted({"gold": Tier(weight=1.5)})

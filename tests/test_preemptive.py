@@ -84,16 +84,3 @@ def test_what_a_boost_noted_is_forgotten_with_the_request():
     policy.add(running_request(1, 1, 99, 50))
     policy.on_finish(policy.pop(0.0), 99)
     assert not policy._made_before
-
-
-@pytest.mark.parametrize(
-    ("policy", "options", "message"),
-    [
-        (ShortestRemaining, {"recompute": -1.0}, "recompute is -1.0"),
-        (MultilevelFeedback, {"levels": 0}, "levels is 0"),
-        (MultilevelFeedback, {"boost_s": 0.0}, "boost_s is 0.0"),
-    ],
-)
-def test_parameters_are_checked(policy, options, message):
-    with pytest.raises(ValueError, match=message):
-        policy(**options)

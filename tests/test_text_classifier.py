@@ -2,9 +2,14 @@
 
 import pytest
 
-from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.classify import (
+    OTHER_WORDINGS,
+    KeywordClassifier,
+    TextClassifier,
+    held_out_accuracy,
+    labelled_prompts,
+)
 from driftsched_lib.requests import CATEGORIES
-from driftsched_lib.workloads.text_classifier import OTHER_WORDINGS, TextClassifier, held_out_accuracy, labelled_prompts
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request as VllmRequest
 from vllm.v1.request import RequestStatus
 
-from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.classify import KeywordClassifier, TextClassifier
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.estimators.state import load_estimator, save_estimator
@@ -31,7 +31,6 @@ from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.vllm_plugin import metrics
 from driftsched_lib.vllm_plugin.settings import PluginSettings
-from driftsched_lib.workloads.text_classifier import TextClassifier
 
 CONFIG = "DRIFTSCHED_CONFIG"
 TESTED = ("0.32.0",)
