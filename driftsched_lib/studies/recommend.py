@@ -24,13 +24,8 @@ from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 from driftsched_lib.workloads.synthetic import make_load
 
-AS_IN_VLLM = {
-    "scheduler.batching": ["continuous"],
-    "scheduler.token_counter": ["tokenizer"],
-    "scheduler.calibration": [True],
-    "scheduler.queue_capacity": None,
-    "workload.queue_timeout_s": None,
-}
+AS_IN_VLLM = {"scheduler.batching": ["continuous"], "scheduler.token_counter": ["tokenizer"]}
+AS_IN_VLLM |= {"scheduler.calibration": [True], "scheduler.queue_capacity": None, "workload.queue_timeout_s": None}
 """The settings of the scheduler inside vLLM: a grid whose winner is to be deployed there can have no others."""
 
 
