@@ -2,22 +2,19 @@
 
 import time
 from collections import defaultdict, deque
+from importlib import import_module
 from random import Random
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from simulation import COSTS, make_profile
+from simulation import COSTS, make_profile, served
 
-from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Outcome, Request
-from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
@@ -27,12 +24,12 @@ BLOCKS = 40
 
 @pytest.fixture(scope="module")
 def scheduler():
+    import_module("driftsched_lib.engines.vllm")  # sets what vLLM reads at import
     import torch
     from vllm import EngineArgs
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    import driftsched_lib.engines.vllm  # noqa: F401  # sets what vLLM reads at import
     from driftsched_lib.vllm_plugin.scheduler import DriftSchedScheduler
 
     limits = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64}
@@ -45,7 +42,7 @@ def scheduler():
 
 
 def use(scheduler, **settings):
-    """Begin anew with these settings; the records of what ends from here on."""
+    """Start anew with these settings; return the list that gets a record for each request that ends."""
     records = []
     assert not scheduler.requests
     scheduler.use(PluginSettings.parse({"estimator": "paper", "classifier": "keywords"} | settings, "test"))
@@ -96,9 +93,7 @@ class Runner:
             self.step()
 
 
-@pytest.mark.parametrize(
-    ("policy", "n"), [("express", 1000), ("fifo", 200), ("srpt", 200), ("mlfq", 200), ("vtc", 200)]
-)
+@pytest.mark.parametrize(("policy", "n"), {"express": 1000, "fifo": 200, "srpt": 200, "mlfq": 200, "vtc": 200}.items())
 def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, scheduler):
     """Few KV blocks, so vLLM preempts; each ends once, and what ends whole has every token once, in order."""
     from vllm.v1.request import RequestStatus
@@ -150,18 +145,15 @@ def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, sch
         runner.step()
         clock.now += 1.0
 
-    simulated, begun = [], []
-    estimator, counter = PaperEstimator(base_tokens=base), TokenizerCounter(len)
-    core = Scheduler(POLICIES[policy](), estimator, counter, KeywordClassifier(), simulated.append)
     costs = dict.fromkeys(COSTS, 0.0) | {"base_s": 1.0, "decode_s": {1: 0.0}}
     profile = make_profile(costs, max_num_seqs=4, max_model_len=512, kv_blocks=BLOCKS - 1)
     engine = SimulatedEngine(profile, lambda one: (one.input_tokens, one.max_tokens))
-    add = engine.add
+    add, begun = engine.add, []
     monkeypatch.setattr(engine, "add", lambda one: (begun.append(one.request_id), add(one)))
-    serve(load, core, engine, ContinuousBatching())
+    simulated = served(load, engine, POLICIES[policy](), estimator=PaperEstimator(base))
     assert runner.begun == list(dict.fromkeys(begun)) and len(runner.begun) == len(load)
     columns = ("request_id", "arrival_s", "output_tokens", "estimated_tokens", "bias_before")
-    rows = [sorted([getattr(one, name) for name in columns] for one in run) for run in (records, simulated)]
+    rows = [sorted([getattr(one, name) for name in columns] for one in run) for run in (records, simulated.values())]
     assert rows[0] == rows[1]
 
 
@@ -260,6 +252,7 @@ def test_a_failure_of_the_engine_is_no_clients_abort(scheduler):
     runner.step()
     scheduler.finish_requests(["1"], RequestStatus.FINISHED_ERROR)
     assert [record.outcome for record in records] == [Outcome.FAILED]
+    assert abs(records[0].arrival_s - time.time()) < 60
 
 
 def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_written(scheduler, tmp_path, monkeypatch):
@@ -277,7 +270,6 @@ def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_wri
     scheduler.add_request(request("1", 5))
     Runner(scheduler, depth=1).drain()
     assert path.read_bytes() != before
-    use(scheduler)
 
 
 def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monkeypatch):
@@ -285,8 +277,6 @@ def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monk
     monkeypatch.setattr(scheduler.vllm_config.parallel_config, "data_parallel_index", 1)
     use(scheduler, state_file=str(tmp_path / "state.json"))
     assert [path.name for path in tmp_path.iterdir()] == ["state-rank1.json"]
-    monkeypatch.undo()
-    use(scheduler)
 
 
 def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
@@ -296,8 +286,7 @@ def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch
     monkeypatch.setattr(scheduler, "_now", lambda: 0.0)
     use(scheduler, classifier="text")
     system = "You are a helpful assistant for ACME. Always answer politely, and cite the sources that you use. " * 15
-    asked = {"What is DNS?": "short_qa", "Summarize TLS in one paragraph.": "summary"}
-    for text in asked:
+    for text in ("What is DNS?", "Summarize TLS in one paragraph."):
         sent = request("1", 5)
         sent.prompt_token_ids = encode(system + text)
         read = scheduler._read(sent).prompt
@@ -313,14 +302,13 @@ class GoldLast(KeyedQueue):
         return ("free", "bronze", "silver", "gold").index(request.tier)
 
 class Constant:
-    def __init__(self, tokens: int, base_tokens=()):
-        self.tokens, self.state_ = tokens, None
+    def __init__(self, tokens: int):
+        self.tokens = tokens
 
     def estimate(self, request):
         return Estimate(self.tokens, request.input_tokens + self.tokens, 1.0, self.tokens)
 
-    def observe(self, request, output_tokens):
-        return None
+    def observe(self, request, output_tokens): ...
 """
 SCRIPT = "<script>alert(1)</script>"
 TEXTS = [SCRIPT, "../../etc/passwd", "\0", "\ud800", "{0.__class__}", "%s%n", "a" * 100_000, "", b"\xff"]
@@ -333,9 +321,8 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
     from transformers import AutoTokenizer
 
     tokenizer, random = AutoTokenizer.from_pretrained(MODEL), Random(3)
-    prompts = [
-        tokenizer.encode(text) for text in (SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)")
-    ]
+    texts = SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)"
+    prompts = [tokenizer.encode(text) for text in texts]
     prompts += [random.choices(range(len(tokenizer)), k=random.randint(1, 300)) for _ in range(40)]
     state = tmp_path / "state.json"
     settings = {"classifier": classifier, "estimator": "pooled", "policy": "express", "state_file": str(state)}
@@ -353,10 +340,6 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
     learnt = scheduler.core.estimator.state_
     use(scheduler, **settings)
     assert scheduler.core.estimator.state_ == learnt
-
-
-def test_arrivals_are_by_the_clock_on_the_wall(scheduler):
-    assert abs(scheduler._now() - time.time()) < 60
 
 
 TIERS_OF_MY_OWN = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {}, "free": {"ttft_slo_s": 90.0}}

@@ -2,39 +2,29 @@
 
 import gc
 import logging
+from importlib import import_module
 from random import Random
 
 import pytest
+from simulation import COSTS, make_profile, simulated
 
-from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.engines.profile import Profile
-from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import BASE_TOKENS, Outcome, Request
-from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
 MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
 TENANTS = {"a": "premium", "b": "standard", "c": "batch", "d": "batch"}
-PROMPTS = (
-    "What is DNS?",
-    "Summarize TLS in one paragraph.",
-    "Explain how Kafka works.",
-    "Write a detailed report on Go.",
-)
+PROMPTS = "What is DNS?", "Summarize TLS in one paragraph.", "Explain how Go works.", "Write a detailed report on Go."
 
 
 @pytest.fixture(scope="module")
 def engine():
     """vLLM in this process, scheduled by the plug-in: few KV blocks, prompts in chunks, prefixes cached."""
+    import_module("driftsched_lib.engines.vllm")  # sets what vLLM reads at import
     from vllm import EngineArgs, LLMEngine
-
-    import driftsched_lib.engines.vllm  # noqa: F401  # sets what vLLM reads at import
 
     gc.collect()  # an engine that is collected takes down what all engines of a process share
     limits = {"max_model_len": 512, "max_num_seqs": 16, "max_num_batched_tokens": 64}
@@ -53,12 +43,18 @@ def scheduler_of(engine):
 
 
 def use(engine, **settings):
-    """Begin anew with these settings; the records of what ends from here on."""
+    """Start anew with these settings; return the list that gets a record for each request that ends."""
     scheduler, records = scheduler_of(engine), []
     assert not engine.has_unfinished_requests()
     scheduler.use(PluginSettings.parse(settings, "test"))
-    told = scheduler.core.on_record
-    scheduler.core.on_record = lambda record: (records.append(record), told(record))
+    count = scheduler.core.on_record
+
+    def on_record(record):
+        count(record)
+        record.request_id = record.request_id.rpartition("-")[0]  # vLLM adds to an id, so that each is unique
+        records.append(record)
+
+    scheduler.core.on_record = on_record
     return records
 
 
@@ -93,22 +89,10 @@ def serve_all(engine, requests=()):
     return lengths
 
 
-def sent_id(request_id):
-    """vLLM marks the ids that it is sent, so that they cannot be the same."""
-    return request_id.rpartition("-")[0]
-
-
 def is_empty(engine):
     scheduler = scheduler_of(engine)
     queue = scheduler.waiting
     return scheduler.core.is_idle and not queue and not len(queue) and not list(queue) and not queue.served
-
-
-def a_slot_that_takes_no_time():
-    profile = Profile.load(PROJECT / "data" / "profiles" / "driftsched-tiny-cpu.json")
-    free = dict.fromkeys(type(profile.step).model_fields, 0.0) | {"decode_s": {1: 0.0}}
-    limits = profile.limits.model_copy(update={"max_num_seqs": 1})
-    return SimulatedEngine(profile.model_copy(update={"step": profile.step.model_copy(update=free), "limits": limits}))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -122,18 +106,14 @@ def test_vllm_serves_in_the_order_of_the_simulator(policy, engine, monkeypatch):
     serve_all(engine, requests)
     assert is_empty(engine)
 
-    for record in records:
-        record.request_id = sent_id(record.request_id)
-    simulated, tokens = [], {record.request_id: record.input_tokens for record in records}
+    tokens = {record.request_id: record.input_tokens for record in records}
     for request in requests:
         request.input_tokens = tokens[request.request_id]
-    estimator = ESTIMATORS["paper"](base_tokens=base)
-    core = Scheduler(POLICIES[policy](), estimator, TokenizerCounter(len), KeywordClassifier(), simulated.append)
-    serve(requests, core, a_slot_that_takes_no_time(), ContinuousBatching())
+    takes_no_time = make_profile(dict.fromkeys(COSTS, 0.0) | {"decode_s": {1: 0.0}}, max_num_seqs=1)
+    _, there = simulated(requests, takes_no_time, policy=POLICIES[policy](), estimator=PaperEstimator(base))
     columns = ("request_id", "category", "tenant", "tier", "output_tokens", "estimated_tokens", "bias_before")
-    rows = [[[getattr(record, column) for column in columns] for record in run] for run in (records, simulated)]
-    assert rows[0] == rows[1]
-    assert len(records) == 40
+    rows = [[[getattr(record, column) for column in columns] for record in run] for run in (records, there.values())]
+    assert rows[0] == rows[1] and len(records) == 40
 
 
 def test_abort_storms_lose_nothing(engine):
@@ -158,7 +138,7 @@ def test_abort_storms_lose_nothing(engine):
         finished |= done
         alive -= done
     assert is_empty(engine)
-    outcomes = {sent_id(record.request_id): record.outcome for record in records}
+    outcomes = {record.request_id: record.outcome for record in records}
     assert len(records) == len(outcomes) == 1000 and 200 < len(aborted) < 800
     assert finished == ids - aborted and all(outcomes[i] is Outcome.COMPLETED for i in finished)
     assert {outcomes[i] for i in aborted} <= {Outcome.COMPLETED, Outcome.CANCELLED}
@@ -193,7 +173,7 @@ def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
     assert preempted and sorted(resumed) == sorted(preempted)
     assert lengths == {request.request_id: request.fixed_output_tokens for request in requests}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 24
-    assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
+    assert {r.request_id: r.output_tokens for r in records} == lengths
 
 
 def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch):
@@ -212,7 +192,7 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
     assert lengths == {request.request_id: request.fixed_output_tokens for request in long + short}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 14
     assert sum(record.preemptions for record in records) >= 2
-    assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
+    assert {r.request_id: r.output_tokens for r in records} == lengths
 
 
 def test_what_was_learnt_is_kept_and_a_damaged_file_refused(engine, tmp_path):
