@@ -72,10 +72,8 @@ class Runner:
         output = scheduler.schedule()
         self.begun += [new.req_id for new in output.scheduled_new_reqs]
         assert len(scheduler.running) <= scheduler.max_num_running_reqs
-        tokens = {}
-        for name in output.num_scheduled_tokens:
-            running = scheduler.requests[name]
-            tokens[name] = [] if running.is_prefill_chunk else [running.num_computed_tokens]
+        running = {name: scheduler.requests[name] for name in output.num_scheduled_tokens}
+        tokens = {name: [] if one.is_prefill_chunk else [one.num_computed_tokens] for name, one in running.items()}
         if tokens or not self.late:
             self.late.append((output, tokens))
         if len(self.late) >= self.depth or not tokens:
@@ -159,10 +157,8 @@ def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, sch
 
 def add_blocked(scheduler, tier="standard"):
     """Add a request whose grammar still compiles."""
-    from vllm.v1.request import RequestStatus
-
     blocked = request("json", 30, tier)
-    blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    blocked.status = type(blocked.status).WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
     blocked.structured_output_request = SimpleNamespace(grammar=None)
     scheduler.add_request(blocked)
     return blocked
@@ -170,8 +166,6 @@ def add_blocked(scheduler, tier="standard"):
 
 def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
     """A batch request whose grammar compiles comes after premium ones that came later, and counts as queued."""
-    from vllm.v1.request import RequestStatus
-
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 2)
     records, runner = use(scheduler, policy="priority"), Runner(scheduler, depth=1)
     blocked = add_blocked(scheduler, "batch")
@@ -182,7 +176,7 @@ def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
     runner.step()
     for i in range(3):
         scheduler.add_request(request(f"premium{i}", 5, "premium"))
-    blocked.status, blocked.structured_output_request = RequestStatus.WAITING, None
+    blocked.status, blocked.structured_output_request = type(blocked.status).WAITING, None
     runner.drain()
     assert runner.begun == ["first0", "first1", "premium0", "premium1", "premium2", "json"]
     assert len(records) == 6 and scheduler.core.is_idle
@@ -255,13 +249,17 @@ def test_a_failure_of_the_engine_is_no_clients_abort(scheduler):
     assert abs(records[0].arrival_s - time.time()) < 60
 
 
-def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_written(scheduler, tmp_path, monkeypatch):
+def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkeypatch):
     path = tmp_path / "state.json"
     use(scheduler, estimator="paper", state_file=str(path))
     assert path.exists()  # from the start, so that a wrong path is no surprise at the end
     for other in ({"estimator": "kalman"}, {"base_tokens": {"short_qa": 1, "summary": 2, "technical": 3, "report": 4}}):
         with pytest.raises(ParamsError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
             use(scheduler, state_file=str(path), **other)
+    path.write_text("{")
+    with pytest.raises(ParamsError, match=r"state.json: is not JSON"):
+        use(scheduler, state_file=str(path))
+    path.unlink()
     with pytest.raises(ParamsError, match=r"state.json: cannot be written"):
         use(scheduler, state_file=str(tmp_path / "none" / "state.json"))
     monkeypatch.setattr("driftsched_lib.vllm_plugin.scheduler.SAVE_EVERY_S", 0.0)
@@ -279,10 +277,14 @@ def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["state-rank1.json"]
 
 
-def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
+def make_tokenizer():
     from transformers import AutoTokenizer
 
-    encode = AutoTokenizer.from_pretrained(MODEL).encode
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
+    encode = make_tokenizer().encode
     monkeypatch.setattr(scheduler, "_now", lambda: 0.0)
     use(scheduler, classifier="text")
     system = "You are a helpful assistant for ACME. Always answer politely, and cite the sources that you use. " * 15
@@ -318,9 +320,7 @@ SENT = [*TEXTS, None, 0, -1, 1e308, True, float("nan"), [], ["premium"], {"premi
 @pytest.mark.parametrize("classifier", ["keywords", "text"])
 def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tmp_path):
     """Words that would be code elsewhere and tokens that are no text, names of all types: served, learnt, kept."""
-    from transformers import AutoTokenizer
-
-    tokenizer, random = AutoTokenizer.from_pretrained(MODEL), Random(3)
+    tokenizer, random = make_tokenizer(), Random(3)
     texts = SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)"
     prompts = [tokenizer.encode(text) for text in texts]
     prompts += [random.choices(range(len(tokenizer)), k=random.randint(1, 300)) for _ in range(40)]
@@ -336,7 +336,7 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
     assert len(records) == i + 1 and {record.outcome for record in records} == {Outcome.COMPLETED}
     assert {record.tier for record in records} == {"standard"} and max(len(record.tenant) for record in records) == 128
     assert {path.name for path in tmp_path.iterdir()} == {"state.json"}
-    scheduler._save()
+    scheduler.shutdown()
     learnt = scheduler.core.estimator.state_
     use(scheduler, **settings)
     assert scheduler.core.estimator.state_ == learnt
@@ -345,8 +345,12 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
 TIERS_OF_MY_OWN = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {}, "free": {"ttft_slo_s": 90.0}}
 
 
-@pytest.mark.parametrize("policy", ["priority", "weighted", "express", "edf", "my_policy:GoldLast"])
-def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, scheduler, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("policy", "order"),
+    [("priority", "gold acme bronze free premium"), ("my_policy:GoldLast", "free premium bronze acme gold")]
+    + [(policy, None) for policy in ("weighted", "express", "edf")],
+)
+def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, order, scheduler, tmp_path, monkeypatch):
     """One settings file names them; the classes stand in a file beside it, which is on PYTHONPATH."""
     (tmp_path / "my_policy.py").write_text(MINE)
     settings = {"policy": policy, "estimator": {"my_policy:Constant": {"tokens": 7}}, "tiers": TIERS_OF_MY_OWN}
@@ -364,7 +368,4 @@ def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, scheduler, tmp_pa
     tiers = {record.request_id: record.tier for record in records}
     assert tiers == {"free": "free", "bronze": "bronze", "premium": "free", "gold": "gold", "acme": "silver"}
     assert {record.estimated_tokens for record in records} == {7}
-    assert runner.begun == {
-        "priority": ["gold", "acme", "bronze", "free", "premium"],
-        "my_policy:GoldLast": ["free", "premium", "bronze", "acme", "gold"],
-    }.get(policy, runner.begun)
+    assert order in (None, " ".join(runner.begun))
