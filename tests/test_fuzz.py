@@ -12,6 +12,7 @@ import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -207,8 +208,8 @@ def test_length_mixes(document):
 def test_traces(data, format, on_bad_row):
     text = data.draw(damaged(TRACES[format]))
     with file_of(text, "trace") as path:
-        for row, _ in zip(read_trace(path, format, on_bad_row=on_bad_row), range(1000), strict=False):
-            assert row.arrival_s >= 0 and row.prompt_tokens >= 1 and row.output_tokens >= 1
+        for rows in islice(read_trace(path, format, on_bad_row=on_bad_row), 10):
+            assert (rows.arrival_s >= 0).all() and (rows[["prompt_tokens", "output_tokens"]] >= 1).all().all()
         runs(PAPER_L4, with_trace(path, format, on_bad_row=on_bad_row))
 
 
