@@ -36,7 +36,7 @@ from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.validation import PARTIAL, PROJECT
 
 SMOKE = PROJECT / "params" / "smoke.yaml"
-FIFO = {"scheduler.policies": ["fifo"], "scheduler.vary_estimates_for": []}
+FIFO = {"scheduler.policies": ["fifo"]}
 GRIDS = {
     "simulated": (PAPER_L4, SMALL | FIFO | {"scheduler.batching": ["static", "continuous"], "requests": 20}),
     "vllm": (SMOKE, FIFO),
