@@ -33,8 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     profile.add_argument("--out", required=True, metavar="FILE.json")
     pack = command("pack", _pack, "keep a results folder as one parquet file", "DIR")
     pack.add_argument("--out", required=True, metavar="FILE.parquet")
-    lengths = command("lengths", _lengths, "keep natural output lengths, to fix outputs there in other runs", "DIR")
-    lengths.add_argument("--out", required=True, metavar="FILE.parquet")
     trace = command("trace", _trace, "describe a request trace, and keep its length mix for other loads", "FILE")
     trace.add_argument("--format", required=True)
     trace.add_argument("--column", action="append", default=[], type=_pair, metavar="FIELD=NAME")
@@ -105,12 +103,6 @@ def _pack(options: argparse.Namespace) -> None:
     from driftsched_lib.experiments.results import pack
 
     pack(options.dir, options.out)
-
-
-def _lengths(options: argparse.Namespace) -> None:
-    from driftsched_lib.studies.recorded import record_lengths
-
-    record_lengths(options.dir).to_parquet(options.out, index=False, compression="zstd")
 
 
 def _trace(options: argparse.Namespace) -> None:

@@ -21,9 +21,6 @@ class TokenBuckets:
     Parameters:
         tokens_per_s: what a tenant may have in the long run, by tier.
         burst_tokens: depth of its bucket by tier; it starts full.
-
-    Raises:
-        ValueError: a value that is not above 0.
     """
 
     def __init__(self, tokens_per_s: Mapping[str, float], burst_tokens: Mapping[str, float]):
@@ -51,9 +48,6 @@ class LoadShedding:
     Parameters:
         tokens_per_s: what the engine makes with all its slots taken.
         max_wait_s: what each tier can wait, as its TTFT objective; infinite for a tier that is never shed.
-
-    Raises:
-        ValueError: a rate that is not above 0, or a wait below 0.
     """
 
     def __init__(self, tokens_per_s: float, max_wait_s: Mapping[str, float]):
@@ -82,16 +76,10 @@ def admission_check(
 ) -> Check | None:
     """Return one check: load shedding, then token budgets, which spend and so come last; None if neither is given.
 
-    Parameters:
-        tokens_per_s: of the engine, as for `LoadShedding`.
-        budgets: the arguments of `TokenBuckets`.
-        max_wait_s: as for `LoadShedding`.
+    Parameters are those of `LoadShedding` and, as a pair, of `TokenBuckets`.
     """
-    checks: list[Check] = []
-    if max_wait_s is not None:
-        checks.append(LoadShedding(tokens_per_s, max_wait_s))
-    if budgets is not None:
-        checks.append(TokenBuckets(*budgets))
+    checks: list[Check] = [] if max_wait_s is None else [LoadShedding(tokens_per_s, max_wait_s)]
+    checks += [] if budgets is None else [TokenBuckets(*budgets)]
 
     def check(request: Request, now: float, queued_tokens: Mapping[str, float]) -> str | None:
         return next(filter(None, (ask(request, now, queued_tokens) for ask in checks)), None)

@@ -2,7 +2,7 @@
 
 
 class DriftSchedError(Exception):
-    """The base of all errors that the package raises on purpose."""
+    """Base of all errors that the package raises on purpose."""
 
 
 class ParamsError(DriftSchedError, ValueError):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -35,10 +36,7 @@ LIVE_S = 1.0
 
 @dataclass(frozen=True)
 class Load:
-    """The requests of both sides: the last phase's mix under a drift scenario.
-
-    More tenants than three have a demand that falls as 1 / k, and take the tiers in turn.
-    """
+    """The requests of both sides; more tenants than three have a demand that falls as 1 / k, the tiers in turn."""
 
     load_factor: float = 6.0
     tenants: int = 3
@@ -48,7 +46,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two schedulers; a policy or an estimator may be a user's `module:Class`."""
+    """One of the two schedulers."""
 
     policy: str
     estimator: str = "paper"
@@ -76,9 +74,8 @@ def setting(base: Params, load: Load, side: Side) -> Params:
     )
 
 
-@dataclass(frozen=True)
-class Served:
-    """One run: its completed requests (`metrics.latencies`) and its queue over time."""
+class Served(NamedTuple):
+    """One run: its parameters, its completed requests (`metrics.latencies`) and its queue over time."""
 
     params: Params
     done: pd.DataFrame
@@ -95,13 +92,9 @@ class Explorer:
     """The widgets: change one, and pictures and differences follow.
 
     Parameters:
-        params: of the real engine; a load's and a side's settings replace its own.  Policies and estimators in it are
-            offered beside the built-in ones, so that a user's own can be explored.
+        params: of the real engine; its policies and estimators are offered beside the built-in ones.
         profile: of the same engine, for the simulator.
         out: the folder for saved settings (`*.yaml`) and real runs (`real/`).
-
-    Raises:
-        ParamsError: the profile cannot be read, or does not fit the parameters.
     """
 
     def __init__(self, params: Params, profile: str, out: str | Path):
@@ -179,10 +172,6 @@ class Explorer:
         """Serve a side on the real engine with a live picture of its queue; return E2E by tier, simulated and real (s).
 
         The engine stays for the next run.  Interrupt the kernel to stop a run: the engine is then loaded anew.
-
-        Raises:
-            ParamsError: the engine cannot be loaded.
-            RunError: it failed.
         """
         params = setting(self.real, self.load, self.side(name))
         self.progress.max, self.progress.value = params.requests, 0
@@ -211,15 +200,23 @@ class Explorer:
         return table
 
     def _column(self, name: str) -> widgets.Widget:
-        run = _button(f"Run {name} on real vLLM", "play", lambda: self._try(lambda: self.run_on_vllm(name)))
-        save = _button(f"Save {name} as YAML", "save", lambda: self._try(lambda: self.save(name)))
+        buttons = []
+        for text, icon, action in (
+            ("Run {} on real vLLM", "play", self.run_on_vllm),
+            ("Save {} as YAML", "save", self.save),
+        ):
+            buttons.append(
+                widgets.Button(description=text.format(name), icon=icon, layout=widgets.Layout(width="auto"))
+            )
+            buttons[-1].on_click(lambda clicked, action=action: self._try(action, name))
         controls = self.side_controls[name].values()
-        return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *controls, widgets.HBox([run, save])])
+        return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *controls, widgets.HBox(buttons)])
 
     def _side_controls(self, side: Side) -> dict[str, widgets.Widget]:
-        policies = [*POLICIES, *(p.name for p in self.real.scheduler.policies if p.name not in POLICIES)]
-        estimators = [*ESTIMATORS, *(e.name for e in self.real.scheduler.estimators if e.name not in ESTIMATORS)]
-        named = [(name, policy) for policy, name in policy_names(policies).items()]
+        offered = self.real.scheduler
+        policies = policy_names([*POLICIES, *(policy.name for policy in offered.policies)])
+        estimators = list(dict.fromkeys([*ESTIMATORS, *(estimator.name for estimator in offered.estimators)]))
+        named = [(name, policy) for policy, name in policies.items()]
         return {
             "policy": widgets.Dropdown(options=named, value=side.policy, description="policy"),
             "estimator": widgets.Dropdown(options=estimators, value=side.estimator, description="estimator"),
@@ -230,10 +227,10 @@ class Explorer:
         shown = self._try(self.update)
         self.image.layout.display = self.table.layout.display = None if shown else "none"  # no stale picture
 
-    def _try(self, action: Callable[[], object]) -> bool:
+    def _try(self, action: Callable[..., object], *arguments: str) -> bool:
         """Return whether it was done; else say why, since nobody sees what a callback raises."""
         try:
-            action()
+            action(*arguments)
         except KeyboardInterrupt:
             self._say("stopped; press again")
         except Exception as error:
@@ -252,14 +249,13 @@ class Explorer:
 
     def _watch(self) -> Callable[[float, Scheduler], None]:
         """Return a monitor that draws the queue about once in `LIVE_S`."""
-        depth, drawn_s = QueueDepth(0.1), -LIVE_S
+        depth, drawn_s = QueueDepth(0.1), [-LIVE_S]
 
         def watch(now: float, scheduler: Scheduler) -> None:
-            nonlocal drawn_s
             depth(now, scheduler)
-            if now >= drawn_s + LIVE_S:
+            if now >= drawn_s[-1] + LIVE_S:
                 self.live.value = _png(live_queue(pd.DataFrame(depth.rows, columns=["time_s", *scheduler.depth])))
-                drawn_s = now
+                drawn_s.append(now)
 
         return watch
 
@@ -278,12 +274,6 @@ def _load_controls(load: Load) -> dict[str, widgets.Widget]:
     for name, value in asdict(load).items():
         controls[name].value, controls[name].description = value, name.replace("_", " ")
     return controls
-
-
-def _button(text: str, icon: str, action: Callable[[], object]) -> widgets.Button:
-    button = widgets.Button(description=text, icon=icon, layout=widgets.Layout(width="auto"))
-    button.on_click(lambda clicked: action())
-    return button
 
 
 def _mean_and_quantiles(values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ class Tier(Validated):
     """What a tier is promised.  Its rank is its place among the tiers, of which the first is the best.
 
     Attributes:
-        weight: share of the engine, and cost of a second of waiting, relative to the other tiers.
+        weight: share of the engine, and cost of a second of waiting, relative to other tiers.
         safety: factor on the paper's estimates (section Token budget).
         ttft_slo_s, e2e_slo_s: objectives, from the arrival to the first and to the last token.
     """
@@ -87,9 +87,6 @@ class Request:
         dispatch_s: when it was first given to the engine.
         num_output_tokens, first_token_s: of a preempted request, its output tokens so far, and when the first came.
         preemptions: how often the policy preempted it.
-
-    Raises:
-        ValueError: a length below one token, or a temperature below 0 or not finite.
     """
 
     request_id: str

@@ -88,8 +88,7 @@ class Scheduler:
     def preempt(self, num_output_tokens: Mapping[str, int], now: float) -> Request | None:
         """Queue a running request again if the policy wants its slot for the first queued one, and return it.
 
-        Parameters:
-            num_output_tokens: output tokens so far, by id, of the running requests that can be preempted.
+        `num_output_tokens` gives, by id, the output tokens so far of the requests that can be preempted.
         """
         if not self._queued:
             return None
@@ -124,10 +123,7 @@ class Scheduler:
     def cancel(self, request_id: str, now: float, output_tokens: int | None = None) -> Request | None:
         """Record a request as cancelled; return it if it was running, so that the engine drops it, else None.
 
-        A request that has ended, or was never seen, is left alone.
-
-        Parameters:
-            output_tokens: of a running request so far; None counts as what was estimated.
+        `output_tokens` are those of a running request so far; None counts as what was estimated.
         """
         if request_id in self._queued:
             self._drop(request_id, Outcome.CANCELLED, now, "cancelled while queued")

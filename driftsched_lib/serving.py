@@ -45,18 +45,6 @@ class Engine(Protocol):
         ...
 
 
-class Batching(Protocol):
-    """Batching interface: when dispatched requests reach the engine, and their outputs the client."""
-
-    closes_s: float
-
-    def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None: ...
-
-    def collect(self, outputs: list[Output]) -> list[Output]: ...
-
-    def abort(self, engine: Engine, request_id: str) -> list[Output]: ...
-
-
 class ContinuousBatching:
     """Dispatch as soon as the engine has room, and finish each request when it ends, as vLLM does."""
 
@@ -126,6 +114,10 @@ class StaticBatching:
         return self.collect([])
 
 
+Batching = ContinuousBatching | StaticBatching
+"""When dispatched requests reach the engine, and when their outputs reach the client."""
+
+
 class QueueDepth:
     """Sample the number of queued requests by tier into `rows`, at most every `interval_s` seconds."""
 
@@ -150,9 +142,8 @@ def serve(
 ) -> None:
     """Serve requests in the order of their arrival until each has ended.
 
-    Parameters:
-        requests: read lazily; their times are shifted by `start_s` as they arrive, so that phases share one clock.
-        monitor: called once per iteration.
+    Requests are read lazily; their times are shifted by `start_s` as they arrive, so that phases share one clock.
+    `monitor` is called once per iteration.
 
     Raises:
         RuntimeError: queued requests have no room and nothing could make room; or a time is not a number.

@@ -74,8 +74,7 @@ def not_negative(name: str, value: float, high: float = inf) -> float:
 class Component:
     """A policy or an estimator: a class, and the constructor arguments that differ from its defaults.
 
-    In YAML it is a name, `sjf`, or a name with arguments, `{aging: {rate: 0.02}}`.  A user's own class is named
-    `module:Class`, or given as the class itself.
+    In YAML: `sjf`, or `{aging: {rate: 0.02}}`.  A user's own is `module:Class`, or given as the class itself.
     """
 
     name: str
@@ -100,8 +99,7 @@ class Component:
 def component(registry: Mapping[str, type], shared: tuple[str, ...] = ()) -> Any:
     """Return the type of a field that holds a `Component` of `registry`, or of a user's class.
 
-    Parameters:
-        shared: constructor arguments that are not given here, but to `Component.build`.
+    The `shared` constructor arguments are not given here, but to `Component.build`.
     """
 
     def parse(value: Any) -> Component:

@@ -7,7 +7,6 @@ from driftsched_lib.engines.profile import EngineLimits, Profile, Provenance
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import StoredRun, is_complete, load_run
-from driftsched_lib.workloads.synthetic import make_load
 
 
 def profile_of_run(run: StoredRun | str | Path) -> Profile:
@@ -53,6 +52,5 @@ def profile_of_run(run: StoredRun | str | Path) -> Profile:
 
 def prompt_words(params: Params, seed: int) -> dict[str, int]:
     """Return the whitespace words of each prompt of a run, by request id."""
-    window = params.seeds.index(seed) if seed in params.seeds else 0
-    load = make_load(params.workload, params.requests, seed, 1.0, window=window, tiers=params.tiers)
-    return {request.request_id: len(request.prompt.split()) for phase in load for request in phase.requests}
+    phases = load_of(params, seed)
+    return {request.request_id: len(request.prompt.split()) for phase in phases for request in phase.requests}

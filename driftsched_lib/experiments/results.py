@@ -30,12 +30,11 @@ PARAMS = "params.yaml"
 
 @dataclass(frozen=True)
 class EngineSpeed:
-    """What an engine can do, measured before the first run and kept with the results.
+    """What an engine can do, measured before the first run.
 
     Attributes:
-        capacity_tokens_per_s: output tokens per second with every slot taken; what load factors refer to.
-        idle_ttft_s: time to first token of a request alone on the engine; what slowdowns refer to.
-        idle_tpot_s: time per output token after the first, alone on the engine.
+        capacity_tokens_per_s: output tokens per second with every slot taken; load factors refer to it.
+        idle_ttft_s, idle_tpot_s: of a request alone on the engine; slowdowns refer to them.
     """
 
     capacity_tokens_per_s: float
@@ -98,10 +97,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DriftSchedError(
-            f"{path} cannot be written: {error}.  Finished runs are kept: free the disk, or let the folder be written, "
-            "and run the same again to go on from there; or give another folder"
-        ) from error
+        mend = "free the disk, or let the folder be written, and run the same again to go on; or give another folder"
+        raise DriftSchedError(f"{path} cannot be written: {error}.  Finished runs are kept: {mend}") from error
 
 
 def is_complete(folder: Path) -> bool:

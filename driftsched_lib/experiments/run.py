@@ -23,9 +23,9 @@ from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.experiments.results import EngineSpeed, requests_table
 from driftsched_lib.requests import Record
 from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import Batching, ContinuousBatching, QueueDepth, StaticBatching, serve
+from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.workloads.synthetic import make_load
+from driftsched_lib.workloads.synthetic import PhaseLoad, make_load
 
 
 def serve_run(
@@ -59,19 +59,17 @@ def serve_run(
         watch(now, scheduler)
 
     scheduler = make_scheduler(params, run, engine, note, _admission(params, speed), estimator)
-    window = params.seeds.index(run.seed) if run.seed in params.seeds else 0
-    load = make_load(
-        params.workload, params.requests, run.seed, speed.capacity_tokens_per_s, run.rate, window, params.tiers
-    )
-    real = params.engine.kind != "simulated"
-    if real:
+    load = load_of(params, run.seed, speed.capacity_tokens_per_s, run.rate)
+    static = params.scheduler.batch_size, params.scheduler.batch_wait_s
+    if params.engine.kind != "simulated":
         gc.collect()  # not while its time is measured
     started, spans = datetime.now(UTC), []
     engine.restart_clock()
     in_process = params.engine.kind == "vllm"
     with Telemetry(params.measure.telemetry_interval_s) if in_process else nullcontext() as telemetry:
         for phase in load:
-            start_s, batching = engine.now() + phase.pause_s, _batching(params, run)
+            batching = StaticBatching(*static) if run.batching == "static" else ContinuousBatching()
+            start_s = engine.now() + phase.pause_s
             serve_or_fail(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitor=monitor)
             spans.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
     tables = {
@@ -93,6 +91,12 @@ def serve_run(
         "finished": datetime.now(UTC).isoformat(),
         **provenance(),
     }
+
+
+def load_of(params: Params, seed: int, capacity_tokens_per_s: float = 1.0, rate: float = 1.0) -> list[PhaseLoad]:
+    """Return what a seed's runs serve; the seed's place says which stretch of a trace."""
+    window = params.seeds.index(seed) if seed in params.seeds else 0
+    return make_load(params.workload, params.requests, seed, capacity_tokens_per_s, rate, window, params.tiers)
 
 
 def make_scheduler(
@@ -117,15 +121,8 @@ def make_scheduler(
     )
 
 
-def _batching(params: Params, run: Run) -> Batching:
-    if run.batching == "static":
-        return StaticBatching(params.scheduler.batch_size, params.scheduler.batch_wait_s)
-    return ContinuousBatching()
-
-
 def _admission(params: Params, speed: EngineSpeed) -> Check | None:
-    rules = params.scheduler.admission
-    if rules is None:
+    if (rules := params.scheduler.admission) is None:
         return None
     budgets = None if rules.tokens_per_s is None else (rules.tokens_per_s, rules.burst_tokens)
     return admission_check(speed.capacity_tokens_per_s, budgets, rules.max_wait_s)
