@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive_policies import to_come
 
-from driftsched_lib.policies import POLICIES, MultilevelFeedback, ShortestRemaining
+from driftsched_lib.policies import POLICIES, MultilevelFeedback
 
 RUNNING = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60), st.integers(0, 60)), max_size=6)
 
@@ -39,14 +39,6 @@ def level(num_output_tokens):
 
 def running_request(request_id, input_tokens, output, made):
     return make_request(request_id, total_tokens=output, input_tokens=input_tokens, num_output_tokens=made)
-
-
-def test_srpt_takes_the_slot_of_one_that_is_cheap_to_compute_again():
-    """The longest has 1,000 tokens in the KV cache; the other gives 90 tokens for 1 and next to nothing to compute."""
-    policy = ShortestRemaining(recompute=0.5)
-    policy.add(running_request("queued", 1, 1, 0))
-    dear, cheap = running_request("dear", 1000, 200, 0), running_request("cheap", 2, 91, 0)
-    assert policy.victim([dear, cheap], 0.0) is cheap
 
 
 def test_a_request_sinks_as_it_runs_and_one_at_the_top_takes_its_slot():
