@@ -18,17 +18,18 @@ run: setup  ## the experiment on real vLLM on this CPU: notebooks, report and re
 	@$(IN_VENV) python -m driftsched_lib notebooks params/quick.yaml --out runs/quick
 
 test: lint  ## style, types, every test, and the notebooks cell by cell
-	@$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax tests notebooks
+	@$(IN_VENV) python tests/smoke_notebooks.py runs/smoke-notebooks
+	@$(IN_VENV) pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax tests runs/smoke-notebooks/notebooks
 
-thorough: setup  ## what takes hours: 10,000 fuzzed files of each kind, faults on real vLLM, ten million requests a policy
+thorough: setup  ## what takes hours: 10,000 fuzzed files of each kind, faults on real vLLM, ten million requests per policy
 	@$(IN_VENV) pytest --thorough tests/test_fuzz.py tests/test_faults.py
-	@$(IN_VENV) python -m driftsched_lib soak
+	@$(IN_VENV) python tests/soak.py
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(IN_VENV) jupyter lab notebooks
 
-bench: setup  ## benchmarks of the serving loop and of the policies
-	@$(IN_VENV) python -m driftsched_lib bench
+bench: setup  ## benchmarks of the serving loop, the policies, the plug-in and the simulator
+	@$(IN_VENV) PYTHONPATH=tests python -m benchmarks
 
 lint: setup  ## style of code and notebooks, types of the core
 	@$(IN_VENV) ruff check

@@ -6,9 +6,9 @@ from typing import Any
 _HOMES = {
     "Params": "experiments.params",
     "run_grid": "experiments.grid",
-    "results": "experiments",
-    "figures": "",
-    "studies": "",
+    "results": "experiments.results",
+    "figures": "figures",
+    "studies": "studies",
     "Explorer": "explorer",
 }
 
@@ -17,8 +17,5 @@ def __getattr__(name: str) -> Any:
     """Import what notebooks use when it is first asked for: the core needs none of its packages."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = ".".join(filter(None, (__name__, _HOMES[name])))
-    try:
-        return import_module(f"{module}.{name}")
-    except ModuleNotFoundError:
-        return getattr(import_module(module), name)
+    module = import_module(f"{__name__}.{_HOMES[name]}")
+    return getattr(module, name, module)

@@ -14,12 +14,13 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, measure_speed
 from driftsched_lib.experiments.metrics import latencies
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_run
+from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import policy_names
 from driftsched_lib.policies import POLICIES

@@ -63,10 +63,10 @@ def positive(name: str, value: float) -> float:
     return in_range(name, value, 0)
 
 
-def not_negative(name: str, value: float) -> float:
-    """Return a constructor's argument; ValueError unless it is finite and at least 0."""
-    if not 0 <= value < inf:
-        raise ValueError(f"{name} is {value}, it must be at least 0")
+def not_negative(name: str, value: float, high: float = inf) -> float:
+    """Return a constructor's argument; ValueError unless it is at least 0, finite, and at most `high`."""
+    if not 0 <= value <= high or value == inf:
+        raise ValueError(f"{name} is {value}, it must be at least 0{f' and at most {high:g}' if high < inf else ''}")
     return value
 
 

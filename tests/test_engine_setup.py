@@ -5,8 +5,9 @@ from contextlib import closing
 import psutil
 import pytest
 
-from driftsched_lib.experiments.engine import load_engine, warm_up
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.speed import warm_up
 from driftsched_lib.validation import PROJECT
 
 

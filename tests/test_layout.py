@@ -1,4 +1,4 @@
-"""Imports point down: the core knows no engine, and only the vLLM engine knows vLLM."""
+"""DESIGN's rules on imports and sizes, held by reading the source: imports inside functions count as well."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -7,80 +7,77 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "driftsched_lib"
-MODULES = sorted(PACKAGE.rglob("*.py"))
-CORE = ("admission", "checks", "requests", "tokens", "classify", "estimators", "policies", "scheduler", "serving")
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports by a relative name"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-CLOCKS_FILES_AND_ENGINES = {"pandas", "vllm", "torch", "transformers"} | {
-    "time",
-    "datetime",
-    "os",
-    "pathlib",
-    "io",
-    "subprocess",
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
-CORE_FILES = [path for path in MODULES if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in CORE]
-
-
-@pytest.mark.parametrize("path", CORE_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_core_knows_the_core_and_no_clock(path):
-    outside = [module for module in imports(path) if module.startswith("driftsched_lib.")]
-    assert {module.split(".")[1] for module in outside} <= set(CORE)
-    assert not CLOCKS_FILES_AND_ENGINES & {module.split(".")[0] for module in imports(path)}
-
-
-def test_only_the_vllm_rooms_import_vllm():
-    importers = {path.stem for path in MODULES if any(module.split(".")[0] == "vllm" for module in imports(path))}
-    assert "vllm_local" in importers and importers <= {"vllm_local", "vllm_plugin"}
-
-
-def test_engines_import_no_experiment():
-    for path in (PACKAGE / "engines").glob("*.py"):
-        assert not {"experiment", "run", "engine_setup", "results", "params"} & {
-            module.split(".")[1] for module in imports(path) if "." in module
-        }
-
-
-def rooms(path):
-    """The modules of the package that a module imports as it is loaded, not only once a function of it runs."""
-    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
-    names = {f"{node.module}.{alias.name}" for node in body for alias in node.names} | {node.module for node in body}
-    return {NAMES[name] for name in names if name in NAMES} - {path}
-
-
-NAMES = {
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES
+LAYERS = [
+    {"errors", "validation", "requests"},
+    {"policies", "estimators"},
+    {"scheduler", "serving", "admission", "classify", "tokens"},
+    {"vllm_plugin"},
+    {"engines"},
+    {"workloads"},
+    {"experiments"},
+    {"studies"},
+    {"figures"},
+    {"explorer", "__main__", "__init__"},
+]
+CORE = set.union(*LAYERS[:3])
+FILE_READERS = {"validation", "estimators.state"}
+CLOCKS_FILES_AND_ENGINES = {"time", "datetime", "os", "pathlib", "io", "subprocess"} | {
+    "pandas",
+    "vllm",
+    "torch",
+    "transformers",
 }
+NO_MEASURE_NEEDS = {"engines", "workloads", "figures", *(f"experiments.{name}" for name in ("run", "grid", "params"))}
 
 
-def test_imports_go_down_only():
+def wing(name):
+    return name.split(".")[0]
+
+
+def imports(name):
+    """Return the modules of the package that a module imports, and the packages outside."""
+    nodes = list(ast.walk(ast.parse(SOURCES[name].read_text())))
+    assert not any(getattr(node, "level", 0) for node in nodes), f"{name} imports by a relative name"
+    full = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    full += [f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names]
+    own = {path.partition(".")[2] for path in full if path.startswith("driftsched_lib")}
+    own = {path if path in SOURCES else path.rpartition(".")[0] for path in own}
+    return own - {name}, {wing(path) for path in full} - {"driftsched_lib"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_point_down(name):
+    [rank] = [rank for rank, wings in enumerate(LAYERS) if wing(name) in wings]
+    assert {wing(module) for module in imports(name)[0]} <= set.union(*LAYERS[: rank + 1])
+
+
+def test_no_module_imports_itself_by_way_of_others():
     try:
-        tuple(TopologicalSorter({path: rooms(path) for path in MODULES}).static_order())
+        tuple(TopologicalSorter({name: imports(name)[0] for name in SOURCES}).static_order())
     except CycleError as error:
-        pytest.fail(" -> ".join(path.stem for path in error.args[1]))
+        pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("name", ["metrics", "service_metrics", "comparison"])
-def test_measures_need_no_engine(name):
-    outside = {
-        module.split(".")[1] for module in imports(PACKAGE / f"{name}.py") if module.startswith("driftsched_lib.")
-    }
-    assert not outside & {"engines", "experiment", "run", "engine_setup", "figures", "params"}
+@pytest.mark.parametrize("name", [name for name in SOURCES if wing(name) in CORE and name not in FILE_READERS])
+def test_the_core_has_no_clock_no_files_and_no_engine(name):
+    assert not imports(name)[1] & CLOCKS_FILES_AND_ENGINES
 
 
-def test_what_serves_requests_knows_no_study():
-    importers = {
-        path.relative_to(PACKAGE).parts[0]
-        for path in MODULES
-        if any(module.startswith("driftsched_lib.studies") for module in imports(path))
-    }
-    assert importers == {"__main__.py", "bench", "figures", "report.py", "studies"}
+def test_only_the_vllm_engine_and_the_plugin_import_vllm():
+    importers = {name for name in SOURCES if "vllm" in imports(name)[1]}
+    assert {name for name in importers if wing(name) != "vllm_plugin"} == {"engines.vllm"}
+
+
+@pytest.mark.parametrize("name", ["experiments.metrics", "studies.compare"])
+def test_measures_need_no_engine_and_no_experiment(name):
+    own, _ = imports(name)
+    assert not (own | {wing(module) for module in own}) & NO_MEASURE_NEEDS
+
+
+def test_files_are_short_and_few_in_the_root():
+    assert len(list(PACKAGE.glob("*.py"))) <= 1 + 10  # beside __init__.py
+    assert max(len(path.read_text().splitlines()) for path in SOURCES.values()) <= 400

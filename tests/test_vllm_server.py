@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from helpers import SMOKE_SERVER, make_scheduler, params_at
 
-from driftsched_lib import engines
-from driftsched_lib.engines import vllm_server
-from driftsched_lib.engines.openai_server import VllmServer
-from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
+from driftsched_lib.engines import base, openai_server
+from driftsched_lib.engines.load import load_engine
+from driftsched_lib.engines.openai_server import OpenAIServer
+from driftsched_lib.engines.params import ServerParams
+from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_or_fail
@@ -103,13 +103,21 @@ def small_server(answer=lambda handler, number: False, port=0):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(vllm_server, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(openai_server, "FIRST_PAUSE_S", 0.01)
+
+
+def connect(url, max_in_flight=2, timeout_s=5.0):
+    return OpenAIServer(ServerParams(url=url, max_in_flight=max_in_flight, timeout_s=timeout_s), MODEL, 0.0)
+
+
+def question(arrival_s=0.0, max_tokens=9, **fields):
+    return Request("1", arrival_s, "What is DNS?", "acme", "premium", max_tokens, **fields)
 
 
 def serve_one(url, timeout_s=5.0):
     """The output of one request for three tokens."""
-    engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=timeout_s, temperature=0.0)
-    engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, fixed_output_tokens=3))
+    engine = connect(url, 2, timeout_s)
+    engine.add(question(fixed_output_tokens=3))
     (output,) = outputs_of(engine)
     assert engine.has_room() and not engine._in_flight
     return output
@@ -162,7 +170,7 @@ def cut(handler, number):
         (lambda handler, number: handler.stream(3, usage=False, lines=[usage('"x"')]), "ValueError", 1),
         (lambda handler, number: handler.stream(3, lines=['data: {"error": "out of memory"}']), "out of memory", 1),
         (lambda handler, number: handler.stream(3, usage=False), "sent no usage", 1),
-        (lambda handler, number: handler.stream(2), "made 2 of 3 pinned tokens", 1),
+        (lambda handler, number: handler.stream(2), "made 2 of 3 fixed tokens", 1),
         (lambda handler, number: handler.stream(3, lines=["", ": a comment", 'data: {"choices": []}']), None, 1),
     ],
 )
@@ -188,10 +196,8 @@ def test_a_strict_server_is_served_without_vllms_additions(extensions, tmp_path)
         return bool(unknown) and handler.send(400, {"error": f"unknown {sorted(unknown)}"})
 
     with small_server(strict) as (_, url):
-        changes = {"policies": ["fifo"], "batching": ["continuous"], "server.extensions": extensions}
-        params = params_at(url, vary_estimates_for=[], token_counter=["whitespace"], calibration=[True], **changes)
-        engine = load_engine(params)
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9, fixed_output_tokens=3))
+        engine = load_engine(params_at(url, engine__server__extensions=extensions).engine)
+        engine.add(question(fixed_output_tokens=3))
         (output,) = outputs_of(engine)
         assert output.error is None if not extensions else "unknown ['min_tokens', 'vllm_xargs']" in output.error
 
@@ -206,14 +212,14 @@ CACHE = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="%s"} 1.0\n'
 def test_limits_that_a_server_does_not_tell_are_no_reason_not_to_use_it(metrics, max_in_flight, kv_blocks):
     with small_server() as (server, url):
         server.models, server.metrics = {"data": [{"id": MODEL, "max_model_len": 512}]}, metrics
-        limits = VllmServer(url, MODEL, max_in_flight, timeout_s=5.0, temperature=0.0).limits
+        limits = connect(url, max_in_flight).limits
         assert (limits and (limits.kv_blocks, limits.max_model_len)) == (kv_blocks and (kv_blocks, 512))
 
 
 def test_an_aborted_request_gives_no_output():
     with small_server(hang) as (_, url):
-        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0)
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
+        engine = connect(url, 1)
+        engine.add(question())
         assert not engine.has_room() and engine.step(until=engine.now() + 0.1) == []
         engine.abort("1")
         assert engine.has_room() and engine.step(until=engine.now() + 0.1) == []
@@ -221,61 +227,51 @@ def test_an_aborted_request_gives_no_output():
 
 def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
     with small_server() as (_, url):
-        engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=5.0, temperature=0.0)
-        engine.add(request := Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
+        engine = connect(url)
+        engine.add(request := question(max_tokens=3))
         engine._in_flight["1"].result()
-        engine._done.put(DriftSchedError("gone"))
+        engine._done.put(RunError("gone"))
         assert [output.request for output in outputs_of(engine)] == [request]
-        with pytest.raises(DriftSchedError, match="gone"):
+        with pytest.raises(RunError, match="gone"):
             outputs_of(engine)
         engine.restart_clock()
 
 
 def test_an_error_of_the_loop_leaves_nothing_with_the_server():
     with small_server(hang) as (_, url):
-        engine = VllmServer(url, MODEL, max_in_flight=2, timeout_s=5.0, temperature=0.0)
-        twins = [Request("1", t, "What is DNS?", "acme", "premium", max_tokens=3) for t in (0.0, 0.1)]
+        engine = connect(url)
+        twins = [question(t) for t in (0.0, 0.1)]
         with pytest.raises(ValueError, match="already here"):
             serve(twins, make_scheduler()[0], engine, ContinuousBatching())
         engine.restart_clock()
 
 
-def test_counting_tokens_survives_a_lost_connection(monkeypatch):
+@pytest.mark.parametrize(("method", "error"), [("request", httpx.ReadError), ("stream", httpx.ConnectTimeout)])
+def test_what_fails_before_a_request_has_begun_is_tried_again(monkeypatch, method, error):
     with small_server() as (_, url):
-        engine, tries = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0), []
-        request = engine._asking.request
+        engine, tries = connect(url), []
+        send = getattr(engine._client, method)
 
         def fails_once(*arguments, **content):
             tries.append(arguments)
             if len(tries) == 1:
-                raise httpx.ReadError("reset")
-            return request(*arguments, **content)
+                raise error("the network failed")
+            return send(*arguments, **content)
 
-        monkeypatch.setattr(engine._asking, "request", fails_once)
-        assert engine.count_tokens("What is DNS?") == 3 and len(tries) == 2
-
-
-def test_a_connection_that_times_out_is_tried_again(monkeypatch):
-    with small_server() as (_, url):
-        engine, tries = VllmServer(url, MODEL, max_in_flight=1, timeout_s=5.0, temperature=0.0), []
-        stream = engine._stream
-
-        async def fails_once(request):
-            tries.append(request)
-            if len(tries) == 1:
-                raise httpx.ConnectTimeout("slow")
-            return await stream(request)
-
-        monkeypatch.setattr(engine, "_stream", fails_once)
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=3))
-        assert [output.error for output in outputs_of(engine)] == [None] and len(tries) == 2
+        monkeypatch.setattr(engine._client, method, fails_once)
+        if method == "request":
+            assert engine.count_tokens("What is DNS?") == 3
+        else:
+            engine.add(question())
+            assert [output.error for output in outputs_of(engine)] == [None]
+        assert len(tries) == 2
 
 
 def test_an_interrupt_leaves_nothing_with_the_server():
     with small_server(hang) as (_, url):
-        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=60.0, temperature=0.0)
+        engine = connect(url, 1, 60.0)
         scheduler, records = make_scheduler()
-        request = Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9)
+        request = question()
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             serve_or_fail("a run", [request], scheduler, engine, ContinuousBatching())
@@ -284,11 +280,11 @@ def test_an_interrupt_leaves_nothing_with_the_server():
 
 
 def test_signals_do_not_keep_a_step_from_coming_back(monkeypatch):
-    monkeypatch.setattr(engines, "MAX_WAIT_S", 5e-4)
+    monkeypatch.setattr(base, "MAX_WAIT_S", 5e-4)
     with small_server(hang) as (_, url):
-        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=60.0, temperature=0.0)
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
-        rescue = threading.Timer(30, engine._done.put, [DriftSchedError("a step never came back")])
+        engine = connect(url, 1, 60.0)
+        engine.add(question())
+        rescue = threading.Timer(30, engine._done.put, [RunError("a step never came back")])
         before = signal.signal(signal.SIGALRM, lambda number, frame: None)
         try:
             rescue.start()
@@ -316,29 +312,30 @@ def engine_dies(handler, number):
     ("answer", "why"), [(cut_and_die, "(ConnectError|ReadError): "), (engine_dies, "its engine is dead, HTTP 503")]
 )
 def test_a_server_that_dies_with_its_last_request_is_noticed(answer, why):
-    with small_server(answer) as (_, url), pytest.raises(DriftSchedError, match=f"{url} is gone: {why}"):
+    with small_server(answer) as (_, url), pytest.raises(RunError, match=f"{url} is gone: {why}"):
         serve_one(url)
 
 
 def test_a_server_that_dies_before_a_request_is_noticed_however_short_its_time(monkeypatch):
-    monkeypatch.setattr(vllm_server, "FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr(openai_server, "FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr(openai_server, "IDLE_S", 0.0)  # connections of this small server outlive it
     with small_server() as (server, url):
-        engine = VllmServer(url, MODEL, max_in_flight=1, timeout_s=1.0, temperature=0.0)
+        engine = connect(url, 1, 1.0)
         server.die()
-        engine.add(Request("1", 0.0, "What is DNS?", "acme", "premium", max_tokens=9))
-        with pytest.raises(DriftSchedError, match=f"{url} is gone: "):
+        engine.add(question())
+        with pytest.raises(RunError, match=f"{url} is gone: "):
             outputs_of(engine)
 
 
 def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(tmp_path):
     with small_server() as (server, url):
-        params = params_at(url, vary_estimates_for=[], batching=["continuous"])
+        params = params_at(url, scheduler__vary_estimates_for=[], scheduler__batching=["continuous"])
         runs, later = params.runs(), []
 
         def die_in_the_second_run(handler, number):
             if results.is_complete(tmp_path / runs[0].name):
                 later.append(number)
-            if len(later) > params.server.max_in_flight and server.fileno() > 0:  # one has been answered
+            if len(later) > params.engine.server.max_in_flight and server.fileno() > 0:  # one has been answered
                 server.die()
             handler.close_connection = server.fileno() < 0
             return False
@@ -359,7 +356,7 @@ def test_a_server_that_dies_fails_its_run_and_the_rest_goes_on_when_it_is_back(t
 
 
 def test_nothing_at_the_address_is_said_before_any_work(tmp_path):
-    with pytest.raises(DriftSchedError, match=r"http://127.0.0.1:9/v1/models cannot be used: .*refused"):
+    with pytest.raises(RunError, match=r"http://127.0.0.1:9/v1/models cannot be used: ConnectError"):
         run_grid(params_at("http://127.0.0.1:9"), tmp_path)
 
 
@@ -367,18 +364,18 @@ def test_nothing_at_the_address_is_said_before_any_work(tmp_path):
 def test_what_is_no_openai_server_is_named(models):
     with small_server() as (server, url):
         server.models = models
-        with pytest.raises(DriftSchedError, match=f"{url}/v1/models cannot be used: "):
+        with pytest.raises(RunError, match=f"{url}/v1/models cannot be used: "):
             serve_one(url)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"server.url": "localhost:8000"}, "server.url: string should match pattern"),
-        ({"server": None}, "server: it says where engine: server is"),
-        ({"engine": "vllm"}, "server: it says where engine: server is"),
-        ({"engine_args": {"max_num_seqs": 8}}, "engine_args: a live server was started with its own"),
-        ({"server.max_in_flight": 0}, "server.max_in_flight: input should be greater than or equal to 1"),
+        ({"engine.server.url": "localhost:8000"}, "engine.server.url: string should match pattern"),
+        ({"engine.server": None}, "engine: server says where `kind: server` is"),
+        ({"engine.kind": "vllm"}, "engine: server says where `kind: server` is"),
+        ({"engine.args": {"max_num_seqs": 8}}, "engine: a live server was started with its own args"),
+        ({"engine.server.max_in_flight": 0}, "engine.server.max_in_flight: input should be greater than or equal to 1"),
     ],
 )
 def test_parameters_of_a_server_that_are_wrong_are_named(changes, message):
@@ -388,5 +385,5 @@ def test_parameters_of_a_server_that_are_wrong_are_named(changes, message):
 
 def test_a_key_that_is_not_in_the_environment_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
-    with pytest.raises(ParamsError, match=r"server.api_key_env: the environment holds no NO_KEY"):
-        run_grid(Params.load(SMOKE_SERVER, {"server.api_key_env": "NO_KEY"}), tmp_path)
+    with pytest.raises(ParamsError, match=r"engine.server.api_key_env: the environment holds no NO_KEY"):
+        run_grid(Params.load(SMOKE_SERVER, {"engine.server.api_key_env": "NO_KEY"}), tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from driftsched_lib.engines.profile import EngineLimits, FitError, Profile, Provenance, StepCost
+from driftsched_lib.engines.profile import FitError, StepCost
 
 HUBER = 1.345
 """Residuals beyond this many robust standard deviations lose weight (95% efficiency under a normal; Huber 1964)."""
@@ -18,14 +18,9 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool =
     """Return what each iteration of a run held and how long it took, one row per row of `steps`.
 
     An iteration starts at the end of the previous one or, if that left the engine empty, at the next dispatch.  A
-    sequence makes one token per iteration from its first token on, so its context is known in each.
-
-    A launch-bound engine launches the next iteration in that time, so the time belongs to the next one.  The first two
-    iterations after an idle period share their times and are left out.
-
-    Parameters:
-        steps, requests: tables of one run.
-        launch_bound: as in `Profile`.
+    sequence makes one token per iteration from its first token on, so its context is known in each.  If the engine is
+    `launch_bound`, an iteration's time is that of launching the next one, which it is therefore attributed to; the
+    first two iterations after an idle period share their times and are left out.
 
     Returns:
         Columns `seconds`, `prefill_steps` (1 if it computes a prompt), `prompts`, `prefill_tokens`, `decode_seqs`,
@@ -71,13 +66,8 @@ def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
     """Return what a server's iterations held on average while it decoded a request, one row per request.
 
     Clients do not see iterations, but each iteration gives each decoding sequence one token.  So n tokens take n - 1
-    iterations from the first to the last, and the other requests' times tell what else those iterations held.
-
-    Parameters:
-        requests: of a run whose requests did not wait inside the server.
-
-    Returns:
-        The columns of `iterations`, each a mean over a request's iterations.
+    iterations from the first to the last, and the other requests' times tell what else those iterations held, provided
+    that no request waited inside the server.  The columns are those of `iterations`.
     """
     done = requests[(requests.outcome == "completed") & (requests.output_tokens > 1)]
     done = done[done.finish_s > done.first_token_s]
@@ -117,13 +107,10 @@ def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
-    """Fit an iteration's seconds to what it held, by non-negative least squares with Huber's weights.
+    """Fit seconds to contents (see `iterations`) by non-negative least squares with Huber's weights.
 
     The weights keep a garbage collection or another process from deciding how large a cost is.  Such slow iterations
     happen all the same, so all costs are then scaled until the predicted seconds add up to the measured.
-
-    Parameters:
-        held: as `iterations` or `seen_by_clients` returns.
 
     Raises:
         ValueError: there are too few iterations, or they are too noisy.
@@ -177,11 +164,7 @@ def _fitted_sizes(decode_seqs: np.ndarray) -> list[int]:
 
 
 def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
-    """Return the seconds that iterations take by these costs.
-
-    Parameters:
-        held: as `iterations` returns.
-    """
+    """Return the seconds of iterations, given as by `iterations`, at these costs."""
     return (
         held.decode_seqs.map(step.decoding_s)
         + held.prefill_steps * step.per_prefill_step_s
@@ -191,38 +174,15 @@ def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
     ).to_numpy()
 
 
-def fit_profile(
-    steps: pd.DataFrame,
-    requests: pd.DataFrame,
-    limits: EngineLimits,
-    provenance: Provenance,
-    prompt_words: int,
-    counts_words: bool,
-) -> Profile:
-    """Return the profile of the engine that served a run.
+def fit_engine(steps: pd.DataFrame, requests: pd.DataFrame, async_scheduling: bool) -> tuple[StepCost, FitError, bool]:
+    """Return an engine's costs, how well they fit its run, and whether it is launch-bound (see `Profile`).
 
     Parameters:
         steps: empty for a live server: its costs are fitted to what its clients saw.
-        provenance: without its `fit`, which is filled in.
-        prompt_words: whitespace words of all completed prompts together.
-        counts_words: the run counted outputs by the word, so the profile states words per output token.
-
-    Raises:
-        ValueError: the costs cannot be told from this run.
     """
     step, error = fit_costs(seen_by_clients(requests) if steps.empty else iterations(steps, requests))
-    launch_bound = False
-    if limits.async_scheduling:
+    if async_scheduling:
         launched = fit_costs(iterations(steps, requests, launch_bound=True))
-        if launch_bound := launched[1].median_relative_error < error.median_relative_error:
-            step, error = launched
-    done = requests[requests.outcome == "completed"]
-    words_per_token = float(done.output_words.sum() / done.output_tokens.sum()) if counts_words else None
-    return Profile(
-        step=step,
-        limits=limits,
-        tokens_per_prompt_word=float(done.prompt_tokens.sum() / prompt_words),
-        words_per_output_token=words_per_token,
-        launch_bound=launch_bound,
-        provenance=provenance.model_copy(update={"fit": error}),
-    )
+        if launched[1].median_relative_error < error.median_relative_error:
+            return *launched, True
+    return step, error, False

@@ -1,51 +1,38 @@
 """A simulated vLLM: continuous batching, iteration by iteration, in virtual time."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import count
-from math import ceil, sqrt
+from math import ceil
 
 from driftsched_lib.engines.base import check_idle, check_progress, length_error
 from driftsched_lib.engines.profile import Profile
 from driftsched_lib.requests import Output, Request
 
+Lengths = Callable[[Request], tuple[int, int]]
+
 
 @dataclass(slots=True, eq=False)
 class _Sequence:
-    """A request in the engine (lengths in tokens).
-
-    Attributes:
-        output_tokens, blocks: output length and KV blocks held at its end.
-        error: why its output will be a failure.
-        num_output_tokens: generated before it began to decode; while it decodes, it has `iteration - origin`.
-        num_computed_tokens: tokens in the KV cache; while it decodes, these are all but the last.
-        admitted: grows with each admission.
-    """
+    """A request in the engine (lengths in tokens)."""
 
     request: Request
     prompt_tokens: int
-    output_tokens: int
-    blocks: int
-    error: str | None
-    num_output_tokens: int
+    output_tokens: int  # at its end
+    blocks: int  # KV blocks at its end
+    num_output_tokens: int  # until it decodes; from then on it has `iteration - origin`
     first_token_s: float | None
-    num_computed_tokens: int = 0
-    admitted: int = 0
+    num_computed_tokens: int = 0  # tokens in the KV cache; while it decodes, all but the last
+    admitted: int = 0  # grows with each admission
     origin: int = 0
 
     @property
     def uncomputed_tokens(self) -> int:
         """Tokens that must be computed before it decodes."""
         return self.prompt_tokens + self.num_output_tokens - self.num_computed_tokens
-
-
-@lru_cache(maxsize=1000)
-def _count_words(text: str) -> int:
-    return len(text.split())
 
 
 class SimulatedEngine:
@@ -60,31 +47,24 @@ class SimulatedEngine:
     one iteration longer, and a finished sequence keeps its slot and blocks for one more iteration.  A step then ends
     with the previous iteration, or with the launch of this one if the profile is `launch_bound`.
 
-    While sequences only decode, none ends and blocks suffice, the engine passes many iterations in one jump: their
-    summed cost has a closed form.  Times are computed from the last change of the decoding sequences, so that they are
-    the same to the last bit however many iterations a step passes.
+    While sequences only decode, none ends and blocks suffice, a step passes many iterations in one jump: their end has
+    a closed form.  It counts from the last change of the decoding sequences, so no jump changes a time by rounding.
 
     Parameters:
-        profile: costs and limits of the engine.
         lengths: returns a request's prompt and output tokens; by default `count_tokens` of its prompt, and
             `fixed_output_tokens` or else `max_tokens`.
         log_steps: keep one row per iteration in `steps`.  The engine then never jumps; results stay the same.
     """
 
-    def __init__(
-        self,
-        profile: Profile,
-        lengths: Callable[[Request], tuple[int, int]] | None = None,
-        log_steps: bool = False,
-    ):
+    def __init__(self, profile: Profile, lengths: Lengths | None = None, log_steps: bool = False):
         self.profile = profile
         self.limits, self._cost = profile.limits, profile.step
         self.max_num_seqs = profile.limits.max_num_seqs
         self.log_steps = log_steps
+        self._lengths = lengths or self._own_lengths
         self._async_scheduling = profile.limits.async_scheduling
         self._behind = int(self._async_scheduling and not profile.launch_bound)  # iterations that the clock lags
         self._decode_s = [profile.step.decoding_s(n) for n in range(self.max_num_seqs + 1)]
-        self._lengths = lengths or self._own_lengths
         self._in_flight: dict[str, _Sequence] = {}
         self.restart_clock()
 
@@ -112,7 +92,7 @@ class SimulatedEngine:
 
     def count_tokens(self, text: str) -> int:
         """Return a prompt's length in tokens, from its number of words."""
-        return ceil(_count_words(text) * self.profile.tokens_per_prompt_word)
+        return ceil(len(text.split()) * self.profile.tokens_per_prompt_word)
 
     def now(self) -> float:
         return self._now
@@ -126,23 +106,23 @@ class SimulatedEngine:
         Raises:
             ValueError: the request can never be served.
         """
-        prompt, wanted = self._lengths(request)
+        prompt, output = self._lengths(request)
         limits = self.limits
         if not 1 <= prompt < limits.max_model_len:
             raise ValueError(
                 f"the prompt has {prompt} tokens, and a context of {limits.max_model_len} takes 1 to "
                 f"{limits.max_model_len - 1}, to leave one for the output"
             )
-        if wanted < 1:
-            raise ValueError(f"the output has {wanted} tokens, it must have at least one")
-        output = min(wanted, limits.max_model_len - prompt)
+        if output < 1:
+            raise ValueError(f"the output has {output} tokens, it must have at least one")
+        output = min(output, limits.max_model_len - prompt)
         if self._blocks(prompt + output - 1) > limits.kv_blocks:
             raise ValueError(
                 f"{prompt} prompt and {output} output tokens can never fit the KV cache, "
                 f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
             )
-        blocks, error = self._blocks(prompt + output), length_error(request, output) if output < wanted else None
-        sequence = _Sequence(request, prompt, output, blocks, error, request.num_output_tokens, request.first_token_s)
+        blocks = self._blocks(prompt + output)
+        sequence = _Sequence(request, prompt, output, blocks, request.num_output_tokens, request.first_token_s)
         self._in_flight[request.request_id] = sequence
         self._waiting.append(sequence)
         self._promised += blocks
@@ -242,7 +222,7 @@ class SimulatedEngine:
         iteration that preempts admits none.
         """
         prefills = []
-        budget = self._token_budget()
+        budget = self.limits.max_num_batched_tokens - len(self._decoding)
         running = len(self._decoding) + len(self._ended)
         claimed = self._next_chunk_blocks()
         if self._prefilling is not None and budget:
@@ -269,24 +249,11 @@ class SimulatedEngine:
         if not self._fits(last - self._iteration):
             ahead = range(1, last - self._iteration + 1)
             last = self._iteration + bisect_right(ahead, self.limits.kv_blocks, key=self._used_blocks)
-        last -= self._behind
-        end_s = self._end_s(last)
-        if end_s > until:
-            # The root of `_end_s`, a quadratic, is near; rounding decides which iteration it is.
-            first, decoding = self._iteration + 1 - self._behind, len(self._decoding)
-            per_token = self._cost.per_context_token_s
-            growth, left = decoding * per_token, max(0.0, until - self._since_s)
-            pace = self._decode_s[decoding] + self._since_context * per_token - growth / 2
-            near = self._since_iteration + ceil(2 * left / (pace + sqrt(pace * pace + 2 * growth * left)))
-            last = max(near, first)
-            end_s = self._end_s(last)
-            while end_s < until:
-                last += 1
-                end_s = self._end_s(last)
-            while last > first and (before_s := self._end_s(last - 1)) >= until:
-                last, end_s = last - 1, before_s
+        first, last = self._iteration + 1 - self._behind, last - self._behind
+        if self._end_s(last) > until:
+            last = first + bisect_left(range(first, last), until, key=self._end_s)
         self._iteration = last + self._behind
-        self._end = self._end_s(self._iteration) if self._behind else end_s
+        self._end = self._end_s(self._iteration)
 
     def _end_s(self, iteration: int) -> float:
         """Return when an iteration ends if the decoding sequences have not changed since `_since_iteration`."""
@@ -327,9 +294,14 @@ class SimulatedEngine:
     def _output(self, sequence: _Sequence) -> Output:
         self._forget(sequence)
         tokens, per_token = sequence.output_tokens, self.profile.words_per_output_token
-        words = None if per_token is None else round(tokens * per_token)
         return Output(
-            sequence.request, sequence.prompt_tokens, tokens, words, sequence.first_token_s, self._now, sequence.error
+            request=sequence.request,
+            prompt_tokens=sequence.prompt_tokens,
+            tokens=tokens,
+            words=None if per_token is None else round(tokens * per_token),
+            first_token_s=sequence.first_token_s,
+            finish_s=self._now,
+            error=length_error(sequence.request, tokens),
         )
 
     def _made(self, sequence: _Sequence) -> int:
@@ -357,10 +329,6 @@ class SimulatedEngine:
         self._since_context += len(self._decoding) * (self._iteration - self._since_iteration)
         self._since_iteration, self._since_s = self._iteration, self._end
 
-    def _token_budget(self) -> int:
-        """Return how many prompt tokens the iteration may compute."""
-        return self.limits.max_num_batched_tokens - len(self._decoding)
-
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.limits.block_size)
 
@@ -369,7 +337,7 @@ class SimulatedEngine:
         if self._prefilling is None:
             return 0
         computed = self._prefilling.num_computed_tokens
-        chunk = min(self._prefilling.uncomputed_tokens, self._token_budget())
+        chunk = min(self._prefilling.uncomputed_tokens, self.limits.max_num_batched_tokens - len(self._decoding))
         return self._blocks(computed + chunk) - self._blocks(computed)
 
     def _fits(self, ahead: int, extra: int = 0) -> bool:

@@ -49,7 +49,7 @@ with get_context("fork").Pool(len(clients)) as pool, open(sys.argv[2], "w") as f
 _CLIENT_OPTIONS = (
     "--backend=openai --endpoint=/v1/completions --dataset-name=custom --custom-output-len=-1 --ignore-eos "
     "--disable-shuffle --skip-chat-template --disable-tqdm --save-detailed"
-).split()
+)
 _RESULTS = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "output_tokens": "output_lens"}
 
 
@@ -151,7 +151,7 @@ def send(url: str, model: str, loads: Sequence[TenantLoad]) -> pd.DataFrame:
                 "seed": i,
                 "extra-body": json.dumps(body),
             }
-            commands.append([*_CLIENT_OPTIONS, *(f"--{name}={value}" for name, value in mine.items())])
+            commands.append([*_CLIENT_OPTIONS.split(), *(f"--{name}={value}" for name, value in mine.items())])
         out, quietly = Path(folder, "results.json"), suppress(subprocess.TimeoutExpired)
         with child(_CLIENTS, json.dumps(commands), str(out), stdout=log, stderr=log) as clients, quietly:
             clients.wait(TIMEOUT_S)

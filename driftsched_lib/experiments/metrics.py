@@ -46,11 +46,7 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
 
 
 def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")) -> pd.DataFrame:
-    """Return P50, P95 and P99 of E2E, TTFT, queue wait (s) and slowdown, one row per group, as means over seeds.
-
-    Parameters:
-        done: from `latencies`, with `seed` and the columns `by`.
-    """
+    """Return P50, P95 and P99 of `latencies` and slowdown, one row per group, as means over seeds."""
     columns = {"e2e_s": "E2E (s)", "ttft_s": "TTFT (s)", "queue_wait_s": "queue wait (s)", "slowdown": "slowdown"}
     quantiles = done.groupby([*by, "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
     levels = [*range(len(by)), len(by) + 1]  # all but the seed
@@ -59,12 +55,7 @@ def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")
 
 
 def tails(requests: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return P99 of E2E and the longest queue wait (s), one row per run and group: `p99_e2e_s`, `longest_wait_s`.
-
-    Parameters:
-        requests: of `results.load`.
-        by: columns, such as `category` and `tier`.
-    """
+    """Return `p99_e2e_s` and `longest_wait_s` of `results.load`, one row per run and group of the columns `by`."""
     done = requests[requests.outcome == "completed"]
     times = done.assign(p99_e2e_s=done.finish_s - done.arrival_s, longest_wait_s=done.dispatch_s - done.arrival_s)
     groups = times.groupby(["batching", "policy", "estimator", "rate", "seed", *by], sort=False)
@@ -196,6 +187,17 @@ def busy_s(requests: pd.DataFrame) -> float:
     ends = np.maximum.accumulate(spans[:, 1])
     gaps = spans[1:, 0] - ends[:-1]
     return float(ends[-1] - spans[0, 0] - gaps[gaps > 0].sum()) or float("nan")
+
+
+def throughput(requests: pd.DataFrame) -> float:
+    """Return output tokens per second while anything was in the system, averaged over runs (column `run`)."""
+    return float(np.mean([run.output_tokens.sum() / busy_s(run) for _, run in requests.groupby("run")]))
+
+
+def barrier_waste(requests: pd.DataFrame) -> float:
+    """Return the share of the slots of static batches that wait, finished, for the longest of their batch."""
+    batches = requests.groupby(["run", "phase", "batch_id"]).output_tokens
+    return float(1 - requests.output_tokens.sum() / (batches.size() * batches.max()).sum())
 
 
 def estimation_errors(requests: pd.DataFrame) -> pd.Series:

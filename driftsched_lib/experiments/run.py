@@ -13,6 +13,7 @@ import pandas as pd
 from driftsched_lib.admission import Check, admission_check
 from driftsched_lib.classify import KeywordClassifier, TextClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
+from driftsched_lib.engines.telemetry import Telemetry
 from driftsched_lib.errors import RunError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.experiments.interrupts import remembered
@@ -20,7 +21,6 @@ from driftsched_lib.experiments.metrics import summarize
 from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.experiments.results import EngineSpeed, requests_table
-from driftsched_lib.experiments.telemetry import Telemetry
 from driftsched_lib.requests import Record
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import Batching, ContinuousBatching, QueueDepth, StaticBatching, serve

@@ -1,20 +1,19 @@
 """Deadlines from the tiers' service level objectives (SLOs)."""
 
-from driftsched_lib.policies.base import KeyedQueue
+from driftsched_lib.policies.base import KeyedQueue, example_order, example_request  # noqa: F401
 from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import not_negative
 
 
 class EarliestDeadline(KeyedQueue):
-    """Earliest deadline first: the request whose time to first token is due first (Liu and Layland, 1973).
+    """Serve the request whose time to first token is due first (EDF).
 
-    Where all start in any order at a steady pace and are here already, it meets every deadline that any order meets.
-    As requests come later, and a slot once given is not taken back, it may miss one that waiting would have met.  Under
-    overload it fails as a whole: what is late stays first, makes the next late in turn, and soon each request is served
-    just after its deadline.  None starves: it is passed only by those that came at most the difference of two
-    objectives later.
+    If all requests are here and start at a steady pace, it meets every deadline that any order meets.  Under overload,
+    late requests stay first and make the next ones late.  None starves: a request is passed only by those that arrive
+    at most the difference of two objectives later.  Source: Liu and Layland, 1973.  Cost: O(log n).
 
-    Cost: O(log n).
+    >>> example_order(EarliestDeadline(), example_request("b", tier="batch"), example_request("p", arrival_s=50.0))
+    ['p', 'b']
     """
 
     def __init__(self, tiers: Tiers = TIERS):
@@ -26,16 +25,14 @@ class EarliestDeadline(KeyedQueue):
 
 
 class LeastSlack(KeyedQueue):
-    """The request with the least time to spare before it must start, if its last token is to be in time.
+    """Serve the request that must start first to end within its tier's end-to-end objective.
 
-    That is as long before the end-to-end objective is due as the estimated output takes.  The slack of all shrinks
-    alike, so the key is the latest start.  Under overload it fails as `EarliestDeadline` does, and of a tier the long
-    requests, which have less slack, go first: the reverse of SJF.
+    Its estimated output takes `s_per_token` seconds per token.  So within a tier long requests go first, the reverse of
+    SJF.  Under overload it fails as `EarliestDeadline` does.  Source: least laxity first (Mok, 1983), applied when a
+    slot is free.  Cost: O(log n).
 
-    Source: least laxity first (Mok, 1983), asked only where a slot is free.  Cost: O(log n).
-
-    Parameters:
-        s_per_token: seconds that a running request takes for an output token.
+    >>> example_order(LeastSlack(), example_request("short", 20), example_request("long", 400))
+    ['long', 'short']
     """
 
     def __init__(self, s_per_token: float = 0.03, tiers: Tiers = TIERS):

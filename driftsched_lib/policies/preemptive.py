@@ -1,29 +1,27 @@
-"""Policies that take a slot back from a running request."""
+"""Policies that preempt running requests."""
 
 from collections.abc import Iterable
 from heapq import heapify
 from math import inf
 
-from driftsched_lib.policies.base import KeyedQueue
+from driftsched_lib.policies.base import KeyedQueue, example_order, example_request  # noqa: F401
 from driftsched_lib.requests import Request
 from driftsched_lib.validation import not_negative, positive
 
 
 class ShortestRemaining(KeyedQueue):
-    """Shortest remaining processing time first (SRPT), on estimates: the fewest output tokens yet to come.
+    """Serve the request with the fewest estimated output tokens to come first (SRPT).
 
-    A running request gives its place to the first queued one if that has fewer tokens to come, the recomputation of
-    what the running one has in the KV cache counted on top; of several, the one that wins most by it.  One that has
-    outlived its estimate counts as about to end and is left alone, so estimates that are too short cost no
-    preemption, and nothing is preempted for ever; but nothing bounds the wait of a long request.
+    The first queued request preempts the running one that has the most tokens to come, if these are more than its own.
+    Each of its tokens in the KV cache counts against that as `recompute` output tokens.  A request that has outlived
+    its estimate is left alone, so nothing is preempted for ever.  Nothing bounds the wait of a long request.  Source:
+    Schrage, 1968, who proved that with known sizes and free preemption no policy has a lower mean response time on one
+    server.  Cost: O(log n), and O(running requests) to find a victim.
 
-    Source: Schrage, "A Proof of the Optimality of the Shortest Remaining Processing Time Discipline", 1968: no policy
-    has a lower mean response time on one server whose sizes are known and whose preemptions are free.
-
-    Cost: O(log n), and O(running requests) where one might give its place.
-
-    Parameters:
-        recompute: output tokens whose time a token takes that is computed again.
+    >>> queue, long = ShortestRemaining(), example_request("long", 400)
+    >>> queue.add(example_request("short", 20))
+    >>> queue.victim([long], now=0.0) is long
+    True
     """
 
     preemptive = True
@@ -33,13 +31,12 @@ class ShortestRemaining(KeyedQueue):
         self.recompute = not_negative("recompute", recompute)
 
     def key(self, request: Request) -> float:
-        return tokens_to_come(request)
+        return max(1, request.estimate.output_tokens - request.num_output_tokens)
 
     def victim(self, running: Iterable[Request], now: float) -> Request | None:
         if not len(self):
             return None
-        most: float = tokens_to_come(self.peek(now))
-        longest = None
+        most, longest = self.key(self.peek(now)), None
         for request in running:
             made = request.num_output_tokens
             to_come = request.estimate.output_tokens - made
@@ -48,40 +45,29 @@ class ShortestRemaining(KeyedQueue):
         return longest
 
 
-def tokens_to_come(request: Request) -> int:
-    """The estimated output less what has been made of it, at least one token."""
-    return max(1, request.estimate.output_tokens - request.num_output_tokens)
-
-
 class MultilevelFeedback(KeyedQueue):
-    """Requests sink through levels as they run, the highest level first, FIFO within; it needs no estimate (MLFQ).
+    """Serve the highest level first, FIFO within; requests sink as they run (MLFQ).  It needs no estimate.
 
-    A request is at the top until it has made `quantum_tokens`, at the next level for twice as many more, and so on; one
-    that runs gives its slot to the first queued one if that is of a higher level, and is computed again when it comes
-    back.  So a request learns its size by running, as in the multilevel feedback queue of Corbato et al. (1962), and
-    short ones pass long ones whose lengths nobody knew.  Every `boost_s` seconds all that are queued go back to the
-    top in the order in which they were queued, with a new quantum: none waits longer than that, and then for those
-    queued before it, as under FIFO.
+    A request is at the top of so many `levels` for its first `quantum_tokens` of output, at the next for twice as many,
+    and so on.  The first queued request preempts a running one of a lower level.  Every `boost_s` seconds all queued
+    requests return to the top in order of queueing, with a new quantum, so each waits only for those before it.
+    Source: Corbato et al., 1962.  Cost: O(log n), O(running requests) to find a victim, and O(n) per boost.
 
-    Cost: O(log n), O(running requests) where one might give its place, and O(n) at a boost.
-
-    Parameters:
-        quantum_tokens: output tokens at the top.
-        levels: how many there are.
-        boost_s: seconds from one boost to the next.
+    >>> queue, long = MultilevelFeedback(quantum_tokens=64), example_request("long", num_output_tokens=64)
+    >>> queue.add(example_request("new"))
+    >>> queue.victim([long], now=0.0) is long
+    True
     """
 
     preemptive = True
 
     def __init__(self, quantum_tokens: int = 64, levels: int = 5, boost_s: float = 60.0):
-        if quantum_tokens < 1 or levels < 1:
-            raise ValueError(f"quantum_tokens is {quantum_tokens} and levels is {levels}: each must be at least one")
         super().__init__()
-        self.quantum_tokens = quantum_tokens
-        self.levels = levels
+        self.quantum_tokens = int(positive("quantum_tokens", quantum_tokens))
+        self.levels = int(positive("levels", levels))
         self.boost_s = positive("boost_s", boost_s)
         self._boost_at_s = -inf
-        self._made_before: dict[str, int] = {}  # by id: output tokens at its last boost, where there were any
+        self._made_before: dict[str, int] = {}  # by id: output tokens at its last boost, if there were any
 
     def key(self, request: Request) -> float:
         quanta = (request.num_output_tokens - self._made_before.get(request.request_id, 0)) // self.quantum_tokens

@@ -1,187 +1,134 @@
-"""Fair shares of the engine's tokens for tenants, however many of them are in a tier and whatever each sends."""
+"""Fair shares of the engine's tokens for tenants, however many share a tier and whatever each sends."""
 
 from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
+from operator import attrgetter
 
-from driftsched_lib.policies.base import Policy, in_pop_order, total_tokens
+from driftsched_lib.policies.base import Entry, Lanes, example_order, example_request, total_tokens  # noqa: F401
 from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import not_negative, positive
 
-FEW_TENANTS = 64
-"""So many idle tenants may be remembered beyond twice those that matter: looking for them is then O(1), amortised."""
+MAX_IDLE_TENANTS = 64  # remembered beyond twice those that matter, so that forgetting is O(1), amortised
 
 
-def weights(tiers: Tiers) -> dict[str, float]:
-    """Return the weight of each tier."""
-    return {name: tier.weight for name, tier in tiers.items()}
+class LeastServed(Lanes[str]):
+    """Serve the tenant that has had the least first, ties by the oldest request.
 
-
-class LeastServed(Policy):
-    """The tenant that has had the least first, of equal ones the one whose oldest request came first; FIFO within.
-
-    A tenant is charged for a request when it is dispatched, once even if the request comes back and is dispatched
-    again.  One that had nothing queued is lifted to the `floor`, so that idleness earns no credit; it is forgotten once
-    it has nothing here and has had no more than that.
-
-    Cost: O(log tenants) for each operation, amortised.  A tenant that moves leaves a stale entry in the heap; when
-    there are more stale entries than tenants queued, the heap is rebuilt.
-
-    Attributes:
-        had: what each tenant has had, by its name.
+    A request is charged to its tenant at its first dispatch.  A tenant that joins is lifted to `floor`, so idleness
+    earns no credit.  `had` is what each tenant has had; those who are gone and would be lifted are forgotten.
     """
 
     def __init__(self, tiers: Tiers) -> None:
-        self.weights = weights(tiers)
+        super().__init__(attrgetter("tenant"))
+        self.weights = {name: tier.weight for name, tier in tiers.items()}
         self.had: dict[str, float] = {}
-        self._charged: dict[str, tuple[str, float]] = {}  # by id of a request that was popped: tenant and charge
-        self._queues: dict[str, OrderedDict[str, tuple[int, Request]]] = {}  # by tenant: those who have one
-        self._tenants: dict[str, str] = {}  # by request id
-        self._places: dict[str, tuple[float, int, str]] = {}  # by tenant: its entry in the heap
-        self._heap: list[tuple[float, int, str]] = []
-        self._added = 0
-        self._forget_at = FEW_TENANTS
+        self._charged: dict[str, tuple[str, float]] = {}  # by id of a popped request: tenant and charge
+        self._heads: dict[str, Entry] = {}  # by tenant with requests queued: what it has had, and its first request
+        self._forget_at = MAX_IDLE_TENANTS
 
     @abstractmethod
     def charge(self, request: Request, output_tokens: int) -> float:
-        """What a request counts for its tenant."""
+        """Return what a request counts for its tenant."""
 
     @abstractmethod
     def floor(self) -> float:
-        """What a tenant that joins counts as having had, if it has had less."""
+        """Return the least that a tenant counts as having had when it joins."""
 
     def add(self, request: Request) -> None:
-        if request.request_id in self._tenants:
-            raise ValueError(f"request {request.request_id!r} is queued already")
+        super().add(request)
         tenant = request.tenant
-        self._tenants[request.request_id] = tenant
-        self._added += 1
-        if tenant in self._queues:
-            self._queues[tenant][request.request_id] = (self._added, request)
-        else:
+        if tenant not in self._heads:
             self.had[tenant] = max(self.had.get(tenant, 0.0), self.floor())
-            self._queues[tenant] = OrderedDict({request.request_id: (self._added, request)})
             self._move(tenant)
             if len(self.had) > self._forget_at:
                 self._forget()
 
-    def pop(self, now: float) -> Request:
-        tenant = self._first()
-        request_id, (_, request) = self._queues[tenant].popitem(last=False)
-        del self._tenants[request_id]
-        if request_id not in self._charged:
-            charge = self.charge(request, request.estimate.output_tokens)
-            self._charged[request_id] = tenant, charge
-            self.had[tenant] += charge
-        self._settle(tenant)
-        return request
+    def choose(self, now: float) -> str:
+        while self._heads.get(self._heap[0][2].tenant) is not self._heap[0]:
+            heappop(self._heap)
+        return self._heap[0][2].tenant
 
-    def peek(self, now: float) -> Request:
-        return next(iter(self._queues[self._first()].values()))[1]
+    def pop(self, now: float) -> Request:
+        request = self.peek(now)
+        if request.request_id not in self._charged:
+            charge = self.charge(request, request.estimate.output_tokens)
+            self._charged[request.request_id] = request.tenant, charge
+            self.had[request.tenant] += charge
+        return self.remove(request.request_id)
 
     def remove(self, request_id: str) -> Request:
-        tenant = self._tenants.pop(request_id)
-        request = self._queues[tenant].pop(request_id)[1]
-        self._settle(tenant)
+        request = super().remove(request_id)
+        self._move(request.tenant)
         return request
 
     def on_finish(self, request: Request, output_tokens: int) -> None:
         del self._charged[request.request_id]
 
     def _move(self, tenant: str) -> None:
-        """Put a queued tenant where what it has had and its oldest request belong."""
-        place = (self.had[tenant], next(iter(self._queues[tenant].values()))[0], tenant)
-        self._places[tenant] = place
-        heappush(self._heap, place)
-        if len(self._heap) > 2 * len(self._places):
-            self._heap = list(self._places.values())
-            heapify(self._heap)
-
-    def _settle(self, tenant: str) -> None:
-        if self._queues[tenant]:
-            self._move(tenant)
+        """Note that what a tenant has had, or its first request, has changed."""
+        if tenant in self._lanes:
+            _, age, request = self._lanes[tenant][0]
+            head = self._heads[tenant] = (self.had[tenant], age, request)
+            heappush(self._heap, head)
+            self._drop_dead(self._heads)
         else:
-            del self._queues[tenant], self._places[tenant]
-
-    def _first(self) -> str:
-        while self._places.get(self._heap[0][2]) is not self._heap[0]:
-            heappop(self._heap)
-        return self._heap[0][2]
+            self._heads.pop(tenant, None)
 
     def _forget(self) -> None:
         """Keep those who have something here, and those whom `floor` would not lift."""
         floor = self.floor()
-        here = self._queues.keys() | {tenant for tenant, _ in self._charged.values()}
+        here = self._lanes.keys() | {tenant for tenant, _ in self._charged.values()}
         self.had = {tenant: had for tenant, had in self.had.items() if tenant in here or had > floor}
-        self._forget_at = 2 * len(self.had) + FEW_TENANTS
-
-    def __len__(self) -> int:
-        return len(self._tenants)
-
-    def __iter__(self) -> Iterator[Request]:
-        return in_pop_order(self, [request for queue in self._queues.values() for _, request in queue.values()])
+        self._forget_at = 2 * len(self.had) + MAX_IDLE_TENANTS
 
 
 class VirtualTokenCounter(LeastServed):
-    """The tenant with the smallest virtual token counter first; FIFO within (VTC, Sheng et al., OSDI 2024).
+    """Serve the tenant with the smallest virtual token counter first, FIFO within (VTC).
 
-    A tenant's counter grows by `(input_price * input + output_price * output) / weight of its tier`.  The estimated
-    output is charged when the request is dispatched, and when it ends the counter is set right by what was made.
-    A tenant that had nothing queued is lifted to the smallest counter of those that have, or, where none has, to that
-    of the tenant that was the last to have.
+    A counter grows by a request's price, `input_price` and `output_price` per token, over its tier's weight.  Dispatch
+    charges the estimated output; the end corrects it.  A tenant that joins is lifted to the smallest counter of those
+    queued, or else to the last one's.  While two tenants both have requests queued, their counters differ by at most
+    the largest request and the errors of running estimates.  Source: Sheng et al., OSDI 2024.  Cost: O(log n).
 
-    While two tenants both have requests queued, their counters differ by at most what the largest request costs and
-    what the estimates of running requests are wrong by; so do their shares of service per weight.
-
-    Cost: O(log tenants).
-
-    Parameters:
-        tiers: by their weights; a tenant of twice the weight may have twice the tokens.
-        input_price, output_price: of a token; output tokens cost the engine more.
+    >>> example_order(VirtualTokenCounter(), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
+    ['a1', 'b1', 'a2']
     """
 
     def __init__(self, input_price: float = 1.0, output_price: float = 2.0, tiers: Tiers = TIERS):
         super().__init__(tiers)
         self.input_price = not_negative("input_price", input_price)
         self.output_price = positive("output_price", output_price)
-        self._last = ""  # the tenant that had a request queued when none other had
+        self._last = ""  # the tenant that had a request queued when no other had
 
     def charge(self, request: Request, output_tokens: int) -> float:
         cost = self.input_price * request.input_tokens + self.output_price * output_tokens
         return cost / self.weights[request.tier]
 
     def floor(self) -> float:
-        return self.had[self._first()] if self._places else self.had.get(self._last, 0.0)
+        return self.had[self.choose(0.0)] if self._heads else self.had.get(self._last, 0.0)
+
+    def remove(self, request_id: str) -> Request:
+        request = super().remove(request_id)
+        if not self._lanes:
+            self._last = request.tenant
+        return request
 
     def on_finish(self, request: Request, output_tokens: int) -> None:
         tenant, charged = self._charged.pop(request.request_id)
         self.had[tenant] += self.charge(request, output_tokens) - charged
-        if tenant in self._places:
-            self._move(tenant)
-
-    def _settle(self, tenant: str) -> None:
-        super()._settle(tenant)
-        if not self._places:
-            self._last = tenant
+        self._move(tenant)
 
 
 class WeightedFairQueueing(LeastServed):
-    """The tenant with the smallest start tag first: when its share of the engine, were that an engine of its own,
-    would begin its oldest request; FIFO within.
+    """Serve the tenant with the smallest start tag first, FIFO within (start-time fair queueing).
 
-    Start-time fair queueing (Goyal, Vin and Cheng, 1996), which stays fair on a server whose speed varies.  A tenant's
-    tag grows by the estimated total over the weight of the tier when a request of it is dispatched, and is at least
-    the virtual time when it joins: the tag of the tenant served last or, once nothing is queued, the end of all.
-    (There a request is tagged when it arrives; as a tenant's tags follow one another while it has requests queued, this
-    is the same order, and a request that is cancelled in the queue leaves no trace.)  While two tenants both have
-    requests queued, their tokens per weight differ by at most the largest request of the one and of the other, each
-    over its weight.  Tags are never corrected, so a tenant gains by requests that turn out longer than estimated.
+    A tag grows by the estimated total over the tier's weight per request dispatched.  A tenant joins at no less than
+    the virtual time: the tag served last or, once nothing is queued, the end of all.  While two tenants both have
+    requests queued, their tokens per weight differ by at most the largest request of each, over its weight.  Tags are
+    never corrected, so a tenant gains by underestimated requests.  Source: Goyal, Vin and Cheng, 1996.  Cost: O(log n).
 
-    Cost: O(log tenants).
-
-    Parameters:
-        tiers: by their weights.
+    >>> example_order(WeightedFairQueueing(), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
+    ['a1', 'b1', 'a2']
     """
 
     def __init__(self, tiers: Tiers = TIERS):
@@ -196,49 +143,45 @@ class WeightedFairQueueing(LeastServed):
         return self._virtual_time
 
     def pop(self, now: float) -> Request:
-        self._virtual_time = self.had[self._first()]
+        self._virtual_time = self.had[self.choose(now)]
         request = super().pop(now)
         self._latest_end = max(self._latest_end, self.had[request.tenant])
-        if not self._places:
+        if not self._lanes:
             self._virtual_time = self._latest_end
         return request
 
 
-class DeficitRoundRobin(Policy):
-    """Tenants take turns; a turn adds a quantum to what the tenant may spend on estimated totals, oldest request first.
+class DeficitRoundRobin(Lanes[str]):
+    """Give tenants turns; a turn adds `quantum_tokens` times the tier's weight to what the tenant may spend (DRR).
 
-    What is left over is kept for the next turn, unless the tenant has nothing queued any more (Shreedhar and Varghese,
-    1995).  While two tenants both have requests queued, their tokens per weight differ by at most one quantum and the
-    largest request over the weight of the one and over that of the other.  The tenant whose turn it is stays first
-    until a pop or a peek finds its oldest request too large for what it has left.  A request that comes back has been
-    paid for.
+    A request costs its estimated total, once even if preempted.  A tenant keeps its turn until its oldest request costs
+    more than it has left, and keeps the rest while it has requests queued.  While two tenants both have requests
+    queued, their tokens per weight differ by at most one quantum and the largest request of each, over its weight.
+    Source: Shreedhar and Varghese, 1995.  Cost: O(log n), if a quantum is not much smaller than a request.
 
-    Cost: O(1), amortised, as long as a quantum is not much smaller than a request.
-
-    Parameters:
-        quantum_tokens: estimated tokens a turn for a weight of one.
-        tiers: by their weights.
+    >>> example_order(DeficitRoundRobin(20), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
+    ['a1', 'b1', 'a2']
     """
 
     def __init__(self, quantum_tokens: int = 128, tiers: Tiers = TIERS):
-        if quantum_tokens < 1:
-            raise ValueError(f"quantum_tokens is {quantum_tokens}, it must be at least one")
-        self.quantum_tokens = quantum_tokens
-        self.weights = weights(tiers)
-        self._queues: OrderedDict[str, OrderedDict[str, Request]] = OrderedDict()  # by tenant, in the order of turns
-        self._tenants: dict[str, str] = {}  # by request id
-        self._left: dict[str, float] = {}  # by tenant: tokens that it may still spend
-        self._paid: set[str] = set()  # ids of requests that were popped
-        self._turn_begun = False
+        super().__init__(attrgetter("tenant"))
+        self.quantum_tokens = positive("quantum_tokens", quantum_tokens)
+        self.weights = {name: tier.weight for name, tier in tiers.items()}
+        self._left: dict[str, float] = {}  # by tenant with requests queued: tokens that it may still spend
+        self._paid: set[str] = set()  # ids of popped requests
+        self._turn: str | None = None  # the tenant whose turn has begun
 
-    def add(self, request: Request) -> None:
-        if request.request_id in self._tenants:
-            raise ValueError(f"request {request.request_id!r} is queued already")
-        self._tenants[request.request_id] = request.tenant
-        if request.tenant not in self._queues:
-            self._queues[request.tenant] = OrderedDict()
-            self._left[request.tenant] = 0.0
-        self._queues[request.tenant][request.request_id] = request
+    def choose(self, now: float) -> str:
+        while True:
+            tenant = next(iter(self._lanes))
+            request = self._lanes[tenant][0][2]
+            if tenant != self._turn:
+                self._left[tenant] = self._left.get(tenant, 0.0) + self.quantum_tokens * self.weights[request.tier]
+                self._turn = tenant
+            if self._price(request) <= self._left[tenant]:
+                return tenant
+            self._lanes.move_to_end(tenant)
+            self._turn = None
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
@@ -246,27 +189,12 @@ class DeficitRoundRobin(Policy):
         self._paid.add(request.request_id)
         return self.remove(request.request_id)
 
-    def peek(self, now: float) -> Request:
-        if not self._queues:
-            raise IndexError("peek into an empty queue")
-        while True:
-            tenant, queue = next(iter(self._queues.items()))
-            request = next(iter(queue.values()))
-            if not self._turn_begun:
-                self._left[tenant] += self.quantum_tokens * self.weights[request.tier]
-                self._turn_begun = True
-            if self._price(request) <= self._left[tenant]:
-                return request
-            self._queues.move_to_end(tenant)
-            self._turn_begun = False
-
     def remove(self, request_id: str) -> Request:
-        tenant = self._tenants.pop(request_id)
-        request = self._queues[tenant].pop(request_id)
-        if not self._queues[tenant]:
-            if tenant == next(iter(self._queues)):
-                self._turn_begun = False
-            del self._queues[tenant], self._left[tenant]
+        request = super().remove(request_id)
+        if request.tenant not in self._lanes:
+            self._left.pop(request.tenant, None)
+            if self._turn == request.tenant:
+                self._turn = None
         return request
 
     def on_finish(self, request: Request, output_tokens: int) -> None:
@@ -274,9 +202,3 @@ class DeficitRoundRobin(Policy):
 
     def _price(self, request: Request) -> int:
         return 0 if request.request_id in self._paid else total_tokens(request)
-
-    def __len__(self) -> int:
-        return len(self._tenants)
-
-    def __iter__(self) -> Iterator[Request]:
-        return in_pop_order(self, [request for queue in self._queues.values() for request in queue.values()])

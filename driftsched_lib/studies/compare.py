@@ -1,7 +1,6 @@
 """The statistics of all studies: estimates with intervals, changes paired by seed or by request.
 
-Intervals over seeds are Student's, because seeds are independent.  With few seeds, or for a statistic that is no mean,
-they are percentile bootstraps from a fixed generator, so that a table is the same whenever it is made.
+Intervals over seeds, which are independent, are Student's.  Others are percentile bootstraps from a fixed generator.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,6 @@ from scipy.stats import t as student
 
 MIN_SEEDS = 10
 """This many independent runs give an interval of their own."""
-
 Statistic = Callable[[np.ndarray], np.ndarray]
 Setting = Mapping[str, Any]
 """Values of columns, which together select rows."""
@@ -60,91 +58,63 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
+def by_seed(summary: pd.DataFrame, column: str, setting: Setting) -> pd.Series:
+    """Return a column of the runs of a setting; ValueError unless there is one run per seed."""
+    values = select(summary, **setting).set_index("seed")[column].sort_index()
+    if values.empty or values.index.has_duplicates:
+        raise ValueError(f"{dict(setting)} selects {len(values)} runs of {values.index.nunique()} seeds")
+    return values
+
+
 def paired_change(
     summary: pd.DataFrame, column: str, treated: Setting, baseline: Setting, relative: bool = True
 ) -> Interval:
-    """Return the mean over seeds of `treated / baseline - 1`, or of the difference; both served the same requests.
-
-    Parameters:
-        summary: one row per run, with `seed`; each setting selects one run per seed.
-
-    Raises:
-        ValueError: a setting does not select one run per seed.
-    """
-    sides = [select(summary, **setting).set_index("seed")[column] for setting in (treated, baseline)]
-    for setting, side in zip((treated, baseline), sides, strict=True):
-        if side.empty or side.index.has_duplicates:
-            raise ValueError(f"{dict(setting)} selects {len(side)} runs of {side.index.nunique()} seeds")
-    change = sides[0] / sides[1] - 1 if relative else sides[0] - sides[1]
-    return mean_interval(change.dropna())
+    """Return the mean over seeds, each of the same requests, of `treated / baseline - 1`, or of the difference."""
+    after, before = (by_seed(summary, column, setting) for setting in (treated, baseline))
+    return mean_interval((after / before - 1 if relative else after - before).dropna())
 
 
 def changes(
-    summary: pd.DataFrame,
-    baseline: Setting,
-    settings: Mapping[str, Setting],
-    columns: Sequence[str],
-    differences: Sequence[str] = (),
+    summary: pd.DataFrame, baseline: Setting, settings: Mapping[str, Setting], columns: Sequence[str]
 ) -> pd.DataFrame:
-    """Return `paired_change` of each setting, by name, and column: one row each with `change`, `low` and `high`.
-
-    Parameters:
-        differences: the columns that are compared by their difference.
-    """
+    """Return `paired_change` of each setting, by name, and column: one row each with `change`, `low` and `high`."""
     rows = []
     for name, setting in settings.items():
         for column in columns:
-            change = paired_change(summary, column, setting, baseline, column not in differences)
+            change = paired_change(summary, column, setting, baseline)
             rows.append((name, column, change.estimate, change.low, change.high))
     return pd.DataFrame(rows, columns=["setting", "column", "change", "low", "high"])
 
 
 def behind_best(values: pd.DataFrame, larger_is_better: bool = False) -> pd.Series:
-    """Return how far each column is behind the one with the best mean, the best first; see `differences_at_once`.
-
-    A column whose interval reaches 0 cannot be told from the best.
-    """
+    """Return `differences_at_once` from the column with the best mean, the best first; 0 or less is as good as it."""
     costs = -values if larger_is_better else values
     costs = costs[costs.mean().sort_values(kind="stable").index]
     return differences_at_once(costs, costs.iloc[:, 0])
 
 
 def differences_at_once(values: pd.DataFrame, reference: pd.Series) -> pd.Series:
-    """Return each column's mean difference from a reference; all intervals hold at once with 95% (Bonferroni).
-
-    Parameters:
-        values: one row per seed, one column per setting.
-    """
+    """Return each column's mean difference over seeds from a reference; all intervals hold at once (Bonferroni)."""
     confidence = 1 - 0.05 / max(1, len(values.columns) - 1)
     differences = values.sub(reference, axis=0)
     return pd.Series([mean_interval(differences[column].dropna(), confidence) for column in values], values.columns)
 
 
 def share_of_gap(summary: pd.DataFrame, column: str, setting: Setting, baseline: Setting, bound: Setting) -> Interval:
-    """Return how much of the mean difference between `baseline` and `bound` a setting closes.
-
-    Parameters:
-        summary: one row per run, with `seed`; each setting selects one run per seed.
-    """
-    base, middle, best = (
-        select(summary, **side).set_index("seed")[column].sort_index() for side in (baseline, setting, bound)
-    )
-    gained, gap = (base - middle).to_numpy(), (base - best).to_numpy()
-    return over_seeds(lambda weights: (weights @ gained) / (weights @ gap), len(gap), resamples=2000)
+    """Return how much of the mean difference between `baseline` and `bound` a setting closes; see `by_seed`."""
+    base, middle, best = (by_seed(summary, column, side).to_numpy() for side in (baseline, setting, bound))
+    return over_seeds(lambda weights: (weights @ (base - middle)) / (weights @ (base - best)), len(base), 2000)
 
 
 def over_seeds(statistic: Statistic, seeds: int, resamples: int = 1000, method: str = "linear") -> Interval:
-    """Return a statistic with its 95% percentile bootstrap over seeds.
+    """Return a statistic with its 95% bootstrap over seeds.
 
-    Parameters:
-        statistic: from one row of weights per resample, how often each seed was drawn, to one value per row.
-        method: numpy's for quantiles; `nearest` where the statistic can be infinite.
+    The statistic takes one row per resample, with how often each seed was drawn, and returns one value per row.  Where
+    that can be infinite, numpy's method for quantiles must be `nearest`.
     """
     draws = np.random.default_rng(0).integers(0, seeds, (resamples, seeds))
-    counts = [np.bincount(draw, minlength=seeds) for draw in draws]
-    values = statistic(np.vstack([np.ones(seeds), *counts]))
-    low, high = np.quantile(values[1:], [0.025, 0.975], method=method)
-    return Interval(float(values[0]), float(low), float(high))
+    values = statistic(np.vstack([np.ones(seeds), *(np.bincount(draw, minlength=seeds) for draw in draws)]))
+    return Interval(float(values[0]), *map(float, np.quantile(values[1:], [0.025, 0.975], method=method)))
 
 
 def bootstrap(
@@ -155,14 +125,9 @@ def bootstrap(
     contrast: Callable[..., np.ndarray] = lambda values: values,
     **options: Any,
 ) -> Interval:
-    """Return a contrast of the statistic under several settings, paired by seed and request; see `intervals`.
+    """Return a contrast of the statistic under several settings, paired by `seed` and `request_id`; see `intervals`.
 
-    Parameters:
-        frame: one row per request, with `seed`, `request_id` and `column`.
-        contrast: of one array of statistics per setting; the statistic itself for one setting.
-
-    Raises:
-        ValueError: no request is there under all settings.
+    Raises ValueError if no request is there under all settings.
     """
     sides = [select(frame, **setting).set_index(["seed", "request_id"])[column] for setting in settings]
     paired = pd.concat(sides, axis=1, join="inner", keys=range(len(sides))).astype(float)
@@ -191,10 +156,10 @@ def intervals(
     block: int = 50,
     confidence: float = 0.95,
 ) -> list[Interval]:
-    """Return contrasts of several statistics of the same requests under several settings, averaged over seeds.
+    """Return contrasts of several statistics of the same requests under several settings, as means over seeds.
 
-    `MIN_SEEDS` seeds give Student's interval.  Fewer give a percentile bootstrap on two levels: seeds, and within a
-    seed the same blocks of consecutive requests for all settings, because neighbours share a queue (Künsch, 1989).
+    `MIN_SEEDS` seeds give Student's interval.  Fewer are resampled on two levels: seeds, and within a seed the same
+    blocks of consecutive requests for all settings, because neighbours share a queue (Künsch, 1989).
 
     Parameters:
         runs: one array per seed, settings x requests, in order of arrival.
@@ -212,8 +177,7 @@ def intervals(
         starts = rng.integers(0, n - length + 1, (resamples, -(-n // length)))
         rows = (starts[..., None] + np.arange(length)).reshape(resamples, -1)[:, :n]
         resampled.append(contrast(*(statistics(side[rows]) for side in values)))
-    seeds = rng.integers(0, len(runs), (resamples, len(runs)))
-    draws = rng.integers(0, resamples, (resamples, len(runs)))
+    seeds, draws = (rng.integers(0, top, (resamples, len(runs))) for top in (len(runs), resamples))
     means = np.moveaxis(resampled, 1, -1)[seeds, draws].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return [Interval(*map(float, ends)) for ends in zip(np.mean(estimates, axis=0), low, high, strict=True)]

@@ -1,9 +1,7 @@
 """The drift lab: streams of requests replayed through estimators, without an engine, and how good the estimates were.
 
-A replay is a table with one row per request in order of arrival: `position`, `category`, `tenant`, `estimated_tokens`,
-`actual_tokens`, `low_tokens`, `high_tokens`, and `probe_tokens`, the estimate of one fixed request of that category,
-which tells the estimator's movement from that of the requests.  Many replays are one table with `estimator`, `scenario`
-and `seed`.
+A replay is a table of `position` and `COLUMNS`, one row per request in order of arrival.  Its probe is the estimate of
+one fixed request per category.  Many replays are one table with `estimator`, `scenario` and `seed`.
 """
 
 from collections import deque
@@ -31,7 +29,7 @@ COLUMNS = ["category", "tenant", "estimated_tokens", "actual_tokens", "low_token
 
 def lab_load(scenario: str, seed: int, requests: int = 2000) -> list[Request]:
     """Return a load under a scenario: four categories in equal shares, classified rightly, evenly over `DAYS` days."""
-    phase = Phase(name="lab", share=1.0, mix=dict.fromkeys(BASE_TOKENS, 0.25), gap_s=[0.0, 1.0])
+    phase = Phase(name="lab", gap_s=[0.0, 1.0])
     [load] = make_load(WorkloadParams(label_prefix=False, phases=[phase]), requests, seed, capacity_tokens_per_s=1.0)
     changed = drifted(load.requests, scenario, seed, BASE_TOKENS)
     for i, request in enumerate(changed):
@@ -49,19 +47,20 @@ def replay(
 ) -> pd.DataFrame:
     """Estimate each request, and let the estimator observe its length when `delay` more have been estimated.
 
-    Parameters:
-        lengths: output tokens of each request; None for the lengths at which the load fixes them.
-        probe_tenant: the tenant of the probe.
+    Lengths (output tokens) are by default those at which the load fixes the outputs.
     """
     if lengths is None:
         lengths = [request.fixed_output_tokens for request in requests]
     rows, in_flight = [], deque()
     for request, length in zip(requests, lengths, strict=True):
         made = request.estimate = estimator.estimate(request)
-        prompt = build_prompt(request.category, "Load Balancing", 0)
-        probe = replace(request, prompt=prompt, tenant=probe_tenant, tier="standard", fixed_output_tokens=length)
-        row = (request.category, request.tenant, made.output_tokens, length, made.low_tokens, made.high_tokens)
-        rows.append((*row, estimator.estimate(probe).output_tokens))
+        probe = replace(request, tenant=probe_tenant, tier="standard", fixed_output_tokens=length)
+        probe.prompt, interval = (
+            build_prompt(request.category, "Load Balancing", 0),
+            (made.low_tokens, made.high_tokens),
+        )
+        estimates = made.output_tokens, length, *interval, estimator.estimate(probe).output_tokens
+        rows.append((request.category, request.tenant, *estimates))
         in_flight.append((request, length))
         if len(in_flight) > delay:
             estimator.observe(*in_flight.popleft())
@@ -88,13 +87,11 @@ def replays(
 
 
 def accuracy(replay: pd.DataFrame) -> pd.Series:
-    """Return MAE, RMSE, MAPE, bias, Kendall's tau, coverage and mean width of the 90% intervals of a replay.
+    """Return errors (estimated less actual), Kendall's tau, and coverage and mean width of the 90% intervals.
 
-    Lengths in tokens, estimated less actual; the others as shares.  An empty output counts as one token in MAPE.
+    An empty output counts as one token in MAPE.
     """
-    actual, estimated, low, high = (
-        replay[f"{name}_tokens"].to_numpy(dtype=float) for name in ("actual", "estimated", "low", "high")
-    )
+    estimated, actual, low, high = replay[COLUMNS[2:6]].to_numpy(dtype=float).T
     error = estimated - actual
     return pd.Series(
         {
@@ -127,13 +124,10 @@ def over_time(replays: pd.DataFrame, size: int = WINDOW) -> pd.DataFrame:
 
 
 def coverage_table(windows: pd.DataFrame, low: float = 0.88, high: float = 0.92) -> pd.DataFrame:
-    """Return how even the coverage is, one row per scenario and estimator, without the first window.
+    """Return how even the coverage of `over_time` is, by scenario and estimator, without the first window.
 
     `least` and `most` are over windows, of the mean over seeds; `lowest` is the worst window of any seed; `within` is
     the share of single windows from `low` to `high`: about 0.7 for a perfect interval with independent misses.
-
-    Parameters:
-        windows: from `over_time`.
     """
     late = windows[windows.window > 0]
     means = late.groupby([*BY, "window"], sort=False).coverage.mean().groupby(level=BY, sort=False)
@@ -144,14 +138,10 @@ def coverage_table(windows: pd.DataFrame, low: float = 0.88, high: float = 0.92)
 
 
 def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFrame:
-    """Return how the probe's estimate settles after a change at the position `change`.
+    """Return how the probe settles after a change at the position `change`: one row per later request.
 
-    Where newcomers change the load, only observations of the newcomers count.
-
-    Returns:
-        One row per estimator, scenario, seed, category and request of that category from the change on: `observations`
-        of the group since the change, and `log_error`, log of the probe over the level where it settles, its geometric
-        mean over all seeds in the second half after the change.
+    `observations` counts its category's since the change, or the newcomers' where these are the change.  `log_error` is
+    the log of the probe over the level where it settles: the geometric mean over seeds, second half after the change.
     """
     after, parts = replays[replays.position >= change], []
     for (scenario, *_), group in after.groupby([*BY, "category", "seed"], sort=False):
@@ -160,27 +150,20 @@ def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFr
         observations, logs = np.searchsorted(counted, positions - delay), np.log(group.probe_tokens.astype(float))
         parts.append(group.assign(observations=observations, log_probe=logs))
     paths = pd.concat(parts)
-    half = (change + replays.position.max() + 1) / 2
-    settled = paths[paths.position >= half].groupby([*BY, "category"]).log_probe.mean().rename("settled")
-    paths = paths.join(settled, on=[*BY, "category"])
+    late = paths.log_probe.where(paths.position >= (change + replays.position.max() + 1) / 2)
+    settled = late.groupby([paths[name] for name in (*BY, "category")]).transform("mean")
     columns = [*BY, "category", "seed", "position", "observations", "log_error"]
-    return paths.assign(log_error=paths.log_probe - paths.settled)[columns]
+    return paths.assign(log_error=paths.log_probe - settled)[columns]
 
 
 def observations_to_recover(paths: pd.DataFrame, tolerance: float = 0.1, until: int = 100) -> pd.Series:
-    """Return the observations of a group until its mean estimate over seeds is first within `tolerance` of settled.
+    """Return the observations until the mean estimate over seeds is first within `tolerance` of where it settles.
 
-    Of the slowest group, with a 95% bootstrap interval over seeds.  This is the estimator's lag without its noise
-    (`steady_noise`) and its bias (`settled_bias`); infinite where it takes `until` observations.
-
-    Parameters:
-        paths: from `probe_paths`, of the groups that changed.
+    Of the slowest category in `probe_paths`; infinite from `until` on.  This is the lag without noise and bias.
     """
     rows = {}
     for where, part in paths[paths.observations < until].groupby(BY, sort=False):
-        errors = (
-            part.groupby(["seed", "category", "observations"]).log_error.mean().unstack(["category", "observations"])
-        )
+        errors = part.pivot_table("log_error", "seed", ["category", "observations"])
 
         def slowest(weights: np.ndarray, errors: pd.DataFrame = errors) -> np.ndarray:
             found = []
@@ -196,20 +179,14 @@ def observations_to_recover(paths: pd.DataFrame, tolerance: float = 0.1, until: 
 
 
 def settled_bias(replays: pd.DataFrame, change: int) -> pd.Series:
-    """Return where estimates settle over the truth, less 1, by scenario and estimator: mean over seeds with interval.
-
-    Mean estimate over mean output in the second half after the change.
-    """
+    """Return mean estimate over mean output less 1, in the second half after a change, by scenario and estimator."""
     late = replays[replays.position >= (change + replays.position.max() + 1) / 2]
     sums = late.groupby([*BY, "seed"], sort=False)[["estimated_tokens", "actual_tokens"]].sum()
     return (sums.estimated_tokens / sums.actual_tokens - 1).groupby(level=BY, sort=False).agg(mean_interval)
 
 
 def steady_noise(replays: pd.DataFrame) -> pd.Series:
-    """Return the standard deviation of the probe's log estimate in the second half of a stationary replay.
-
-    By estimator, the mean over seeds and categories with its interval over seeds.
-    """
+    """Return the standard deviation of the log probe in the second half of stationary replays, by estimator."""
     late = replays[replays.position >= (replays.position.max() + 1) / 2]
     logs = np.log(late.probe_tokens.astype(float))
     spread = logs.groupby([late.estimator, late.seed, late.category], sort=False).std()

@@ -1,11 +1,10 @@
 """The simulator beside reality: real runs served again in virtual time, and how far apart the two are."""
 
-import shutil
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import product
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
@@ -18,13 +17,11 @@ from driftsched_lib.experiments.metrics import busy_s, latencies
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import StoredRun
 from driftsched_lib.experiments.run import serve_run
-from driftsched_lib.requests import Request
 from driftsched_lib.validation import read_yaml
 
 ENGINES = ("tiny", "llama-130m", "qwen-1.8b")
-"""Three engines with different cost curves; params/fidelity/ has a file for each."""
 MEASUREMENTS = ("policies", "rates", "azure")
-"""The grids that the fit never sees; params/fidelity/ has a file for each."""
+"""The grids that the fit never sees; params/fidelity/ has a file for each, and for each engine."""
 QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
 GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "TTFT P99": 0.08, "throughput": 0.015}
 """Relative errors that the simulator is to stay within."""
@@ -38,21 +35,16 @@ def grid_of(params_file: str | Path, engine: str, grid: str) -> Params:
 
 
 def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) -> None:
-    """Serve the fitted run and every measurement on real vLLM, measurements twice, to see reality differ from itself.
+    """Serve the run to fit and all measurements on real vLLM, these twice, to see reality differ from itself.
 
     All arrivals follow the speed of the engine before the first run.
-
-    Parameters:
-        engines: which of `ENGINES`.
     """
-    for engine in engines:
-        for suffix, grids in (("", ("fit", *MEASUREMENTS)), ("-again", MEASUREMENTS)):
-            for grid in grids:
-                folder = Path(out) / f"{engine}-{grid}{suffix}"
-                if grid != "fit":
-                    folder.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(Path(out) / f"{engine}-fit" / results.SPEED, folder)
-                run_grid(grid_of(params_file, engine, grid), folder)
+    for engine, grid in product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS))):
+        folder = Path(out) / f"{engine}-{grid}"
+        if grid != "fit":
+            folder.mkdir(parents=True, exist_ok=True)
+            results.write_speed(folder, results.load_speed(Path(out) / f"{engine}-fit"))
+        run_grid(grid_of(params_file, engine, grid.removesuffix("-again")), folder)
 
 
 def stored(out: str | Path, engine: str) -> dict[str, StoredRun]:
@@ -65,23 +57,18 @@ def stored(out: str | Path, engine: str) -> dict[str, StoredRun]:
 
 
 def replay(run: StoredRun, profile: Profile) -> pd.DataFrame:
-    """Serve a real run's load on a simulated engine; return its requests table.
-
-    Requests, arrivals, policy, batching, limits and lengths in the engine's tokens are the run's.  What an iteration
-    costs is the profile's.
-    """
+    """Return a real run's requests as a simulated engine serves them; only what iterations cost is the profile's."""
     params = Params.parse(run.manifest["params"], run.name)
     [mine] = [planned for planned in params.runs() if planned.name == run.name]
     limits = EngineLimits(**run.manifest["engine_limits"])
-    real = run.table("requests").set_index("request_id").query("outcome == 'completed'")
-    known = zip(real.prompt_tokens.astype(int), real.output_tokens.astype(int), strict=True)
-    lengths = dict(zip(real.index, known, strict=True))
-    too_long = (limits.max_model_len, 1)
+    real = run.table("requests").query("outcome == 'completed'")
+    columns = (real.request_id, real.prompt_tokens, real.output_tokens)
+    known = {name: (int(prompt), int(output)) for name, prompt, output in zip(*columns, strict=True)}
+    refused = (limits.max_model_len, 1)  # too long again
 
-    def lengths_of(request: Request) -> tuple[int, int]:
-        return lengths.get(request.request_id, too_long)  # a request that reality refused is refused again
-
-    engine = SimulatedEngine(profile.model_copy(update={"limits": limits}), lengths_of)
+    engine = SimulatedEngine(
+        profile.model_copy(update={"limits": limits}), lambda request: known.get(request.request_id, refused)
+    )
     return serve_run(params, mine, engine, run.speed)[0]["requests"]
 
 
@@ -110,8 +97,8 @@ def speeds(out: str | Path, engine: str, profile: Profile, last: int = 3) -> pd.
 def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
     """Return relative errors of every measured run of an engine, one row per run and `source`.
 
-    Sources: `simulated`; `at the last runs' speed` and `at its speed`, with the profile slowed to the expected and the
-    actual slowness of `speeds`; and `reality again`, where the run was served a second time.
+    A source is a simulation, also with the profile slowed to the expected and the actual slowness of `speeds`, or
+    `reality again`, where the run was served a second time.
     """
     rows, runs, slow = [], stored(out, engine), speeds(out, engine, profile)
     for key, run in runs.items():
@@ -124,43 +111,27 @@ def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
             }
             if (again := runs.get(f"{name}-again/{run.name}")) is not None:
                 others["reality again"] = again.table("requests")
-            setting = {"measurement": name} | {
-                column: run.manifest["run"][column] for column in ("batching", "policy", "rate")
-            }
-            setting |= {"run": run.name, "slowness": slow.slowness[key]}
+            planned = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
+            setting = {"measurement": name, **planned, "run": run.name, "slowness": slow.slowness[key]}
             real = measures(run.table("requests"))
-            rows += [
-                setting | {"source": source} | dict(measures(other) / real - 1) for source, other in others.items()
-            ]
+            rows += [setting | {"source": source, **(measures(other) / real - 1)} for source, other in others.items()]
     return pd.DataFrame(rows).assign(engine=engine)
 
 
 def told_apart(errors: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Return whether a simulation is farther from the real runs than their own repetitions are.
+    """Return, by engine and measure of `GOALS`, whether a simulation is farther from real runs than their repetitions.
 
-    Parameters:
-        errors: of `compare`, of one engine or more.
-
-    Returns:
-        One row per engine and measure of `GOALS`, over the runs served again: median absolute errors of the simulation
-        (`median`) and of the repetition (`again`), the share of runs in which the simulation is `nearer`, and `p`, how
-        likely such errors are if the simulation is as near as reality (Wilcoxon's signed-rank test, one-sided).
+    `median` and `again` are the median absolute errors of the two, `nearer` is the share of runs in which the
+    simulation is nearer, `p` how likely such errors are if it is as near (Wilcoxon's signed-rank test, one-sided).
     """
     index = ["engine", "measurement", "run"]
-    sides = [errors[errors.source == name].set_index(index) for name in (source, "reality again")]
+    sides = [errors[errors.source == name].set_index(index)[list(GOALS)].abs() for name in (source, "reality again")]
     rows = {}
-    for engine in errors.engine.unique():
-        for measure in GOALS:
-            ours, again = (side.loc[[engine], measure].abs() for side in sides)
-            both = pd.concat([ours, again], axis=1, keys=["ours", "again"]).dropna()
-            p = wilcoxon(both.ours, both.again, alternative="greater").pvalue
-            nearer = (both.ours < both.again).mean()
-            rows[engine, measure] = {
-                "median": both.ours.median(),
-                "again": both.again.median(),
-                "nearer": nearer,
-                "p": p,
-            }
+    for engine, measure in product(errors.engine.unique(), GOALS):
+        ours, again = pd.concat([side.loc[[engine], measure] for side in sides], axis=1).dropna().to_numpy().T
+        p = wilcoxon(ours, again, alternative="greater").pvalue
+        medians = {"median": np.median(ours), "again": np.median(again)}
+        rows[engine, measure] = medians | {"nearer": (ours < again).mean(), "p": p}
     return pd.DataFrame(rows).T.rename_axis(["engine", "measure"])
 
 
@@ -171,30 +142,3 @@ def by_policy(out: str | Path, profile: Profile | None = None) -> pd.DataFrame:
         requests = run.table("requests") if profile is None else replay(run, profile)
         rows[run.manifest["run"]["batching"], run.manifest["run"]["policy"]] = measures(requests)
     return pd.DataFrame(rows).T.rename_axis(["batching", "policy"])
-
-
-def order_kept(real: pd.Series, again: pd.Series, simulated: pd.Series) -> dict[str, Any]:
-    """Return whether the simulation orders policies as both real runs do, the better one first.
-
-    Parameters:
-        real, again, simulated: one measure by policy.
-
-    Returns:
-        The number of `pairs`, of pairs that both real runs order alike (`repeat`), and of these that are `simulated
-        alike`; the others as `turned`.
-    """
-    pairs = [sorted(pair, key=real.get) for pair in combinations(real.index, 2)]
-    repeated = [(a, b) for a, b in pairs if (real[a] < real[b]) == (again[a] < again[b])]
-    turned = [f"{a} before {b}" for a, b in repeated if simulated[a] >= simulated[b]]
-    kept = len(repeated) - len(turned)
-    return {"pairs": len(pairs), "repeat": len(repeated), "simulated alike": kept, "turned": ", ".join(turned)}
-
-
-def request_by_request(out: str | Path, profile: Profile) -> pd.DataFrame:
-    """Return real and simulated E2E of every completed request of one grid, with the setting of its run."""
-    frames = []
-    for run in results.runs(out):
-        sides = (run.table("requests"), replay(run, profile))
-        real, simulated = (latencies(side, 1.0, 1.0).set_index("request_id").e2e_s for side in sides)
-        frames.append(pd.DataFrame({"real_s": real, "simulated_s": simulated}).assign(**run.manifest["run"]))
-    return pd.concat(frames, ignore_index=True)

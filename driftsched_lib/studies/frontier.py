@@ -7,18 +7,9 @@ from typing import Any
 import pandas as pd
 from joblib import Parallel, delayed
 
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.metrics import (
-    busy_s,
-    latencies,
-    met_slos,
-    plain,
-    queue_waits,
-    service_difference,
-    tenant_fairness,
-)
+from driftsched_lib.experiments import metrics, results
 from driftsched_lib.requests import TIERS, Tiers
-from driftsched_lib.studies.compare import behind_best, changes, mean_interval
+from driftsched_lib.studies.compare import behind_best, paired_change, select
 
 RELATIVE = {
     "mean_e2e_s": "mean E2E",
@@ -41,19 +32,15 @@ def larger_is_better(column: str) -> bool:
 def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = TIERS) -> dict[str, float]:
     """Return the measures of one run; those with a tier's name in front are the tier's.
 
-    Share `completed`, latencies (s) and slowdowns of these requests; longest wait to the first dispatch (s); the shares
-    that met their SLOs, and goodput (requests per second); Jain index over tenants, per weight and for equal weights;
-    mean service difference per second (VTC's, priced tokens per weight); overload, the time until all have ended over
-    the time in which they arrive.
-
-    Parameters:
-        speed: of the idle engine.
-        tiers: their objectives and weights.
+    Latencies and slowdowns are of completed requests, waits to the first dispatch, goodput in requests per second that
+    met their SLOs.  `jain` is per weight of the tiers, `service_difference` in priced tokens per weight and second
+    (VTC's).  `overload` is the time until all have ended over the time in which they arrive.
     """
-    requests = plain(requests)
-    done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)[["tier", "e2e_s", "ttft_s", "slowdown"]]
-    met, waits, weights = met_slos(requests, tiers), queue_waits(requests), _weights(tiers)
-    busy, difference = busy_s(requests), service_difference(requests, INTERVAL_S, weights).difference
+    requests = metrics.plain(requests)
+    done = metrics.latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)[["tier", "e2e_s", "ttft_s", "slowdown"]]
+    met, waits = metrics.met_slos(requests, tiers), metrics.queue_waits(requests)
+    weights = {name: tier.weight for name, tier in tiers.items()}
+    busy, difference = metrics.busy_s(requests), metrics.service_difference(requests, INTERVAL_S, weights).difference
     row = {"completed": (requests.outcome == "completed").mean(), "slo": met.mean()}
     row |= _latencies(done) | {"mean_e2e_s": done.e2e_s.mean(), "longest_wait_s": waits.max()}
     for tier in tiers:
@@ -63,15 +50,11 @@ def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = 
     return row | {
         "goodput_per_s": met.sum() / busy,
         "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy,
-        "jain": tenant_fairness(requests, weights),
-        "jain_equal": tenant_fairness(requests),
+        "jain": metrics.tenant_fairness(requests, weights),
+        "jain_equal": metrics.tenant_fairness(requests),
         "service_difference": difference.mean() / INTERVAL_S,
         "overload": requests.finish_s.max() / requests.arrival_s.max(),
     }
-
-
-def _weights(tiers: Tiers) -> dict[str, float]:
-    return {name: tier.weight for name, tier in tiers.items()}
 
 
 def _latencies(done: pd.DataFrame) -> dict[str, float]:
@@ -84,11 +67,7 @@ def _latencies(done: pd.DataFrame) -> dict[str, float]:
 
 
 def frontier(out: str | Path, tiers: Tiers | None = None) -> pd.DataFrame:
-    """Return `measures` of every run of a results folder or study, one row per run, with its setting.
-
-    Parameters:
-        tiers: None for those of the runs' parameters.
-    """
+    """Return setting and `measures` of every run of a results folder or study; by default with its own tiers."""
     tiers = results.load_params(out).tiers if tiers is None else tiers
     names = [run.name for run in results.runs(out)]
     return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_row)(Path(out) / name, tiers) for name in names))
@@ -100,35 +79,24 @@ def _row(path: Path, tiers: Tiers) -> dict[str, Any]:
 
 
 def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] = COMPARED) -> pd.DataFrame:
-    """Return each policy's changes against a baseline in the same setting and seed, means over seeds.
+    """Return `change`, `low` and `high` of each policy against a baseline, one row per setting, policy and column.
 
-    Parameters:
-        runs: of `frontier`, with the columns of `SETTING`.
-        baseline: a policy.
-        columns: those of `RELATIVE` are compared by their ratio less 1, others by their difference.
-
-    Returns:
-        One row per setting, policy and column: `change`, `low`, `high`.
+    Columns of `RELATIVE` are compared by their ratio, others by their difference; see `paired_change`.
     """
-    differences, tables = [column for column in columns if column not in RELATIVE], []
-    for where, part in runs.groupby(SETTING, sort=False):
-        others = {policy: {"policy": policy} for policy in part.policy.unique() if policy != baseline}
-        table = changes(part, {"policy": baseline}, others, columns, differences)
-        tables.append(table.rename(columns={"setting": "policy"}).assign(**dict(zip(SETTING, where, strict=True))))
-    return pd.concat(tables, ignore_index=True)
+    rows = []
+    for (*where, policy), _ in runs[runs.policy != baseline].groupby([*SETTING, "policy"], sort=False):
+        part = select(runs, **dict(zip(SETTING, where, strict=True)))
+        for column in columns:
+            sides = {"policy": policy}, {"policy": baseline}
+            change = paired_change(part, column, *sides, relative=column in RELATIVE)
+            rows.append((*where, policy, column, change.estimate, change.low, change.high))
+    return pd.DataFrame(rows, columns=[*SETTING, "policy", "column", "change", "low", "high"])
 
 
 def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Return the best and the worst policies for each objective in each setting.
+    """Return the `best` and `worst` policies, one row per setting and objective, which are columns with their names.
 
-    Policies are listed with the best or worst mean, the most extreme first, if they cannot be told from it in the same
-    seeds at 95% for all at once.
-
-    Parameters:
-        objectives: columns of `frontier`, and their names.
-
-    Returns:
-        One row per setting and objective: `best` and `worst`, lists of policies.
+    The lists begin with the extreme mean; the others cannot be told from it in the same seeds (`behind_best`).
     """
     rows = []
     for where, part in runs.groupby(SETTING, sort=False):
@@ -140,52 +108,18 @@ def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataF
 
 
 def where_worst(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Return the setting and objective in which each policy is farthest behind.
+    """Return the setting and objective in which each policy has the largest `shortfall`.
 
-    The largest `shortfall` decides, from 0 for the best mean to 1 for the worst; of equal ones the one in which the
-    policy's mean and the best mean have the largest ratio.
-
-    Parameters:
-        objectives: columns of `frontier`, and their names.
+    It is 0 for the best mean and 1 for the worst; of equal ones the largest ratio to the best mean decides.
     """
     means = runs.groupby([*SETTING, "policy"], sort=False)[list(objectives)].mean().rename_axis(columns="objective")
     table = means.stack(future_stack=True).rename("mean").reset_index()
     sign = table.objective.map(lambda column: -1 if larger_is_better(column) else 1)
-    costs = sign * table["mean"]
-    least, most = (
-        costs.groupby([table[name] for name in [*SETTING, "objective"]]).transform(end) for end in ("min", "max")
-    )
-    table = table.assign(shortfall=(costs - least) / (most - least), best=sign * least)
+    costs, where = sign * table["mean"], [table[name] for name in (*SETTING, "objective")]
+    least, most = (costs.groupby(where).transform(end) for end in ("min", "max"))
+    table = table.assign(best=sign * least, shortfall=(costs - least) / (most - least))
     ends = table[["mean", "best"]]
-    table = table.assign(
-        objective=table.objective.map(objectives), times=ends.max(axis=1) / ends.min(axis=1).clip(1e-9)
-    )
+    table = table.assign(times=ends.max(axis=1) / ends.min(axis=1).clip(1e-9), objective=where[-1].map(objectives))
     table = table.dropna().sort_values(["shortfall", "times"], ascending=False, kind="stable")
     columns = ["shortfall", "objective", *SETTING, "mean", "best"]
     return table.drop_duplicates("policy").set_index("policy")[columns]
-
-
-def against_goals(runs: pd.DataFrame, policy: str = "express") -> pd.DataFrame:
-    """Return what a policy reaches of this project's goals under continuous batching in one setting.
-
-    Parameters:
-        runs: of `frontier`, of one workload and rate, with this policy, SJF, FIFO and Priority.
-
-    Returns:
-        One row per goal: its `value`, `low`, `high`, the `goal`, and whether it is `met`: yes or no where the interval
-        tells, else open.
-    """
-    by_policy = {name: part.set_index("seed") for name, part in runs.groupby("policy")}
-    mine, sjf, fifo, priority = (by_policy[name] for name in (policy, "sjf", "fifo", "priority"))
-    rows = {}
-    for name, values, bound in (
-        ("P50 against SJF's", mine.p50_e2e_s / sjf.p50_e2e_s - 1, 0.05),
-        ("P99 against FIFO's", mine.p99_e2e_s / fifo.p99_e2e_s - 1, 0.0),
-        ("longest wait against SJF's", mine.longest_wait_s / sjf.longest_wait_s - 1, -0.5),
-        ("premium SLOs under Priority's", priority.premium_slo - mine.premium_slo, 0.01),
-        ("Jain index under FIFO's", fifo.jain - mine.jain, 0.0),
-    ):
-        interval = mean_interval(values)
-        met = "yes" if interval.high <= bound else "no" if interval.low > bound else "open"
-        rows[name] = interval.estimate, interval.low, interval.high, f"<= {bound:+.0%}", met
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "goal", "met"])

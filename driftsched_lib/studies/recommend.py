@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from math import nan
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import Interval, behind_best, differences_at_once, mean_interval
@@ -49,24 +50,19 @@ def objectives(tiers: Tiers = TIERS) -> dict[str, str]:
 
 
 def on_the_simulator(params: Params, profile: str | Path) -> Params:
-    """Return the grid on one simulated engine of this profile, with the preemptive policies added.
-
-    vLLM with the plug-in can preempt, as the simulated engine can.
-    """
-    engine = {"kind": "simulated", "profile": str(Path(profile).resolve()), "args": {}, "server": None}
-    given = {policy.name for policy in params.scheduler.policies}
-    more = [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
+    """Return the grid on one engine simulated from a profile, with the preemptive policies, which vLLM serves too."""
+    engine = params.engine.model_dump() | {"kind": "simulated", "profile": str(Path(profile).resolve())}
     policies = [policy.as_yaml() for policy in params.scheduler.policies]
-    return params.changed(engine=params.engine.model_dump() | engine, scheduler__policies=policies + more)
+    given = {policy.name for policy in params.scheduler.policies}
+    policies += [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
+    return params.changed(engine=engine | {"args": {}, "server": None}, scheduler__policies=policies)
 
 
 def later_windows(params: Params, n: int) -> Params:
     """Return the grid on `n` later seeds, and of a trace on the windows after the grid's own."""
-    first = max(params.seeds) + 1
-    changes: dict[str, Any] = {"seeds": list(range(first, first + n))}
-    if params.workload.trace is not None:
-        changes["workload__trace__skip"] = params.workload.trace.skip + len(params.seeds) * params.requests
-    return params.changed(**changes)
+    trace, first = params.workload.trace, max(params.seeds) + 1
+    skip = {} if trace is None else {"workload__trace__skip": trace.skip + len(params.seeds) * params.requests}
+    return params.changed(seeds=list(range(first, first + n)), **skip)
 
 
 def recommend(
@@ -74,13 +70,8 @@ def recommend(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Serve a grid of policies and estimators; return its ranking, as of `ranked`, and its runs, as of `frontier`.
 
-    Parameters:
-        params: with the settings of `AS_IN_VLLM`.
-        load_of: the results folder whose engine a load factor refers to, so that requests arrive when they do there;
-            None for the engine of `params`.
-
-    Raises:
-        ParamsError: the objective is unknown, or vLLM's scheduler could not have a setting.
+    Load factors refer to the engine of the results folder `load_of`, or to that of `params`.  Raises ParamsError if the
+    objective is unknown, or the scheduler inside vLLM could not have a setting.
     """
     if objective not in objectives(params.tiers):
         raise ParamsError(f"objective: {choice(objective, objectives(params.tiers))}")
@@ -89,34 +80,25 @@ def recommend(
             raise ParamsError(f"{name}: the scheduler inside vLLM can have only {value}")
     if any(estimator.name == "oracle" for estimator in params.scheduler.estimators):
         raise ParamsError("scheduler.estimators: the oracle knows what a server cannot, so it cannot be recommended")
-    runs = _served(params, out, load_of)
+    runs = _served(params, out, load_of, params.runs())
     return ranked(runs, objective), runs
 
 
-def _served(params: Params, out: str | Path, load_of: str | Path | None, only: Any = None) -> pd.DataFrame:
-    """Return the runs of a grid, or a part of it, under the load of another engine."""
+def _served(params: Params, out: str | Path, load_of: str | Path | None, runs: Sequence[Run]) -> pd.DataFrame:
     if load_of is not None and not (Path(out) / results.SPEED).exists():
         with results.writing(Path(out)):
             Path(out).mkdir(parents=True, exist_ok=True)
         results.write_speed(Path(out), results.load_speed(load_of))
-    run_grid(params, out, only)
+    run_grid(params, out, runs)
     return frontier(out)
 
 
 def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
-    """Return settings by the mean of an objective over seeds, which are windows of a trace where there is one.
+    """Return the settings of `frontier` by the mean of an objective over seeds, the best first, with intervals.
 
-    Parameters:
-        runs: of `frontier`, each policy and estimator with the same seeds.
-
-    Returns:
-        One row per policy and estimator, the best first: `mean`, `low` and `high` with a 95% interval over seeds;
-        `behind`, the distance from the best in the same seeds, and `as_good`, whether its interval reaches 0;
-        `against_fifo`, the difference from FIFO, vLLM's own order, NaN without it.  The intervals of these two hold for
-        all rows at once (Bonferroni), so also for the row that came out best.
-
-    Raises:
-        ParamsError: the objective means nothing in some run.
+    A setting is `behind` the best in the same seeds, and `as_good` if that interval reaches 0; `against_fifo` is the
+    difference from vLLM's own order.  These intervals hold for all rows at once, so also for the best row.  Raises
+    ParamsError if the objective means nothing in some run.
     """
     if runs[objective].isna().any():
         raise ParamsError(f"objective: {objective} means nothing in a run that has none of these requests")
@@ -139,14 +121,7 @@ def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
 def confirm(
     params: Params, ranking: pd.DataFrame, out: str | Path, objective: str, load_of: str | Path | None = None
 ) -> pd.DataFrame:
-    """Serve the best two policies of a ranking, each with its best estimator, and FIFO; return their ranking.
-
-    All are served by one engine under the same load.
-
-    Parameters:
-        params: those of the ranking, except for the engine, the seeds and the policies that the engine cannot have.
-        load_of: as of `recommend`.
-    """
+    """Serve the best two policies of a ranking that `params` has, each with its best estimator, and FIFO; rank them."""
     best = ranking[ranking.policy.isin(map(str, params.scheduler.policies))].drop_duplicates("policy")
     chosen = pd.concat([best.head(2), best[best.policy == "fifo"]])
     pairs = set(zip(chosen.policy, chosen.estimator, strict=True))
@@ -162,13 +137,7 @@ def confirm(
 
 
 def plugin_yaml(params: Params, policy: str, estimator: str) -> str:
-    """Return the plug-in's settings for a setting of the grid: vLLM then schedules as the simulator did.
-
-    A tenant keeps its tier; a tenant with several tiers has to send them.
-
-    Parameters:
-        policy, estimator: their names in a results table.
-    """
+    """Return settings with which vLLM schedules as the grid did; a tenant of several tiers has to send its tier."""
     scheduler, tiers = params.scheduler, {}
     for window, seed in enumerate(params.seeds):
         for phase in make_load(params.workload, params.requests, seed, 1.0, window=window, tiers=params.tiers):
@@ -187,13 +156,8 @@ def plugin_yaml(params: Params, policy: str, estimator: str) -> str:
 
 
 def serve_command(params: Params, settings_file: str | Path) -> str:
-    """Return the shell command that serves a model as `params` has it, scheduled by a settings file.
-
-    Parameters:
-        params: of the `vllm` engine, whose arguments become the server's flags.
-    """
+    """Return the shell command that serves the model with its engine arguments, scheduled by a settings file."""
     settings = shlex.quote(str(Path(settings_file).resolve()))
-    env = f"DRIFTSCHED_CONFIG={settings} PROMETHEUS_MULTIPROC_DIR=$(mktemp -d)"
     flags = ["--scheduler-cls", "driftsched_lib.vllm_plugin.DriftSchedScheduler"]
     for name, value in params.engine.args.items():
         flag = name.replace("_", "-")
@@ -201,4 +165,5 @@ def serve_command(params: Params, settings_file: str | Path) -> str:
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
             flags += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
-    return f"{env} vllm serve {shlex.join([in_project(params.engine.model), *flags])}"
+    command = shlex.join(["vllm", "serve", in_project(params.engine.model), *flags])
+    return f"DRIFTSCHED_CONFIG={settings} PROMETHEUS_MULTIPROC_DIR=$(mktemp -d) {command}"

@@ -8,16 +8,16 @@ from typing import Any
 import pandas as pd
 
 from driftsched_lib.classify import TextClassifier
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.engine import load_engine, warm_up
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_run
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.experiments.speed import warm_up
+from driftsched_lib.requests import Request
 from driftsched_lib.studies.drift_lab import accuracy, replay
 from driftsched_lib.studies.frontier import measures
-from driftsched_lib.validation import in_project
 from driftsched_lib.workloads.synthetic import make_load, prompt_digest, recorded_lengths
 
 
@@ -28,10 +28,7 @@ def requests_of(params: Params, seed: int, capacity_tokens_per_s: float = 1.0, r
 
 
 def completed(run: results.StoredRun, params: Params) -> list[tuple[Request, Any]]:
-    """Return the completed requests of a run with their records, in the order of their ids.
-
-    Requests are made anew from the parameters, because records hold no prompts.
-    """
+    """Return the completed requests of a run, made anew since records hold no prompts, with their records."""
     setting, speed = run.manifest["run"], run.manifest["engine_speed"]
     offered = requests_of(params, setting["seed"], speed["capacity_tokens_per_s"], setting.get("rate", 1.0))
     records = run.table("requests").query("outcome == 'completed'").set_index("request_id", drop=False)
@@ -40,13 +37,9 @@ def completed(run: results.StoredRun, params: Params) -> list[tuple[Request, Any
 
 
 def record_lengths(out: str | Path) -> pd.DataFrame:
-    """Return the natural output lengths of a results folder, for `workload.recorded_lengths`.
+    """Return the natural output lengths of a results folder, for `workload.recorded_lengths`, one row per request.
 
-    Returns:
-        Columns `seed`, `request_id`, `output_tokens`, `prompt_digest`, one row per completed request.
-
-    Raises:
-        ParamsError: outputs did not end by themselves, or a seed has several runs.
+    Raises ParamsError if outputs did not end by themselves, or a seed has several runs.
     """
     params, runs = results.load_params(out), results.runs(out)
     seeds = [run.manifest["run"]["seed"] for run in runs]
@@ -63,14 +56,9 @@ def record_lengths(out: str | Path) -> pd.DataFrame:
 def paper_protocol(
     out: str | Path, estimators: Mapping[str, Callable[..., Estimator]], delay: int, max_runs: int
 ) -> pd.DataFrame:
-    """Replay estimators on the outputs of calibrated runs of real vLLM with whitespace accounting.
+    """Return `drift_lab.replays` on the outputs of real vLLM in calibrated runs with whitespace accounting, with `run`.
 
-    Returns:
-        As `drift_lab.replays`, with `run`.  Each run sampled its outputs anew; runs of one seed had the same requests.
-
-    Parameters:
-        estimators: by name, makes one from `base_tokens`.
-        delay: as of `drift_lab.replay`.
+    An estimator is made from `base_tokens`.  Each run sampled its outputs anew; runs of one seed had the same requests.
     """
     params, tables = results.load_params(out), []
     settings = {"token_counter": "whitespace", "calibration": True}
@@ -91,9 +79,6 @@ def known_from_the_prompt(lengths: pd.DataFrame) -> pd.Series:
     """Return MAE, Kendall's tau and share of the variance explained by the mean of a prompt's other outputs.
 
     A floor for estimators: sampling makes outputs of one prompt differ, and nothing known at admission tells how.
-
-    Parameters:
-        lengths: of `record_lengths`; a prompt that occurs once is left out.
     """
     by_prompt = lengths.groupby("prompt_digest").output_tokens
     others = (by_prompt.transform("sum") - lengths.output_tokens) / (by_prompt.transform("count") - 1)
@@ -103,41 +88,12 @@ def known_from_the_prompt(lengths: pd.DataFrame) -> pd.Series:
     return pd.concat([found[["mae_tokens", "kendall_tau"]], pd.Series({"variance_explained": explained})])
 
 
-class PromptMean:
-    """Expect the mean of a prompt's other outputs, which no estimator can beat by much.
-
-    Parameters:
-        recorded_lengths: the file of the load's own; a prompt that occurs once in it is expected to reach its limit.
-    """
-
-    state_ = None
-
-    def __init__(self, recorded_lengths: str):
-        by_prompt = pd.read_parquet(in_project(recorded_lengths)).groupby("prompt_digest").output_tokens
-        self.known = dict(by_prompt.agg(lambda tokens: (int(tokens.sum()), len(tokens))))
-
-    def estimate(self, request: Request) -> Estimate:
-        total, n = self.known[prompt_digest(request)]
-        others = (total - request.fixed_output_tokens) / (n - 1) if n > 1 else request.max_tokens
-        length = max(1, round(others))
-        return Estimate(length, request.input_tokens + length, 1.0, length)
-
-    def observe(self, request: Request, output_tokens: int) -> None:
-        """Learn nothing."""
-
-
 def served_warm(
     params: Params, speed: results.EngineSpeed, make: Callable[..., Estimator], seeds: int = 3
 ) -> pd.DataFrame:
-    """Return `frontier.measures`, one row per seed, of an estimator that has learnt from other seeds' outputs.
+    """Return `frontier.measures`, one row per seed, of an estimator that has learnt from the next recorded `seeds`.
 
-    So does one whose state is kept from one start to the next.
-
-    Parameters:
-        params: of one policy, batching and rate, with recorded lengths counted by the tokenizer.
-        speed: of the results folder of the runs to compare with.
-        make: makes an estimator from `base_tokens`.
-        seeds: the number of other seeds, the next in the recording.
+    So has an estimator whose state is kept from one start to the next.  It is made from `base_tokens`.
     """
     known, classifier, rows = recorded_lengths(str(params.workload.recorded_lengths)), TextClassifier(), []
     order = sorted(known)

@@ -1,13 +1,13 @@
 """The paper's claims C1 to C7 (arXiv 2606.02982), ruled on by the runs of a results folder."""
 
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.metrics import busy_s, estimation_errors, job_classes, latencies
+from driftsched_lib.experiments.metrics import barrier_waste, estimation_errors, job_classes, latencies, throughput
 from driftsched_lib.studies.compare import (
     Interval,
     bootstrap,
@@ -23,19 +23,18 @@ CLOSE_TO_THE_PAPER = 0.25
 """A change within this share of the paper's number counts as that number, or one whose interval holds it."""
 CLOSE_TO_ONE = 0.05
 """A bias is close to 1 if its mean distance from 1 is surely below this."""
+CLAIMS = {
+    "C1": ("calibration lowers estimation MAE", "-38.8%"),
+    "C2": ("calibration lowers estimation RMSE", "-40.5%"),
+    "C3": ("SJF lowers P50 E2E against FIFO", "-42%"),
+    "C4": ("SJF lowers P99 E2E against FIFO", "-16%"),
+    "C5": ("the scheduler moves latency more than calibration", "more"),
+    "C6": ("with tokenizer accounting the bias stays close to 1", "close to 1"),
+    "C7": ("calibration steadies the job class (flips fall)", "fewer"),
+}
 SJF, FIFO, ON, OFF = {"policy": "sjf"}, {"policy": "fifo"}, {"calibration": True}, {"calibration": False}
-
-
-class Ruling(NamedTuple):
-    """One claim in one setting: the paper's number, the number of these runs, and why it is so."""
-
-    claim: str
-    statement: str
-    setting: str
-    paper: str
-    here: str
-    verdict: str
-    why: str
+Ruling = namedtuple("Ruling", "claim statement setting paper here verdict why")
+"""One claim in one setting: the paper's number, the number of these runs, and why it is so."""
 
 
 def completed_requests(out: str | Path) -> pd.DataFrame:
@@ -58,11 +57,7 @@ def verdict(paper: float, here: Interval) -> str:
 
 
 def scorecard(done: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per claim and setting, without the claims whose runs are missing.
-
-    Parameters:
-        done: from `completed_requests`; the first estimator in it is ruled on.
-    """
+    """Return a `Ruling` per claim and setting of the first estimator in `completed_requests`, if its runs are there."""
     done = select(done, estimator=done.estimator.iloc[0]).assign(abs_error_tokens=done.error_tokens.abs())
     rulings: list[Ruling] = []
     for batching in done.batching.unique():
@@ -70,37 +65,35 @@ def scorecard(done: pd.DataFrame) -> pd.DataFrame:
         if {"fifo", "sjf"} <= set(runs.policy):
             rulings += _latency(runs, batching)
         for counter in runs.token_counter.unique():
-            counted, setting = select(runs, token_counter=counter), f"{batching}, {counter}"
+            counted = select(runs, token_counter=counter)
             if select(counted, **SJF).calibration.nunique() == 2:
-                rulings += _estimation(select(counted, **SJF), setting, counter)
+                rulings += _estimation(select(counted, **SJF), f"{batching}, {counter}")
                 if "fifo" in set(counted.policy):
-                    rulings.append(_scheduler_or_calibration(runs, setting, counter))
+                    rulings.append(_scheduler_or_calibration(runs, f"{batching}, {counter}", counter))
     return pd.DataFrame(rulings, columns=Ruling._fields).sort_values("claim", kind="stable", ignore_index=True)
 
 
 def changes_against_fifo(done: pd.DataFrame) -> pd.DataFrame:
     """Return relative changes of latency quantiles against FIFO, one row per batching and policy."""
-    names = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
-    rows = {}
+    names, rows = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}, {}
     for (batching, policy), _ in done[done.policy != "fifo"].groupby(["batching", "policy"], sort=False):
-        sides = (select(done, batching=batching), {"policy": policy}, FIFO)
+        runs = select(done, batching=batching)
         rows[batching, policy] = {
-            f"P{100 * q:.0f} {name}": relative_change(sides[0], column, quantile(q), *sides[1:])
+            f"P{100 * q:.0f} {name}": relative_change(runs, column, quantile(q), {"policy": policy}, FIFO)
             for column, name in names.items()
             for q in (0.50, 0.99)
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def barrier_waste(runs: pd.DataFrame) -> float:
-    """Return the share of the slots of static batches that wait, finished, for the longest of their batch."""
-    batches = runs.groupby(["run", "phase", "batch_id"]).output_tokens
-    return float(1 - runs.output_tokens.sum() / (batches.size() * batches.max()).sum())
+def _ruling(claim: str, setting: str, here: str, verdict: str, why: str) -> Ruling:
+    statement, paper = CLAIMS[claim]
+    return Ruling(claim, statement, setting, paper, here, verdict, why)
 
 
-def throughput(runs: pd.DataFrame) -> float:
-    """Return output tokens per second while anything was in the system, averaged over runs."""
-    return float(np.mean([run.output_tokens.sum() / busy_s(run) for _, run in runs.groupby("run")]))
+def _change(claim: str, setting: str, here: Interval, why: str) -> Ruling:
+    paper = float(CLAIMS[claim][1].removesuffix("%")) / 100
+    return _ruling(claim, setting, _percent(here), verdict(paper, here), why)
 
 
 def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
@@ -117,19 +110,13 @@ def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
             f"SJF makes batches of like lengths: slots that wait at the barrier go from {barrier_waste(fifo):.0%} to "
             f"{barrier_waste(sjf):.0%}, {change}"
         )
-    rulings = []
-    for claim, q, paper, reason in (
-        ("C3", 0.50, -0.42, f"short requests no longer wait behind long ones; {why}"),
-        ("C4", 0.99, -0.16, why),
-    ):
-        here = relative_change(runs, "e2e_s", quantile(q), *sides)
-        statement, sides_of = f"SJF lowers P{q * 100:.0f} E2E against FIFO", (f"{paper:+.0%}", _percent(here))
-        rulings.append(Ruling(claim, statement, batching, *sides_of, verdict(paper, here), reason))
-    return rulings
+    p50, p99 = (relative_change(runs, "e2e_s", quantile(q), *sides) for q in (0.50, 0.99))
+    short = f"short requests no longer wait behind long ones; {why}"
+    return [_change("C3", batching, p50, short), _change("C4", batching, p99, why)]
 
 
-def _estimation(runs: pd.DataFrame, setting: str, counter: str) -> list[Ruling]:
-    calibrated, rulings = select(runs, **ON), []
+def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
+    calibrated = select(runs, **ON)
     bias = calibrated.groupby("category").bias_after.mean().mean()
     ratio = (calibrated.actual_tokens.sum() / calibrated.max_tokens.sum()).item()
     learns = "calibration has that ratio to learn" if abs(ratio - 1) > CLOSE_TO_ONE else "there is nothing to learn"
@@ -137,28 +124,25 @@ def _estimation(runs: pd.DataFrame, setting: str, counter: str) -> list[Ruling]:
         f"outputs come to {ratio:.2f} of their base as counted here, and the bias averages {bias:.2f}: {learns}; the "
         "error that stays is mostly the tiers' safety factors, which no bias can see"
     )
-    for claim, statistic, name, paper in (("C1", mean, "MAE", -0.388), ("C2", root_mean_square, "RMSE", -0.405)):
-        here = relative_change(runs, "abs_error_tokens", statistic, ON, OFF)
-        statement, sides = f"calibration lowers estimation {name}", (f"{paper:+.1%}", _percent(here))
-        rulings.append(Ruling(claim, statement, setting, *sides, verdict(paper, here), why))
-    if counter == "tokenizer":
+    mae, rmse = (relative_change(runs, "abs_error_tokens", how, ON, OFF) for how in (mean, root_mean_square))
+    rulings = [_change("C1", setting, mae, why), _change("C2", setting, rmse, why)]
+    if setting.endswith("tokenizer"):
         here = bootstrap(runs, "bias_deviation", mean, [ON])
-        said = REPRODUCED if here.high < CLOSE_TO_ONE else NOT_REPRODUCED
+        at_limit = (calibrated.output_tokens == calibrated.max_tokens).mean()
         why = (
-            f"{(calibrated.output_tokens == calibrated.max_tokens).mean():.0%} of the outputs end at their limit, which "
-            "is also the base: where all do, the bias is 1 by construction, whatever characterises the prompt"
+            f"{at_limit:.0%} of the outputs end at their limit, which is also the base: where all do, the bias is 1 by "
+            "construction, whatever characterises the prompt"
         )
-        statement = "with tokenizer accounting the bias stays close to 1"
-        rulings.append(Ruling("C6", statement, setting, "close to 1", f"mean distance {here:.3f}", said, why))
+        said = REPRODUCED if here.high < CLOSE_TO_ONE else NOT_REPRODUCED
+        rulings.append(_ruling("C6", setting, f"mean distance {here:.3f}", said, why))
     flips = bootstrap(runs, "flip", lambda values: 100 * mean(values), [ON, OFF], lambda on, off: on - off)
     before, after = (100 * select(runs, **side).misjudged.mean() for side in (OFF, ON))
     why = (
         "without calibration the class of a category and tier moves only with the prompt's length; a moving bias can "
         f"only add flips. Calibration changes the share misjudged: {before:.0f}% without, {after:.0f}% with"
     )
-    statement, here = "calibration steadies the job class (flips fall)", f"{flips:+.1f} flips in 100 requests"
     said = _direction(-flips.estimate, -flips.high)
-    return [*rulings, Ruling("C7", statement, setting, "fewer", here, said, why)]
+    return [*rulings, _ruling("C7", setting, f"{flips:+.1f} flips in 100 requests", said, why)]
 
 
 def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) -> Ruling:
@@ -170,12 +154,11 @@ def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) ->
     )
     policy, calibration = (relative_change(runs, "e2e_s", median, *sides) for sides in ((sjf, fifo), (on, off)))
     why = (
-        f"P50 E2E: FIFO to SJF {_percent(policy)}, SJF uncalibrated to calibrated {_percent(calibration)}; one bias per "
-        "category rescales all of a category alike, so it seldom changes who is shorter"
+        f"P50 E2E: FIFO to SJF {_percent(policy)}, SJF uncalibrated to calibrated {_percent(calibration)}; one bias "
+        "per category rescales all of a category alike, so it seldom changes who is shorter"
     )
-    statement = "the scheduler moves latency more than calibration"
     here = _percent(margin).replace("%", " points")
-    return Ruling("C5", statement, setting, "more", here, _direction(margin.estimate, margin.low), why)
+    return _ruling("C5", setting, here, _direction(margin.estimate, margin.low), why)
 
 
 def _direction(estimate: float, bound: float) -> str:

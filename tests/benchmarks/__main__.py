@@ -12,7 +12,7 @@ from benchmarks.costs import TENANTS, estimator_costs, policy_costs
 from benchmarks.goals import goals
 from benchmarks.simulator import simulator_speed
 from benchmarks.throughput import loop_throughput_ratios, plugin_throughput_ratios
-from driftsched_lib.experiments.engine import load_engine
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.explorer import Explorer
 from driftsched_lib.validation import PROJECT

@@ -7,8 +7,8 @@ from math import inf
 
 from helpers import make_scheduler
 
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.params import EngineParams
-from driftsched_lib.experiments.engine import load_engine
 from driftsched_lib.requests import Output, Request
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.workloads.params import WorkloadParams

@@ -1,62 +1,20 @@
-"""The engine of some parameters: loaded, warmed up, and its speed measured."""
+"""An engine warmed up, and its speed measured."""
 
 from dataclasses import replace
 from math import inf
 
 import pandas as pd
-from pydantic import ValidationError
 
 from driftsched_lib.engines.base import STEP_COLUMNS
-from driftsched_lib.engines.openai_server import OpenAIServer
-from driftsched_lib.engines.params import EngineParams
-from driftsched_lib.engines.profile import EngineLimits, Profile
-from driftsched_lib.engines.replicas import ROUTERS, ReplicatedEngine
-from driftsched_lib.engines.simulated import SimulatedEngine
-from driftsched_lib.errors import ParamsError, RunError
+from driftsched_lib.errors import RunError
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import make_scheduler, serve_or_fail
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import Record
 from driftsched_lib.serving import ContinuousBatching
-from driftsched_lib.validation import Component, faults, in_project
+from driftsched_lib.validation import Component
 from driftsched_lib.workloads.synthetic import make_load
-
-
-def load_engine(params: EngineParams, log_steps: bool = False):
-    """Return the engine of these parameters; a model's folder and a profile's file are looked for in the project first.
-
-    Parameters:
-        log_steps: let a simulated engine keep its steps; a real one does.
-
-    Raises:
-        ParamsError: it cannot be loaded with these arguments.
-    """
-    if params.kind == "simulated":
-        return _simulated_engine(params, log_steps)
-    if params.server is not None:
-        return OpenAIServer(params.server, params.model, params.temperature)
-    from driftsched_lib.engines.vllm import VllmEngine  # takes seconds to import
-
-    try:
-        args = {name: in_project(value) if name == "tokenizer" else value for name, value in params.args.items()}
-        return VllmEngine(in_project(params.model), args, params.temperature)
-    except (ValueError, OSError) as error:
-        raise ParamsError(f"engine.model {params.model!r} with these args cannot be loaded: {error}") from error
-
-
-def _simulated_engine(params: EngineParams, log_steps: bool) -> SimulatedEngine | ReplicatedEngine:
-    try:
-        profile = Profile.load(in_project(str(params.profile))).with_limits(**params.args)
-    except ParamsError as error:
-        raise ParamsError(f"engine.profile: {error}") from None
-    except ValidationError as error:
-        wrong = "; ".join(faults(error, EngineLimits))
-        raise ParamsError(f"engine.args: they replace the profile's limits: {wrong}") from None
-    replicas = [SimulatedEngine(profile, log_steps=log_steps) for _ in range(params.replicas)]
-    if params.replicas == 1:
-        return replicas[0]
-    return ReplicatedEngine(replicas, ROUTERS[params.router], params.max_outstanding)
 
 
 def measure_speed(params: Params, engine) -> EngineSpeed:
@@ -97,7 +55,7 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
 def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
     """Return output tokens per second while all slots were taken.
 
-    Each request's tokens count as spread over the time in which it had its slot, for a server may send them all at once.
+    A request's tokens count as spread over the time in which it had its slot: a server may send them all at once.
     """
     begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
     started, finished = done.dispatch_s.clip(begin, end), done.finish_s.clip(begin, end)

@@ -1,0 +1,48 @@
+"""Copy the notebooks with parameters of seconds, so that `pytest --nbval-lax FOLDER` runs them cell by cell.
+
+`python tests/smoke_notebooks.py [FOLDER]` writes `FOLDER/notebooks`, and beside it links to `data` and `params` and an
+empty `runs`.  So every relative path in a notebook means what it means in the project, and notebooks share results.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+from papermill.inspection import inspect_notebook
+from papermill.iorw import load_notebook_node, write_ipynb
+from papermill.parameterize import parameterize_notebook
+
+PROJECT = Path(__file__).parents[1]
+PARAMETERS = yaml.safe_load((PROJECT / "tests" / "smoke.yaml").read_text())
+
+
+def copy_notebook(name: str, folder: Path, parameters: dict | None = None) -> Path:
+    """Write a notebook with its smoke parameters, and these laid over them, to `folder`/notebooks; return its path.
+
+    Raises:
+        ValueError: the notebook has no parameter of such a name.
+    """
+    original, copy = PROJECT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb"
+    parameters = PARAMETERS.get(name, {}) | (parameters or {})
+    if unknown := parameters.keys() - inspect_notebook(original).keys():
+        raise ValueError(f"{original.name}: no parameter is called {', '.join(sorted(unknown))}")
+    for shared in ("data", "params"):
+        if not (folder / shared).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / shared).symlink_to(PROJECT / shared)
+    copy.parent.mkdir(exist_ok=True)
+    notebook = load_notebook_node(str(original))
+    write_ipynb(parameterize_notebook(notebook, parameters) if parameters else notebook, str(copy))
+    return copy
+
+
+def main(folder: Path) -> None:
+    shutil.rmtree(folder / "notebooks", ignore_errors=True)
+    shutil.rmtree(folder / "runs", ignore_errors=True)  # or finished runs would not be run again
+    for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        copy_notebook(notebook.stem, folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "runs" / "smoke-notebooks")
