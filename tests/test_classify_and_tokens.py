@@ -6,9 +6,14 @@ from helpers import make_request
 
 from driftsched_lib.classify import TEXT_WEIGHTS, KeywordClassifier, TextClassifier, TextWeights
 from driftsched_lib.requests import CATEGORIES, Output
-from driftsched_lib.studies.classification import OTHER_WORDINGS, held_out_accuracy, labelled_prompts, train
+from driftsched_lib.studies.classification import (
+    OTHER_WORDINGS,
+    classified_prompts,
+    held_out_accuracy,
+    labelled_prompts,
+    train,
+)
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.workloads.synthetic import classified_prompts
 
 
 @pytest.mark.parametrize(
