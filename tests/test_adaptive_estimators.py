@@ -5,7 +5,6 @@ from math import exp, log
 
 import numpy as np
 import pytest
-from driftsched_lib.estimators.change import THRESHOLD, TOLERANCE, WILD, ChangeDetector, RiseTest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
