@@ -12,6 +12,7 @@ import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
