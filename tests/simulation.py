@@ -72,11 +72,11 @@ class EngineTokens:
         return output.tokens
 
 
-def served(requests, engine, policy=None, batching=None, **options):
+def served(requests, engine, policy=None, batching=None, estimator=None, **options):
     """Serve, and return the records by request id."""
     records = []
     policy = Fifo() if policy is None else policy  # an empty queue is false
-    scheduler = Scheduler(policy, KnowsLimits(), EngineTokens(), KeywordClassifier(), records.append)
+    scheduler = Scheduler(policy, estimator or KnowsLimits(), EngineTokens(), KeywordClassifier(), records.append)
     serve(requests, scheduler, engine, batching or ContinuousBatching(), **options)
     return {record.request_id: record for record in records}
 

@@ -19,8 +19,8 @@ OTHER_WORDINGS = {
         "Define an API gateway in one line.",
     ),
     "summary": (
-        "Give me a summary of how Terraform works.", "Sum up the key ideas of OAuth.",
-        "TL;DR of PagedAttention please.", "Briefly recap the history of Docker.", "Condense the main points about CDNs.",
+        "Give me a summary of how Terraform works.", "Condense the main points about CDNs.",
+        "Sum up the key ideas of OAuth.", "TL;DR of PagedAttention please.", "Briefly recap the history of Docker.",
     ),
     "technical": (
         "Describe the internals of PostgreSQL replication.", "Walk me through the architecture of a service mesh.",
