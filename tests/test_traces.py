@@ -19,7 +19,8 @@ from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.params import WorkloadParams
-from driftsched_lib.workloads.replay import trace_requests, trace_window
+from driftsched_lib.workloads.replay import trace_window
+from driftsched_lib.workloads.synthetic import make_load
 from driftsched_lib.workloads.traces import CHUNK, FIELDS, FORMATS, Faults, read_trace
 
 AZURE = PROJECT.parent / "shared" / "traces"
@@ -176,6 +177,14 @@ def test_times_are_the_same_in_every_time_zone(first, second, zone, tmp_path, mo
         time.tzset()
 
 
+def test_rows_of_a_csv_may_be_longer_or_shorter_than_its_header(tmp_path):
+    path, faults = tmp_path / "ragged.csv", Faults()
+    path.write_text("arrival,prompt_tokens,output_tokens\n0,5,6,7,8\n\n1,7\n2,8,9\n")
+    rows = read(path, "csv", on_bad_row="skip", faults=faults)
+    assert rows[["arrival_s", "prompt_tokens", "output_tokens"]].to_numpy().tolist() == [[0, 5, 6], [2, 8, 9]]
+    assert faults.first == ["line 3: output_tokens is '', no whole number from 1 to 10,000,000"]
+
+
 def test_json_lines_may_be_empty_and_numbers_absurd(tmp_path):
     path, faults = tmp_path / "lines", Faults()
     line = '{{"timestamp": {}, "input_length": {}, "output_length": 3}}\n'
@@ -262,6 +271,12 @@ def on_trace(path, **changes):
     return WorkloadParams.parse({"trace": {"file": str(path), "format": "csv"} | changes}, "test")
 
 
+def served(workload, **options):
+    """The requests of 30 rows at a capacity of 100 tokens per second."""
+    [load] = make_load(workload, 30, 1, 100.0, **options)
+    return load.requests
+
+
 def params_on(path, seeds, **changes):
     workload = {"workload.trace": on_trace(path, **changes).trace.model_dump()}
     return Params.load(PAPER_L4, ONE_RUN | workload | {"requests": 30, "seeds": seeds})
@@ -281,8 +296,8 @@ def trace(tmp_path):
 def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
     workload, rows = on_trace(trace, skip=10), read(trace, "csv")
     for window, part in enumerate((rows[10:40], rows[40:70])):
-        pd.testing.assert_frame_equal(trace_window(workload.trace, 30, window), part)
-    requests = trace_requests(workload, 30, 2, 100.0, window=1)
+        pd.testing.assert_frame_equal(trace_window(workload.trace, 30, window)[0], part)
+    requests = served(workload, window=1)
     for request, row in zip(requests, rows[40:70].itertuples(), strict=True):
         assert request.arrival_s == pytest.approx(row.arrival_s - rows.arrival_s.iloc[40])
         assert request.fixed_output_tokens == row.output_tokens <= request.max_tokens
@@ -296,37 +311,35 @@ def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
 
 def test_a_row_that_names_no_tier_has_the_default_of_whatever_tiers_there_are(trace):
     workload = on_trace(trace, default_tier="silver").model_copy(update={"tenants": {"bot": "gold"}})
-    tiers = {
-        request.tenant: request.tier for request in trace_requests(workload, 30, 1, 100.0, tiers=["gold", "silver"])
-    }
+    tiers = {request.tenant: request.tier for request in served(workload, tiers=["gold", "silver"])}
     assert tiers == {"acme": "silver", "bot": "gold"}
 
 
 def test_bad_rows_of_a_run_are_shown_and_a_changed_trace_is_read_anew(trace, tmp_path):
     lines = trace.read_text().splitlines()
-    before = trace_window(on_trace(trace).trace, 30)
+    before, _ = trace_window(on_trace(trace).trace, 30)
     trace.write_text("\n".join([*lines[:3], *["100,none,5,"] * 7, *lines[3:]]))
     os.utime(trace, (0, 0))
     message = r"(?s)trace.csv: 7 bad rows were left out\n  line 4: prompt_tokens.*and 2 more$"
     with pytest.warns(UserWarning, match=message):
         run_grid(params_on(trace, 1, on_bad_row="skip"), tmp_path / "out", jobs=1)
-    after = trace_window(on_trace(trace, on_bad_row="skip").trace, 30)
+    after, _ = trace_window(on_trace(trace, on_bad_row="skip").trace, 30)
     pd.testing.assert_frame_equal(after.reset_index(drop=True), before.reset_index(drop=True))
     with pytest.raises(ParamsError, match=r"line 4: .* \(on_bad_row: skip leaves such rows out\)"):
         run_grid(params_on(trace, 1), tmp_path / "refused")
 
 
 def test_times_are_compressed_or_stretched_to_a_load(trace):
-    plain, fast = (trace_requests(on_trace(trace, speedup=s), 30, 1, 100.0) for s in (1.0, 4.0))
+    plain, fast = (served(on_trace(trace, speedup=s)) for s in (1.0, 4.0))
     assert [4 * r.arrival_s for r in fast] == pytest.approx([r.arrival_s for r in plain])
-    loaded, twice = (trace_requests(on_trace(trace, load_factor=2.0), 30, 1, 100.0, rate) for rate in (1.0, 2.0))
+    loaded, twice = (served(on_trace(trace, load_factor=2.0), rate=rate) for rate in (1.0, 2.0))
     assert sum(r.fixed_output_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
 
 
 def test_what_an_estimator_sees_tells_nothing_of_a_length(trace):
     """No category, no prompt's wording and no limit of a trace that names none."""
-    requests = trace_requests(on_trace(trace), 30, 1, 100.0)
+    requests = served(on_trace(trace))
     assert len({request.fixed_output_tokens for request in requests}) > 1
     assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
     assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)

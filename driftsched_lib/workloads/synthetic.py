@@ -1,5 +1,6 @@
 """Loads: seeded streams of requests, the same whatever the policy that serves them."""
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -15,7 +16,7 @@ from driftsched_lib.workloads.drift import drifted
 from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.params import Phase, WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
-from driftsched_lib.workloads.replay import check_trace, trace_requests
+from driftsched_lib.workloads.replay import trace_requests, trace_window
 
 WORDS_PER_PROMPT = len(build_prompt("technical", "DNS", 0).split())
 
@@ -53,8 +54,8 @@ def make_load(
         ParamsError: a file that the workload names cannot be used, or a trace is too short.
     """
     if workload.trace is not None:
-        served = trace_requests(workload, requests, seed, capacity_tokens_per_s, rate, window, tiers)
-        return [PhaseLoad("trace", 0.0, served)]
+        rows, _ = trace_window(workload.trace, requests, window, tiers)
+        return [PhaseLoad("trace", 0.0, trace_requests(workload, rows, seed, capacity_tokens_per_s, rate))]
     ends = np.rint(np.cumsum([phase.share for phase in workload.phases]) * requests).astype(int).tolist()
     generators, loads, start = np.random.default_rng(seed).spawn(len(ends)), [], 0
     for phase, end, rng in zip(workload.phases, ends, generators, strict=True):
@@ -86,7 +87,9 @@ def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tie
     if workload.recorded_lengths is not None:
         recorded_lengths(workload.recorded_lengths)
     if workload.trace is not None:
-        check_trace(workload.trace, requests, windows, tiers)
+        _, faults = trace_window(workload.trace, requests, windows - 1, tiers)
+        if faults.count:
+            warnings.warn(f"{workload.trace.file}: {faults}", stacklevel=3)
 
 
 def mean_gap_s(workload: WorkloadParams, phase: Phase, capacity_tokens_per_s: float) -> float:

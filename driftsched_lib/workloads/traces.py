@@ -221,7 +221,7 @@ def _seconds(date: Any) -> float:
 
 
 def _read_csv(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
-    wanted = {"usecols": columns.__contains__, "dtype": object, "na_filter": False}
+    wanted = {"usecols": columns.__contains__, "index_col": False, "dtype": object, "na_filter": False}
     for chunk in pd.read_csv(path, chunksize=CHUNK, encoding="utf-8-sig", compression=None, **wanted):
         yield chunk.set_axis(chunk.index + 2)
 
