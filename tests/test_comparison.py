@@ -80,12 +80,10 @@ def test_neighbours_that_met_the_same_queue_widen_the_interval():
 
 def test_a_difference_and_one_setting_agree_with_plain_means():
     frame = two_policies(np.random.default_rng(3))
-    means = frame.groupby("policy").e2e_s.mean()
+    means, alone = frame.groupby("policy").e2e_s.mean(), bootstrap(frame, "e2e_s", mean, [NEW])
     difference = bootstrap(frame, "e2e_s", mean, [NEW, OLD], lambda new, old: new - old)
     assert difference.estimate == pytest.approx(means["new"] - means["old"])
-    alone = bootstrap(frame, "e2e_s", mean, [NEW])
-    assert alone.estimate == pytest.approx(means["new"])
-    assert alone.low < alone.estimate < alone.high
+    assert alone.estimate == pytest.approx(means["new"]) and alone.low < alone.estimate < alone.high
 
 
 def test_nothing_to_compare_is_an_error():
@@ -121,12 +119,6 @@ def test_many_seeds_give_students_interval_over_seeds():
     assert few.low < means[:3].mean() < few.high
 
 
-def test_students_interval_by_hand():
-    interval = mean_interval([1.0, 2.0, 3.0])
-    assert interval.estimate == 2.0 and interval.high - 2.0 == pytest.approx(4.30265 / np.sqrt(3))
-    assert mean_interval([1.0]).high == np.inf
-
-
 ROWS = [("fifo", 1, 10.0), ("fifo", 2, 20.0), ("sjf", 2, 10.0), ("sjf", 1, 5.0), ("drr", 1, 8.0), ("drr", 2, 14.0)]
 SUMMARY = pd.DataFrame(ROWS, columns=["policy", "seed", "p50_e2e_s"])
 SJF, FIFO = {"policy": "sjf"}, {"policy": "fifo"}
@@ -142,9 +134,7 @@ def test_changes_are_paired_by_seed():
 
 def test_the_share_of_a_gap_by_hand():
     share = share_of_gap(SUMMARY, "p50_e2e_s", {"policy": "drr"}, FIFO, SJF)
-    assert share.estimate == pytest.approx((2 + 6) / (5 + 10)) and (share.low, share.high) == pytest.approx(
-        (2 / 5, 6 / 10)
-    )
+    assert (share.estimate, share.low, share.high) == pytest.approx((8 / 15, 2 / 5, 6 / 10))
 
 
 def test_what_cannot_be_told_from_the_best_reaches_0():

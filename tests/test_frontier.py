@@ -8,6 +8,7 @@ from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS
+from driftsched_lib.studies.compare import select
 from driftsched_lib.studies.frontier import against, best_policies, frontier, larger_is_better, where_worst
 
 
@@ -22,9 +23,7 @@ def test_a_row_a_run_with_what_it_gave(grid):
     runs, requests = frontier(grid), results.load(grid)
     assert len(runs) == requests.run.nunique()
     for row in runs.itertuples():
-        mine = requests[
-            (requests.policy == row.policy) & (requests.batching == row.batching) & (requests.seed == row.seed)
-        ]
+        mine = select(requests, policy=row.policy, batching=row.batching, seed=row.seed)
         e2e = (mine.finish_s - mine.arrival_s).astype(float)
         assert row.mean_e2e_s == pytest.approx(e2e.mean()) and row.p50_e2e_s == pytest.approx(e2e.median())
         assert row.p99_e2e_s == pytest.approx(e2e.quantile(0.99))
@@ -47,10 +46,8 @@ def test_slowdowns_are_against_the_idle_engine_and_tiers_have_their_own(grid):
 
 def test_objectives_of_ones_own_are_met_or_not(grid):
     for seconds, met in ((1e-9, 0.0), (1e6, 1.0)):
-        tiers = {
-            name: tier.model_copy(update={"ttft_slo_s": 1e6, "e2e_slo_s": seconds}) for name, tier in TIERS.items()
-        }
-        runs = frontier(grid, tiers)
+        slos = {"ttft_slo_s": 1e6, "e2e_slo_s": seconds}
+        runs = frontier(grid, {name: tier.model_copy(update=slos) for name, tier in TIERS.items()})
         assert (runs.slo == met).all() and (runs.premium_slo == met).all()
 
 
@@ -60,15 +57,9 @@ def test_more_is_better_of_what_is_met_made_or_shared():
 
 
 def runs_by_hand():
-    rows = [
-        ("fifo", 1, 10.0, 20.0, 0.5),
-        ("fifo", 2, 20.0, 20.0, 0.7),
-        ("sjf", 1, 5.0, 30.0, 0.9),
-        ("sjf", 2, 15.0, 30.0, 0.9),
-        ("drr", 1, 12.0, 20.1, 0.6),
-        ("drr", 2, 18.0, 20.1, 0.6),
-    ]
-    runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s", "p99_e2e_s", "slo"])
+    rows = [("fifo", 1, 10.0, 0.5), ("fifo", 2, 20.0, 0.7), ("sjf", 1, 5.0, 0.9), ("sjf", 2, 15.0, 0.9)]
+    rows += [("drr", 1, 12.0, 0.6), ("drr", 2, 18.0, 0.6)]
+    runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s", "slo"])
     return runs.assign(workload="w", batching="continuous", rate=1.0)
 
 

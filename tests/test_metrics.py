@@ -103,12 +103,10 @@ def test_job_class_bounds_are_inclusive():
 
 def test_flips_compare_neighbours_of_one_category_and_tier():
     totals = [("report", 100), ("summary", 600), ("report", 200), ("report", 201), ("summary", 601)]
-    requests = frame(
-        [
-            {"category": category, "estimated_total_tokens": total, "arrival_s": i, "actual_tokens": 110}
-            for i, (category, total) in enumerate(totals)
-        ]
-    )
+    rows = [
+        {"category": name, "estimated_total_tokens": total, "arrival_s": i} for i, (name, total) in enumerate(totals)
+    ]
+    requests = frame(rows, actual_tokens=110)
     classes = job_classes(requests, [128, 512])
     assert classes.flip.tolist() == [False, False, True, False, False]
     assert classes.misjudged.tolist() == [False, True, True, True, True]  # each came to 120: short
@@ -117,10 +115,8 @@ def test_flips_compare_neighbours_of_one_category_and_tier():
 
 
 def test_summary_by_hand():
-    rows = [
-        {"finish_s": 2.0 + i, "estimated_tokens": 10 + error, "longest_itl_s": 0.5 + i}
-        for i, error in enumerate((-2, 0, 4))
-    ]
+    errors = [{"finish_s": 2.0, "estimated_tokens": 8, "longest_itl_s": 0.5}, {"finish_s": 3.0, "longest_itl_s": 1.5}]
+    rows = [*errors, {"finish_s": 4.0, "estimated_tokens": 14, "longest_itl_s": 2.5}]
     row = summarize(frame([*rows, {"outcome": "expired"}]), 1.0, 0.1, [128, 512])
     assert (row["requests"], row["completed"], row["expired"], row["rejected"]) == (4, 3, 1, 0)
     assert (row["p50_e2e_s"], row["mean_e2e_s"]) == (3.0, 3.0)

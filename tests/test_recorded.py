@@ -86,26 +86,23 @@ def test_a_warm_estimator_serves_the_same_requests(tmp_path):
     assert runs.p50_e2e_s.tolist() == pytest.approx(summary.p50_e2e_s.tolist(), rel=1e-5)
 
 
-def test_a_warm_estimator_has_learnt_from_all_other_seeds_and_not_from_its_own(tmp_path):
-    params, made = pinned(scheduler__policies=["sjf"]), []
+def test_a_warm_estimator_has_learnt_from_all_other_seeds_and_not_from_its_own():
+    lengths, made = pd.read_parquet(PROJECT / LENGTHS), []
 
     class Watched(RunningQuantiles):
         def __init__(self, base_tokens):
             super().__init__(base_tokens=base_tokens)
-            self.seen = []
-            made.append(self)
+            made.append([])
 
         def observe(self, request, output_tokens):
-            self.seen.append(output_tokens)
+            made[-1].append(output_tokens)
             super().observe(request, output_tokens)
 
+    params = pinned(scheduler__policies=["sjf"])
     served_warm(params, results.EngineSpeed(100.0, 0.1, 0.1), Watched)
-    lengths = pd.read_parquet(PROJECT / LENGTHS)
-    for seed, estimator in zip(params.seeds, made, strict=True):
-        others, own = (lengths.output_tokens[lengths.seed.eq(seed) == mine] for mine in (False, True))
-        assert sorted(estimator.seen[: len(others)]) == sorted(others) and sorted(
-            estimator.seen[len(others) :]
-        ) == sorted(own)
+    for seed, seen in zip(params.seeds, made, strict=True):
+        own, others = (lengths.output_tokens[lengths.seed.eq(seed) == mine].tolist() for mine in (True, False))
+        assert sorted(seen[: len(others)]) == sorted(others) and sorted(seen[len(others) :]) == sorted(own)
 
 
 def test_a_hotter_load_is_the_one_that_was_recorded():
