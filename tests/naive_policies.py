@@ -4,51 +4,56 @@ from collections import defaultdict
 from fractions import Fraction
 from math import exp, log
 
-CYCLE = ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
-WEIGHTS = {"premium": 4, "standard": 2, "batch": 1}
+from driftsched_lib.requests import Tier
+
+
+def halving(*names):
+    """Tiers whose weights and end-to-end objectives halve from one to the next; the objectives to start double."""
+    powers = [2**i for i in range(len(names))]
+    return {
+        name: Tier(weight=weight, ttft_slo_s=64 * slo, e2e_slo_s=weight)
+        for name, weight, slo in zip(names, reversed(powers), powers, strict=True)
+    }
 
 
 class Naive:
     """Told what happens; `queued` are the requests in the order of adding, the one told of among them."""
 
-    def added(self, request, queued):
-        pass
+    def __init__(self, tiers):
+        self.tiers, self.rank = tiers, list(tiers).index
+        self.start()
 
-    def choose(self, queued, now):
-        raise NotImplementedError
+    def start(self, *_):
+        """Set up the state of an empty queue: by default none."""
 
-    def popped(self, request, queued):
-        pass
+    added = popped = removed = on_finish = start
 
-    def removed(self, request, queued):
-        pass
-
-    def on_finish(self, request, output_tokens):
-        pass
+    def weight(self, request):
+        return self.tiers[request.tier].weight
 
 
-class NaiveScan(Naive):
-    """The first of the queued, in order of arrival, with the smallest score."""
+def scan(score):
+    """The first of the queued, in order of arrival, with the smallest `score(request, now, its tier, rank)`."""
 
-    def __init__(self, score):
-        self.score = score
+    class Scan(Naive):
+        def choose(self, queued, now):
+            return min(queued, key=lambda r: score(r, now, self.tiers[r.tier], self.rank(r.tier)))
 
-    def choose(self, queued, now):
-        return min(queued, key=lambda request: self.score(request, now))
+    return Scan
 
 
 class NaiveWeighted(Naive):
-    """PAPER.md's cycle of ten turns over three plain lists."""
+    """PAPER.md's cycle of turns over plain lists."""
 
-    def __init__(self):
-        self.turn = 0
+    def start(self):
+        self.turn, self.cycle = 0, [name for name, tier in self.tiers.items() for _ in range(int(tier.weight))]
 
     def choose(self, queued, now):
-        for offset in range(10):
-            index = (self.turn + offset) % 10
-            waiting = [request for request in queued if request.tier == CYCLE[index]]
+        for offset in range(len(self.cycle)):
+            index = (self.turn + offset) % len(self.cycle)
+            waiting = [request for request in queued if request.tier == self.cycle[index]]
             if waiting:
-                self.next_turn = (index + 1) % 10
+                self.next_turn = index + 1
                 return waiting[0]
 
     def popped(self, request, queued):
@@ -56,15 +61,14 @@ class NaiveWeighted(Naive):
 
 
 class NaiveGrouped(Naive):
-    """The first by a rank, then those of its category for as long as it is the same moment."""
+    """The first, then those of its category for as long as it is the same moment."""
 
-    def __init__(self, rank=lambda request: 0):
-        self.rank, self.category, self.at = rank, None, None
+    category = at = None
 
     def choose(self, queued, now):
         alike = [request for request in queued if request.category == self.category and now == self.at]
         self.now = now
-        return min(alike or queued, key=self.rank)
+        return (alike or queued)[0]
 
     def popped(self, request, queued):
         self.category, self.at = request.category, self.now
@@ -77,11 +81,11 @@ def has_others(request, queued):
 class NaiveVtc(Naive):
     """A counter a tenant; the minimum is taken over those of the requests queued (Sheng et al., algorithm 2)."""
 
-    def __init__(self):
+    def start(self):
         self.counters, self.last_left, self.charged = defaultdict(float), "", {}
 
     def cost(self, request, output_tokens):
-        return (request.input_tokens + 2 * output_tokens) / WEIGHTS[request.tier]
+        return (request.input_tokens + 2 * output_tokens) / self.weight(request)
 
     def added(self, request, queued):
         if not has_others(request, queued):
@@ -109,7 +113,7 @@ class NaiveVtc(Naive):
 class NaiveDrr(Naive):
     """Shreedhar and Varghese's list of active tenants, walked turn by turn."""
 
-    def __init__(self):
+    def start(self):
         self.turns, self.left, self.begun, self.paid = [], {}, False, set()
 
     def added(self, request, queued):
@@ -123,7 +127,7 @@ class NaiveDrr(Naive):
             request = next(request for request in queued if request.tenant == tenant)
             if not self.begun:
                 self.begun = True
-                self.left[tenant] += 2 * WEIGHTS[request.tier]
+                self.left[tenant] += 2 * self.weight(request)
             if self.price(request) <= self.left[tenant]:
                 return request
             self.turns.append(self.turns.pop(0))
@@ -146,7 +150,7 @@ class NaiveDrr(Naive):
 class NaiveWfq(Naive):
     """The start tag of a tenant's oldest request, by the tenant's arrival and the end of what it was served last."""
 
-    def __init__(self):
+    def start(self):
         self.virtual, self.tags, self.paid, self.ends = 0.0, defaultdict(float), set(), [0.0]
 
     def added(self, request, queued):
@@ -159,7 +163,7 @@ class NaiveWfq(Naive):
     def popped(self, request, queued):
         self.virtual = self.tags[request.tenant]
         if request.request_id not in self.paid:
-            self.tags[request.tenant] += request.estimate.total_tokens / WEIGHTS[request.tier]
+            self.tags[request.tenant] += request.estimate.total_tokens / self.weight(request)
         self.paid.add(request.request_id)
         self.ends.append(self.tags[request.tenant])
         if len(queued) == 1:
@@ -169,7 +173,7 @@ class NaiveWfq(Naive):
 class NaiveMlfq(Naive):
     """Levels that end after 2, 6 and 14 tokens made since the last boost, which is every 128 seconds."""
 
-    def __init__(self):
+    def start(self):
         self.before, self.boost_at = defaultdict(int), 0.0
 
     def level(self, request):
@@ -187,7 +191,7 @@ class NaiveMlfq(Naive):
 class NaiveExpress(Naive):
     """The rule as its module tells it, with everything counted anew each time."""
 
-    def __init__(self):
+    def start(self):
         self.seen, self.index, self.credit, self.virtual = [], {}, 0.0, 0.0
         self.ends, self.dispatched = defaultdict(float), set()
 
@@ -201,7 +205,7 @@ class NaiveExpress(Naive):
     def added(self, request, queued):
         if request.request_id in self.dispatched:
             return
-        per_weight = self.size(request) / WEIGHTS[request.tier]
+        per_weight = self.size(request) / self.weight(request)
         self.seen.append(per_weight)
         is_small = sum(other < per_weight for other in self.seen) < len(self.seen) / 2
         start = max(self.ends[request.tenant], self.virtual)
@@ -223,16 +227,16 @@ class NaiveExpress(Naive):
         self.credit += size / 8
         if request is queued[0]:
             self.credit = max(0.0, self.credit - size)
-        self.virtual += size / sum({other.tenant: WEIGHTS[other.tier] for other in queued}.values())
+        self.virtual += size / sum({other.tenant: self.weight(other) for other in queued}.values())
 
     def removed(self, request, queued):
         if self.is_express(request) and request.request_id not in self.dispatched:
-            self.ends[request.tenant] -= self.size(request) / WEIGHTS[request.tier]
+            self.ends[request.tenant] -= self.size(request) / self.weight(request)
 
     def on_finish(self, request, output_tokens):
         if self.is_express(request):
             wrong_by = request.input_tokens / 2 + output_tokens - self.size(request)
-            self.ends[request.tenant] += wrong_by / WEIGHTS[request.tier]
+            self.ends[request.tenant] += wrong_by / self.weight(request)
 
 
 def totals_of(request):
@@ -246,26 +250,22 @@ def to_come(request):
     return max(1, request.estimate.output_tokens - request.num_output_tokens)
 
 
-def naive_gittins(request, now):
+def naive_gittins(request, *_):
     totals = totals_of(request)
     return -max(Fraction(sum(total <= t for total in totals), sum(min(total, t) for total in totals)) for t in totals)
 
 
-def naive_tie(request, now):
+def naive_tie(request, *_):
     totals = totals_of(request)
     return sum(totals) / len(totals) + max(totals) / 2
 
 
-def naive_boost(request, now):
+def naive_boost(request, *_):
     means = [exp(total / 8) for total in totals_of(request)]
     mean = sum(means) / len(means)
     return request.arrival_s - 8 * log(mean / (mean - 1))
 
 
-def naive_sigmoid(request, now):
+def naive_sigmoid(request, now, *_):
     waited, size = now - request.arrival_s, request.estimate.total_tokens
     return -0.5 / (1 + exp(1 - waited / 64)) - 0.5 / (1 + exp(size / 8 - 1))
-
-
-def scan(score):
-    return lambda: NaiveScan(score)

@@ -10,9 +10,9 @@ subprocess.Popen([sys.executable, "-c", "import time; print('grandchild', flush=
 """
 PARENT = f"""
 import time
-from driftsched_lib.engines.child_process import start
-child = start({CHILD!r})
-time.sleep(1000)
+from driftsched_lib.engines.vllm_commands import child
+with child({CHILD!r}):
+    time.sleep(1000)
 """
 
 

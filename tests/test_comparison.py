@@ -6,13 +6,16 @@ import pytest
 
 from driftsched_lib.studies.compare import (
     Interval,
-    difference,
+    behind_best,
+    bootstrap,
+    changes,
     mean,
     mean_interval,
+    paired_change,
     quantile,
     relative_change,
     root_mean_square,
-    single,
+    share_of_gap,
 )
 from driftsched_lib.studies.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
 
@@ -59,7 +62,7 @@ def one_run(values):
 
 
 def width(frame, **options):
-    interval = single(frame, "e2e_s", mean, NEW, **options)
+    interval = bootstrap(frame, "e2e_s", mean, [NEW], **options)
     return interval.high - interval.low
 
 
@@ -75,11 +78,12 @@ def test_neighbours_that_met_the_same_queue_widen_the_interval():
     assert width(frame, block=50) > 3 * width(frame, block=1)
 
 
-def test_difference_and_single_agree_with_plain_means():
+def test_a_difference_and_one_setting_agree_with_plain_means():
     frame = two_policies(np.random.default_rng(3))
     means = frame.groupby("policy").e2e_s.mean()
-    assert difference(frame, "e2e_s", mean, NEW, OLD).estimate == pytest.approx(means["new"] - means["old"])
-    alone = single(frame, "e2e_s", mean, NEW)
+    difference = bootstrap(frame, "e2e_s", mean, [NEW, OLD], lambda new, old: new - old)
+    assert difference.estimate == pytest.approx(means["new"] - means["old"])
+    alone = bootstrap(frame, "e2e_s", mean, [NEW])
     assert alone.estimate == pytest.approx(means["new"])
     assert alone.low < alone.estimate < alone.high
 
@@ -111,7 +115,41 @@ def test_many_seeds_give_students_interval_over_seeds():
     frames = [one_run(rng.normal(level, 1, 200)).assign(seed=seed) for seed, level in enumerate(rng.normal(9, 1, 12))]
     frame = pd.concat(frames)
     means = frame.groupby("seed").e2e_s.mean()
-    interval, by_hand = single(frame, "e2e_s", mean, NEW), mean_interval(means)
+    interval, by_hand = bootstrap(frame, "e2e_s", mean, [NEW]), mean_interval(means)
     assert (interval.estimate, interval.high) == (pytest.approx(by_hand.estimate), pytest.approx(by_hand.high))
-    few = single(frame[frame.seed < 3], "e2e_s", mean, NEW)
+    few = bootstrap(frame[frame.seed < 3], "e2e_s", mean, [NEW])
     assert few.low < means[:3].mean() < few.high
+
+
+def test_students_interval_by_hand():
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert interval.estimate == 2.0 and interval.high - 2.0 == pytest.approx(4.30265 / np.sqrt(3))
+    assert mean_interval([1.0]).high == np.inf
+
+
+ROWS = [("fifo", 1, 10.0), ("fifo", 2, 20.0), ("sjf", 2, 10.0), ("sjf", 1, 5.0), ("drr", 1, 8.0), ("drr", 2, 14.0)]
+SUMMARY = pd.DataFrame(ROWS, columns=["policy", "seed", "p50_e2e_s"])
+SJF, FIFO = {"policy": "sjf"}, {"policy": "fifo"}
+
+
+def test_changes_are_paired_by_seed():
+    [row] = changes(SUMMARY, FIFO, {"SJF": SJF}, ["p50_e2e_s"]).itertuples()
+    assert (row.setting, row.change, row.low, row.high) == ("SJF", -0.5, -0.5, -0.5)
+    assert paired_change(SUMMARY, "p50_e2e_s", SJF, FIFO, relative=False).estimate == -7.5
+    with pytest.raises(ValueError, match="selects 2 runs of 1 seeds"):
+        paired_change(SUMMARY.assign(seed=1), "p50_e2e_s", SJF, FIFO)
+
+
+def test_the_share_of_a_gap_by_hand():
+    share = share_of_gap(SUMMARY, "p50_e2e_s", {"policy": "drr"}, FIFO, SJF)
+    assert share.estimate == pytest.approx((2 + 6) / (5 + 10)) and (share.low, share.high) == pytest.approx(
+        (2 / 5, 6 / 10)
+    )
+
+
+def test_what_cannot_be_told_from_the_best_reaches_0():
+    values = SUMMARY.pivot(index="seed", columns="policy", values="p50_e2e_s")
+    behind = behind_best(values)
+    assert list(behind.index) == ["sjf", "drr", "fifo"] and behind["fifo"].estimate == 7.5
+    assert (behind["sjf"].low, behind["sjf"].high) == (0, 0) and behind["drr"].low < 0 < behind["drr"].high
+    assert list(behind_best(values, larger_is_better=True).index) == ["fifo", "drr", "sjf"]

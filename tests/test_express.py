@@ -1,27 +1,27 @@
 """Express: what each of its terms does, and the wait that it promises."""
 
-from itertools import cycle, islice
 from math import inf
 
 import pytest
-from driftsched_lib.policies.static_batches import next_batch
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
+from naive_policies import halving
 
 from driftsched_lib.policies import Express, Fifo, ShortestJobFirst
-from driftsched_lib.requests import TIERS
+from driftsched_lib.policies.base import example_order
+from driftsched_lib.requests import TIERS, Tier
 
-EQUAL = dict.fromkeys(TIERS, 1)
-OFF = {"weights": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, "uncertainty": 0, "input_price": 1}
-WEIGHTS = {"premium": 4, "standard": 2, "batch": 1}
+EQUAL = dict.fromkeys(TIERS, Tier(weight=1))
+OFF = {"tiers": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, "uncertainty": 0, "input_price": 1}
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
-def order(policy, sizes, tiers=("standard",)):
-    for i, size in enumerate(sizes):
-        policy.add(make_request(i, tier=tiers[i % len(tiers)], total_tokens=size))
-    return [int(policy.pop(0.0).request_id) for _ in sizes]
+def order(policy, sizes, *tiers):
+    """Return the places of the sizes in which a policy serves them; tiers take turns."""
+    tiers = tiers or ("standard",)
+    requests = [make_request(i, tier=tiers[i % len(tiers)], total_tokens=size) for i, size in enumerate(sizes)]
+    return [int(request_id) for request_id in example_order(policy, *requests)]
 
 
 @given(sizes=SIZES)
@@ -38,20 +38,14 @@ def test_above_the_cap_it_is_fifo():
 
 
 def test_the_weight_of_a_tier_divides_the_size():
-    policy = Express(**OFF | {"weights": WEIGHTS})
-    assert order(policy, [30, 20, 9, 30], tiers=("premium", "standard", "batch", "premium")) == [0, 3, 2, 1]
+    policy = Express(**OFF | {"tiers": halving(*TIERS)})
+    assert order(policy, [30, 20, 9, 30], "premium", "standard", "batch", "premium") == [0, 3, 2, 1]
 
 
-def test_a_token_of_the_prompt_counts_its_price():
-    request = make_request(1, total_tokens=10)
-    request.input_tokens = 100
-    assert [Express(**OFF | {"input_price": price}).key(request) for price in (0, 0.1, 1)] == [10, 20, 110]
-
-
-def test_uncertainty_goes_from_the_point_to_the_mean():
-    request = make_request(1, total_tokens=10)
-    request.estimate.quantiles = (10.0, 10.0, 40.0, 100.0)
-    assert [Express(**OFF | {"uncertainty": u}).key(request) for u in (0, 0.5, 1)] == [10, 25, 40]
+def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_mean():
+    prompt, spread = make_request(1, input_tokens=100), make_request(1, quantiles=(10.0, 10.0, 40.0, 100.0))
+    assert [Express(**OFF | {"input_price": price}).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
+    assert [Express(**OFF | {"uncertainty": share}).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
 
 
 @pytest.mark.parametrize(("lead_tokens", "longest"), [(1e9, 100), (20, 2)])
@@ -61,9 +55,8 @@ def test_a_tenant_beyond_its_share_makes_no_other_wait(lead_tokens, longest):
     waits = []
     for round_ in range(40):
         for i in range(10):
-            request = make_request(10 * round_ + i, arrival_s=round_, total_tokens=10 if i < 9 else 11)
-            request.tenant = "noisy" if i < 9 else "other"
-            policy.add(request)
+            tokens, tenant = (10, "noisy") if i < 9 else (11, "other")
+            policy.add(make_request(10 * round_ + i, round_, total_tokens=tokens, tenant=tenant))
         served = [policy.pop(round_) for _ in range(5)]
         waits += [round_ - request.arrival_s for request in served if request.tenant == "other"]
     waits += [40 - request.arrival_s for request in policy if request.tenant == "other"]
@@ -82,10 +75,8 @@ def test_no_tenant_has_more_in_the_express_lane_than_promised(steps, lead):
     had, queued = {}, []
     for i, (action, size, tenant) in enumerate(steps):
         if action == "add":
-            request = make_request(i, tier=TIERS[tenant % 3], total_tokens=size)
-            request.tenant = str(tenant)
-            policy.add(request)
-            queued.append(request)
+            queued.append(make_request(i, tier=list(TIERS)[tenant % 3], total_tokens=size, tenant=str(tenant)))
+            policy.add(queued[-1])
         elif queued and action == "remove":
             policy.remove(queued.pop(size % len(queued)).request_id)
         elif queued:
@@ -97,18 +88,15 @@ def test_no_tenant_has_more_in_the_express_lane_than_promised(steps, lead):
             queued.remove(policy.pop(0.0))
 
 
-@given(
-    history=st.lists(
-        st.tuples(
-            st.sampled_from(["add", "pop", "add", "pop", "remove"]),
-            st.one_of(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=4, max_size=4).map(sorted)),
-            st.sampled_from(TIERS),
-        ),
-        max_size=120,
-    ),
-    fifo_share=st.sampled_from([1 / 16, 1 / 4, 1.0]),
-    express_share=st.sampled_from([0.3, 1.0]),
+ACTIONS = st.sampled_from(["add", "pop", "add", "pop", "remove"])
+DISTRIBUTIONS = st.lists(st.integers(1, 20), min_size=4, max_size=4).map(sorted)
+HISTORIES = st.lists(
+    st.tuples(ACTIONS, st.integers(1, 20).map(lambda size: [size] * 4) | DISTRIBUTIONS, st.sampled_from(list(TIERS))),
+    max_size=120,
 )
+
+
+@given(HISTORIES, st.sampled_from([1 / 16, 1 / 4, 1.0]), st.sampled_from([0.3, 1.0]))
 def test_no_request_waits_longer_than_promised(history, fifo_share, express_share):
     """At most (A + 2 L) / fifo_share tokens dispatched while it waits: A queued before it, L the largest request.
 
@@ -118,12 +106,9 @@ def test_no_request_waits_longer_than_promised(history, fifo_share, express_shar
     dispatched, queued, allowed = 0.0, {}, {}
     for i, (action, size, tier) in enumerate(history):
         if action == "add":
-            mean = sum(size) / 4 if isinstance(size, list) else size
             allowed[str(i)] = dispatched + (sum(queued.values()) + 2 * 20) / fifo_share
-            queued[str(i)] = mean
-            request = make_request(i, tier=tier, total_tokens=size[1] if isinstance(size, list) else size)
-            request.estimate.quantiles = tuple(size) if isinstance(size, list) else None
-            policy.add(request)
+            queued[str(i)] = sum(size) / 4
+            policy.add(make_request(i, tier=tier, total_tokens=size[1], quantiles=tuple(size)))
         elif action == "remove" and queued:
             del queued[policy.remove(list(queued)[i % len(queued)]).request_id]
         elif queued:
@@ -133,12 +118,8 @@ def test_no_request_waits_longer_than_promised(history, fifo_share, express_shar
 
 def test_the_price_is_of_the_mean_and_the_order_that_of_the_least_expected_cost():
     """Sizes of 1 or 19 against 9.9 surely, weight 1 and a cap far away: the mean of 10 goes second."""
-    gamble, sure = make_request("gamble", total_tokens=10), make_request("sure", total_tokens=10)
-    gamble.estimate.quantiles, sure.estimate.quantiles = (1.0, 19.0), (9.9, 9.9)
-    policy = Express(**OFF | {"uncertainty": 1})
-    policy.add(gamble)
-    policy.add(sure)
-    assert [request.request_id for request in policy] == ["sure", "gamble"]
+    gamble, sure = make_request("gamble", quantiles=(1.0, 19.0)), make_request("sure", quantiles=(9.9, 9.9))
+    assert example_order(Express(**OFF | {"uncertainty": 1}), gamble, sure) == ["sure", "gamble"]
 
 
 def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():
@@ -157,11 +138,9 @@ def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():
 def test_tenants_that_are_gone_are_forgotten():
     policy = Express()
     for i in range(5000):
-        request = make_request(i)
-        request.tenant = f"name {i}"
-        policy.add(request)
+        policy.add(make_request(i, tenant=f"name {i}"))
         policy.on_finish(policy.pop(0.0), 10)
-    assert len(policy._tags) < 300 and not policy._queued and not policy._tenant_weights
+    assert len(policy._tags) < 300 and not policy._present
 
 
 def test_without_a_fifo_share_a_long_request_starves_and_with_one_it_does_not():
@@ -189,103 +168,3 @@ def test_the_cap_follows_recent_sizes():
         policy.add(make_request(f"new {i}", total_tokens=100 + i % 10))
     policy.add(make_request("medium again", total_tokens=40))
     assert next(iter(policy)).request_id == "medium again"
-
-
-@given(
-    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=60),
-    fifo_share=st.sampled_from([0.0, 0.5]),
-    most=st.integers(1, 12),
-)
-def test_static_batches_serve_each_request_once_and_the_iteration_tells_them(sizes, fifo_share, most):
-    """Two requests come for each batch, until all are there."""
-    policy = Express(weights=WEIGHTS, fifo_share=fifo_share)
-    coming = [make_request(i, tier=TIERS[i % 3], total_tokens=size) for i, size in enumerate(sizes)]
-    left, served = iter(coming), []
-    while len(served) < len(coming):
-        for request in islice(left, 2):
-            policy.add(request)
-        room = policy.batch_size(most, 0.0)
-        assert 1 <= room <= most
-        told = [request.request_id for request in policy]
-        batch = [policy.pop(0.0).request_id for _ in range(min(room, len(policy)))]
-        assert batch == told[: len(batch)]
-        served += batch
-    assert sorted(served, key=int) == [request.request_id for request in coming]
-
-
-@given(
-    sizes=SIZES, share=st.sampled_from([0.0, 0.5, 1.0]), fifo_share=st.sampled_from([0.0, 0.5]), most=st.integers(1, 12)
-)
-def test_a_static_batch_is_of_the_order_at_its_prices(sizes, share, fifo_share, most):
-    """Of a queue that no batch has kept waiting yet."""
-    policy = Express(**OFF | {"weights": WEIGHTS, "express_share": share, "fifo_share": fifo_share})
-    for i, size in enumerate(sizes):
-        policy.add(make_request(i, tier=TIERS[i % 3], total_tokens=size))
-    cap = sorted(size / WEIGHTS[TIERS[i % 3]] for i, size in enumerate(sizes))[
-        min(int(share * len(sizes)), len(sizes) - 1)
-    ]
-    queued = list(policy)
-    lengths = [request.estimate.total_tokens for request in queued]
-    prices = [max(WEIGHTS[request.tier], size / cap) for request, size in zip(queued, lengths, strict=True)]
-    start, end = next_batch(lengths, prices, [0] * len(queued), most)
-    wanted = policy.batch_size(most, 0.0)
-    assert list(policy)[: end - start] == queued[start:end]
-    assert wanted == (most if end - start == len(queued) else end - start)
-
-
-def queue_of(sizes, most=8, **changes):
-    policy = Express(**OFF | changes)
-    for i, size in enumerate(sizes):
-        policy.add(make_request(i, total_tokens=size))
-    return policy, [policy.pop(0.0).request_id for _ in range(policy.batch_size(most, 0.0))]
-
-
-def test_short_requests_do_not_wait_in_a_batch_for_a_long_one():
-    assert Express(**OFF).batch_size(8, 0.0) == 8
-    policy, batch = queue_of([5, 100, 6, 5, 5, 90])
-    assert batch == ["0", "3", "4", "2"]  # two more would make it 16 times as long
-    assert policy.batch_size(8, 0.0) == 8  # all that is here, and what may come
-
-
-def test_a_batch_that_is_not_full_waits_for_more_of_its_kind_while_others_are():
-    policy, batch = queue_of([5, 5, *[40] * 20])
-    assert batch == [str(i) for i in range(2, 10)]
-    policy.add(make_request(22, total_tokens=5))
-    assert policy.batch_size(8, 0.0) == 3  # two have waited for 40 tokens each, ten others would for 5
-    assert [policy.pop(0.0).request_id for _ in range(3)] == ["0", "1", "22"]
-
-
-def test_a_request_of_a_batch_that_is_cancelled_leaves_it():
-    policy, _ = queue_of([5] * 3 + [100] * 3, most=1)
-    room = policy.batch_size(2, 0.0)
-    policy.remove(next(iter(policy)).request_id)
-    assert room == 2 and [policy.pop(0.0).request_id for _ in range(len(policy))] == ["2", "3", "4", "5"]
-
-
-@given(sizes=SIZES, most=st.integers(1, 4))
-def test_the_oldest_waits_in_static_batches_for_one_batch_more_at_most(sizes, most):
-    """A large one comes first, then ever more small ones."""
-    share, large = 0.5, 30
-    policy, dispatched, batch_tokens = Express(**OFF | {"express_share": 0.5, "fifo_share": share}), 0, 0
-    policy.add(make_request("large", total_tokens=large))
-    small = (make_request(i, total_tokens=size) for i, size in enumerate(cycle(sizes)))
-    while "large" in {request.request_id for request in policy}:
-        for request in islice(small, most):
-            policy.add(request)
-        batch = [policy.pop(0.0) for _ in range(policy.batch_size(most, 0.0))]
-        batch_tokens = max(batch_tokens, sum(request.estimate.total_tokens for request in batch))
-        dispatched += sum(request.estimate.total_tokens for request in batch if request.request_id != "large")
-        assert dispatched <= 2 * large / share + batch_tokens
-
-
-def test_parameters_are_checked():
-    for name, value in {
-        "express_share": 1.1,
-        "fifo_share": -0.1,
-        "lead_tokens": -1.0,
-        "uncertainty": float("inf"),
-    }.items():
-        with pytest.raises(ValueError, match=f"{name} is"):
-            Express(**{name: value})
-    with pytest.raises(ValueError, match="weights is"):
-        Express(weights=EQUAL | {"batch": 0})

@@ -1,9 +1,8 @@
-"""Faults while an experiment runs.  Whatever they are, no finished run is lost or repeated, nothing half-written is
-read as whole, and the message says what to do.
+"""Faults while an experiment runs: no finished run is lost or repeated, nothing half-written is read as whole.
 
-Processes are killed, filled up and interrupted for real.  Those that run a grid are forks of one that has imported
-everything, so that twenty of them take seconds; `pytest tests/test_faults.py --thorough` does on real vLLM what is done
-here on simulated engines, and kills it twenty times.
+And the message says what to do.  Processes are killed, disks filled and kernels interrupted for real.  Processes that
+run a grid are forks of one that has imported everything, so that twenty of them take seconds.  `--thorough` repeats all
+on real vLLM, and kills it twenty times.
 """
 
 import gc
@@ -34,36 +33,19 @@ from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.provenance import provenance
-from driftsched_lib.validation import PROJECT
+from driftsched_lib.validation import PARTIAL, PROJECT
 
 SMOKE = PROJECT / "params" / "smoke.yaml"
+FIFO = {"scheduler.policies": ["fifo"]}
 GRIDS = {
-    "simulated": (PAPER_L4, SMALL | {"policies": ["fifo"], "batching": ["static", "continuous"], "requests": 20}),
-    "vllm": (SMOKE, {"policies": ["fifo"]}),
+    "simulated": (PAPER_L4, SMALL | FIFO | {"scheduler.batching": ["static", "continuous"], "requests": 20}),
+    "vllm": (SMOKE, FIFO),
 }
-SUMMARY_COLUMNS = [
-    "engine",
-    "model",
-    "batching",
-    "policy",
-    "estimator",
-    "calibration",
-    "token_counter",
-    "seed",
-    "requests",
-    "completed",
-    "p50_e2e_s",
-    "p95_e2e_s",
-    "p99_e2e_s",
-    "mean_e2e_s",
-    "p50_ttft_s",
-    "p99_ttft_s",
-    "mean_queue_wait_s",
-    "output_tokens_per_s",
-    "mae_tokens",
-    "rmse_tokens",
-    "jain_index",
-]
+SUMMARY_COLUMNS = {
+    *("engine", "model", "batching", "policy", "estimator", "calibration", "token_counter", "seed", "requests"),
+    *("completed", "p50_e2e_s", "p95_e2e_s", "p99_e2e_s", "mean_e2e_s", "p50_ttft_s", "p99_ttft_s"),
+    *("mean_queue_wait_s", "output_tokens_per_s", "mae_tokens", "rmse_tokens", "jain_index"),
+}
 KEPT = "Finished runs are kept"
 
 
@@ -76,44 +58,48 @@ def pytest_generate_tests(metafunc):
 
 
 def grid(engine, folder, seeds):
-    """The file of a grid with at least two runs a seed."""
+    """Write the parameters of a grid with at least two runs per seed; return their file."""
     file, changes = GRIDS[engine]
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump(Params.load(file, changes | {"seeds": list(range(1, seeds + 1))}).model_dump()))
     return path
 
 
+def manifests(out):
+    return len(list(out.glob("*/manifest.json")))
+
+
 def finished(out):
-    """The bytes of all finished runs, each of which is whole: a row a request, in every table what it says."""
+    """Return the bytes of all finished runs, after checking that each has one row per request."""
     runs = {}
-    for manifest in out.glob("*/manifest.json"):
-        folder = manifest.parent
-        if folder.suffix != results.PARTIAL:
-            rows = results.read_table(folder, "requests")
-            assert rows.request_id.nunique() == len(rows) == results.load_manifest(folder)["params"]["requests"]
+    for folder in (path.parent for path in out.glob("*/manifest.json")):
+        if folder.suffix != PARTIAL:
+            run = results.load_run(folder)
+            rows = run.table("requests")
+            assert rows.request_id.nunique() == len(rows) == run.manifest["params"]["requests"]
             runs[folder.name] = {path.name: path.read_bytes() for path in folder.iterdir()}
     return runs
 
 
 def kept(before, out):
-    """What is finished now, among it all that was, unchanged."""
+    """Return what is finished now, after checking that all that was finished before is unchanged."""
     after = finished(out)
     assert {name: after.get(name) for name in before} == before
     return after
 
 
 def complete(grid, out):
-    """Whether the folder holds the whole grid and nothing else."""
+    """Return whether the folder holds the whole grid and nothing else."""
     summary = pd.read_csv(out / "summary.csv")
     names = [run.name for run in Params.load(grid).runs()]
-    assert not list(out.rglob(f"*{results.PARTIAL}"))
+    assert not list(out.rglob(f"*{PARTIAL}"))
     assert summary.run.tolist() == names and (summary.completed == summary.requests).all()
-    assert summary.drop(columns="p99_longest_itl_s").notna().all().all() and set(SUMMARY_COLUMNS) <= set(summary)
+    assert summary.drop(columns="p99_longest_itl_s").notna().all().all() and set(summary) >= SUMMARY_COLUMNS
     return set(finished(out)) == set(names)
 
 
 def in_new_process(function, *arguments, wrapper=()):
-    """Call a function of this file in a Python of its own, which must succeed."""
+    """Call a function of this file in a new Python, which must succeed."""
     code = f"import test_faults; test_faults.{function.__name__}(*{[str(argument) for argument in arguments]})"
     done = subprocess.run([*wrapper, sys.executable, "-c", code], cwd=PROJECT / "tests", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -123,7 +109,7 @@ def in_new_process(function, *arguments, wrapper=()):
 
 
 def start(work, grid, out):
-    """A fork that does the work; what it says goes to `out`.log."""
+    """Fork a process that does the work and writes its output to `out`.log."""
     child = os.fork()
     if child == 0:
         try:
@@ -142,50 +128,52 @@ def run(grid, out):
 
 
 def run_interrupted_and_broken(grid, out):
-    """In one process, as in a notebook: the grid until it is interrupted, until the engine raises, and to its end."""
+    """Run the grid in one process, as a notebook does: until it is interrupted, until the engine raises, to its end."""
     assert run(grid, out) == 130
     params, before = Params.load(grid), finished(out)
-    broken = SimulatedEngine if params.engine == "simulated" else sys.modules["vllm"].LLMEngine
+    broken = SimulatedEngine if params.engine.kind == "simulated" else sys.modules["vllm"].LLMEngine
     step = broken.step
 
     def step_or_raise(self, *arguments):
-        if len(list(out.glob("*/manifest.json"))) > len(before):
+        if manifests(out) > len(before):
             step(self, *arguments)
             raise RuntimeError("illegal memory access")
         return step(self, *arguments)
 
     with patch.object(broken, "step", step_or_raise), pytest.raises(RunError) as caught:
         run_grid(params, out, jobs=1)
-    name = re.match(
-        r"run (.*): the engine failed \(RuntimeError: illegal memory access\).*run the same", str(caught.value)
+    failed, message = (
+        r"run (.*): the engine failed \(RuntimeError: illegal memory access\).*run the same",
+        str(caught.value),
     )
-    assert name[1] in [run.name for run in params.runs()] and KEPT in str(caught.value)
+    name = re.match(failed, message)[1]
+    assert name in [run.name for run in params.runs()] and KEPT in message
     gc.collect()
     assert not [thing for thing in gc.get_objects() if isinstance(thing, broken)], "the traceback keeps the engine"
     before = kept(before, out)
-    assert name[1] not in before
+    assert name not in before
     assert run(grid, out) == 0
     before = kept(before, out)
     assert run(grid, out) == 0 and finished(out) == before
 
 
-def wait(child, out, more, longest_s=inf):
-    """Until there are so many more finished runs, or so many seconds have passed."""
-    until, runs = time.monotonic() + longest_s, len(list(out.glob("*/manifest.json"))) + more
-    while time.monotonic() < until and len(list(out.glob("*/manifest.json"))) < runs:
+def wait(child, out, more, max_s=inf):
+    """Wait until so many more runs are finished, or `max_s` seconds have passed."""
+    until, runs = time.monotonic() + max_s, manifests(out) + more
+    while time.monotonic() < until and manifests(out) < runs:
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
         time.sleep(0.002)
 
 
 def end(child, number):
-    """Send a signal and return how the process ended: the exit status, or minus the signal."""
+    """Send a signal; return the exit status of the process, or minus the signal that ended it."""
     os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill_at_random_moments(engine, grid, out, kills):
     if engine == "vllm":
-        import driftsched_lib.engines.vllm_local  # noqa: F401  # here, so that no fork has to
+        import driftsched_lib.engines.vllm  # noqa: F401  # here, so that no fork has to
     provenance()  # a second the first time
     out, random = Path(out), Random(1)
     started = time.monotonic()
@@ -196,7 +184,7 @@ def kill_at_random_moments(engine, grid, out, kills):
     before, speed = finished(out), results.load_speed(out)
     for _ in range(int(kills) - 1):
         child = start(run, grid, out)
-        wait(child, out, 1, longest_s=random.uniform(0, 1.2 * first_s))
+        wait(child, out, 1, max_s=random.uniform(0, 1.2 * first_s))
         assert end(child, signal.SIGKILL) == -signal.SIGKILL
         before = kept(before, out)
 
@@ -290,7 +278,7 @@ def serve_on_failing_disks(engine, grid, out, mounts):
 
 
 def own_mounts():
-    """The command that lets a process mount what no other sees; empty where this machine allows none."""
+    """Return the command that lets a process mount what no other sees; empty if this machine allows none."""
     for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
         with suppress(OSError, subprocess.CalledProcessError):
             subprocess.run([*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True, capture_output=True)
@@ -321,9 +309,10 @@ run_grid(Params.load({grid!r}), {out!r})
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """A client of a Jupyter kernel of this Python."""
+    """Yield a client of a Jupyter kernel of this Python."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     manager, client = start_new_kernel(kernel_name="python3")
+    client.kernel_info(reply=True, timeout=100)  # behind it no answer comes to what was asked during the start
     client.interrupt = manager.interrupt_kernel
     yield client
     client.stop_channels()
@@ -336,7 +325,7 @@ def test_an_interrupted_notebook_goes_on(engine, kernel, tmp_path):
     before = {}
     for more in (1, 2):
         message = kernel.execute(cell, stop_on_error=False)  # or what is sent soon after its error is not run
-        while len(list(out.glob("*/manifest.json"))) < len(before) + more:
+        while manifests(out) < len(before) + more:
             assert not kernel.shell_channel.msg_ready(), "it ended by itself"
             time.sleep(0.01)
         kernel.interrupt()

@@ -1,4 +1,4 @@
-"""Figures hold what they are given, whatever its size, and no policy looks like another."""
+"""Figures hold what they are given, whatever its size and names, and no policy looks like another."""
 
 from itertools import combinations
 
@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 
 from driftsched_lib import figures
-from driftsched_lib.figures.style import POLICY_NAMES, policy_style
+from driftsched_lib.figures.style import POLICY_NAMES, policy_names, side_looks
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
+
+TAILS = [figures.change_against_fifo, figures.latency_by_tier, figures.e2e_tails]
 
 
 @pytest.fixture(autouse=True)
@@ -20,18 +22,36 @@ def closed():
     plt.close("all")
 
 
-@pytest.fixture(scope="module")
-def done():
-    """Requests of three policies; batch, drawn last, and SJF's tail are the longest."""
+def completed(policies, tiers):
+    """Requests of three policies; the last tier, drawn last, and the last policy's tail are the longest."""
     rng, parts = np.random.default_rng(1), []
     for batching in ("static", "continuous"):
-        for policy, scale in (("fifo", 1.0), ("priority", 1.2), ("sjf", 3.0)):
+        for policy, scale in zip(policies, (1.0, 1.2, 3.0), strict=True):
             for seed in (1, 2):
-                tier = np.array(TIERS)[np.arange(300) % 3]
-                e2e_s = scale * rng.exponential(1 + 4 * (tier == "batch"))
+                tier = np.array(tiers)[np.arange(300) % len(tiers)]
+                e2e_s = scale * rng.exponential(1 + 4 * (tier == tiers[-1]))
                 columns = {"batching": batching, "policy": policy, "seed": seed, "run": f"{batching}{policy}{seed}"}
                 parts.append(pd.DataFrame({"request_id": range(300), "tier": tier, "e2e_s": e2e_s, **columns}))
     return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def done():
+    return completed(("fifo", "priority", "sjf"), tuple(TIERS))
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """The same of a user's own policies and four tiers of other names."""
+    return completed(
+        ("fifo", "my_module:LongestFirst", "__main__:test.<locals>.Mine"), ("gold", "silver", "tin", "lead")
+    )
+
+
+def depth_of(done, tiers):
+    runs = done[["run", "batching", "policy", "seed"]].drop_duplicates()
+    samples = pd.DataFrame({"time_s": np.linspace(0, 9, 10), **dict.fromkeys(tiers, 3)})
+    return samples.merge(runs, how="cross")
 
 
 def axes_that_cut(figure):
@@ -54,9 +74,10 @@ def overlapping_texts(figure):
     return [pair for pair in combinations(boxes, 2) if boxes[pair[0]].overlaps(boxes[pair[1]])]
 
 
-@pytest.mark.parametrize("draw", [figures.change_against_fifo, figures.latency_by_tier, figures.e2e_tails])
-def test_limits_hold_the_data_and_no_text_lies_on_another(draw, done):
-    figure = draw(done)
+@pytest.mark.parametrize("given", ["done", "foreign"])
+@pytest.mark.parametrize("draw", TAILS)
+def test_limits_hold_the_data_and_no_text_lies_on_another(draw, given, request):
+    figure = draw(request.getfixturevalue(given))
     assert not overlapping_texts(figure)
     if draw is not figures.e2e_tails:  # whose tail ends at a share that is said
         assert not list(axes_that_cut(figure))
@@ -67,16 +88,18 @@ def test_the_first_policy_is_on_top_in_every_row(done):
     assert low > high
 
 
-def test_queues_of_all_seeds_are_within_limits(done):
-    time_s = np.linspace(0, 9, 10)
-    runs = done[["batching", "policy", "seed", "run"]].drop_duplicates()
-    rows = runs.assign(key=0).merge(pd.DataFrame({"time_s": time_s, **dict.fromkeys(TIERS, 3)}).assign(key=0))
-    rows.loc[rows.seed == 2, list(TIERS)] = 70
-    figure = figures.queue_depth(rows)
+def test_queues_of_all_seeds_and_tiers_are_within_limits(foreign):
+    depth = depth_of(foreign, tiers := list(foreign.tier.unique()))
+    depth.loc[depth.seed == 2, tiers] = 70
+    figure = figures.queue_depth(depth)
+    assert len(figure.axes) == 2 * len(tiers)
     assert figure.axes[0].get_ylim()[1] >= 70 and not list(axes_that_cut(figure))
 
 
-def test_no_policy_looks_like_another():
+def test_no_policy_looks_like_another_and_a_users_own_has_its_class_name():
     assert set(POLICY_NAMES) == set(POLICIES)
-    assert len({policy_style(policy)["color"] for policy in POLICIES}) == len(POLICIES)
-    assert policy_style("aging-rate0.1") == policy_style("aging")
+    looks = [side_looks({policy: policy})[policy]["color"] for policy in (*POLICIES, "a:B", "a:C")]
+    assert len(set(looks)) == len(looks)
+    assert side_looks({"": "aging-rate=0.1"})[""] == side_looks({"": "aging"})[""]
+    names = policy_names(["my_module:LongestFirst", "aging-rate=0.1", "fifo", "aging"])
+    assert list(names.values()) == ["FIFO", "Aging (rate=0.1)", "Aging", "LongestFirst"]

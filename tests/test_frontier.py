@@ -7,13 +7,14 @@ from simulation import PAPER_L4, SMALL
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
-from driftsched_lib.studies.frontier import against, against_goals, best_policies, every_order, frontier, where_worst
+from driftsched_lib.requests import TIERS
+from driftsched_lib.studies.frontier import against, best_policies, frontier, larger_is_better, where_worst
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
     out = tmp_path_factory.mktemp("grid")
-    run_grid(Params.load(PAPER_L4, SMALL | {"policies": ["fifo", "sjf"], "vary_estimates_for": []}), out, jobs=1)
+    run_grid(Params.load(PAPER_L4, SMALL | {"scheduler.vary_estimates_for": []}), out, jobs=1)
     return out
 
 
@@ -45,10 +46,17 @@ def test_slowdowns_are_against_the_idle_engine_and_tiers_have_their_own(grid):
 
 
 def test_objectives_of_ones_own_are_met_or_not(grid):
-    tiers = ("premium", "standard", "batch")
-    for seconds, met in ((0.0, 0.0), (1e6, 1.0)):
-        runs = frontier(grid, ttft_slo_s=dict.fromkeys(tiers, 1e6), e2e_slo_s=dict.fromkeys(tiers, seconds))
+    for seconds, met in ((1e-9, 0.0), (1e6, 1.0)):
+        tiers = {
+            name: tier.model_copy(update={"ttft_slo_s": 1e6, "e2e_slo_s": seconds}) for name, tier in TIERS.items()
+        }
+        runs = frontier(grid, tiers)
         assert (runs.slo == met).all() and (runs.premium_slo == met).all()
+
+
+def test_more_is_better_of_what_is_met_made_or_shared():
+    names = ["slo", "premium_slo", "goodput_per_s", "output_tokens_per_s", "jain", "p50_e2e_s", "service_difference"]
+    assert [larger_is_better(name) for name in names] == [True] * 5 + [False] * 2
 
 
 def runs_by_hand():
@@ -96,24 +104,3 @@ def test_each_policy_has_a_place_where_it_is_worst():
     table = where_worst(runs, {"p50_e2e_s": "P50", "slo": "SLOs"})
     assert table.objective.to_dict() == {"fifo": "SLOs", "sjf": "SLOs", "drr": "P50"}
     assert table.shortfall.round(2).to_dict() == {"fifo": 1.0, "sjf": 1.0, "drr": 0.5}
-
-
-def test_goals_are_met_missed_or_open():
-    columns = ["p50_e2e_s", "p99_e2e_s", "longest_wait_s", "premium_slo", "jain"]
-    rows = []
-    for seed in (1, 2, 3):
-        rows.append(("fifo", seed, 50.0, 100.0, 100.0, 0.2, 0.8))
-        rows.append(("sjf", seed, 10.0, 190.0, 200.0, 0.5, 0.8))
-        rows.append(("priority", seed, 20.0, 150.0, 150.0, 1.0, 0.7))
-        rows.append(("express", seed, 10.2, 110.0 + seed, 90.0, 0.9, 0.8 + 0.1 * (seed - 2)))
-    runs = pd.DataFrame(rows, columns=["policy", "seed", *columns])
-    met = against_goals(runs.assign(batching="continuous")).met
-    assert met.tolist() == ["yes", "no", "yes", "no", "open"]
-    assert against_goals(runs.assign(batching="static")).met.tolist() == ["no", "yes"]
-
-
-def test_every_order_by_hand():
-    stays = every_order((0, 1), (3, 1))
-    assert stays.loc[0, 1].tolist() == [3.0, 3.0]
-    assert stays.loc[1, 0].tolist() == [5.0, 1.0]
-    assert len(every_order((0,) * 5, (1,) * 5)) == 120

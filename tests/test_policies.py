@@ -1,98 +1,63 @@
-"""Each policy against a naive reference that scans a list, over random histories."""
+"""Each policy against a naive reference that scans a list, over random histories; and what all policies share."""
 
+import doctest
+import inspect
+from math import inf, nan
+
+import naive_policies as naive
 import pytest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
-from naive_policies import (
-    CYCLE,
-    WEIGHTS,
-    NaiveDrr,
-    NaiveExpress,
-    NaiveGrouped,
-    NaiveMlfq,
-    NaiveVtc,
-    NaiveWeighted,
-    NaiveWfq,
-    naive_boost,
-    naive_gittins,
-    naive_sigmoid,
-    naive_tie,
-    scan,
-    to_come,
-)
 
-from driftsched_lib.policies import POLICIES, RANKS, TURNS, AgingPriority, Grouped, Priority, Weighted
-from driftsched_lib.requests import TIERS, Estimate
+from driftsched_lib.policies import POLICIES, AgingPriority, Grouped, KeyedQueue, ShortestJobFirst, Weighted
+from driftsched_lib.requests import TIERS, Estimate, Tier
 
-# By case, a policy's name and what is special: its arguments, and its reference.  All numbers are exact in floating
-# point, so that round-off decides no tie.
+# By name, a policy's options and its reference.  All numbers are exact in floating point: round-off decides no tie.
 CASES = {
-    "fifo": ({}, scan(lambda request, now: 0)),
-    "priority": ({}, scan(lambda request, now: TIERS.index(request.tier))),
-    "weighted": ({}, NaiveWeighted),
-    "sjf": ({}, scan(lambda request, now: request.estimate.total_tokens)),
-    "aging": ({"rate": 1 / 64}, scan(lambda request, now: TIERS.index(request.tier) - (now - request.arrival_s) / 64)),
-    "grouped": ({}, NaiveGrouped),
-    "grouped shortest": (
-        {"lead": "shortest"},
-        lambda: NaiveGrouped(lambda request: request.estimate.total_tokens),
-    ),
+    "fifo": ({}, naive.scan(lambda request, now, tier, rank: 0)),
+    "priority": ({}, naive.scan(lambda request, now, tier, rank: rank)),
+    "weighted": ({}, naive.NaiveWeighted),
+    "sjf": ({}, naive.scan(lambda request, now, tier, rank: request.estimate.total_tokens)),
+    "aging": ({"rate": 1 / 64}, naive.scan(lambda request, now, tier, rank: rank - (now - request.arrival_s) / 64)),
+    "grouped": ({}, naive.NaiveGrouped),
     "sjf_aging": (
         {"rate": 1 / 64},
-        scan(lambda request, now: request.estimate.total_tokens - (now - request.arrival_s) / 64),
+        naive.scan(lambda request, now, tier, rank: request.estimate.total_tokens - (now - request.arrival_s) / 64),
     ),
-    "hrrn": ({}, scan(lambda request, now: -(now - request.arrival_s) / request.estimate.total_tokens)),
-    "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, scan(naive_sigmoid)),
-    "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, scan(naive_boost)),
-    "edf": (
-        {"ttft_slo_s": {"premium": 64, "standard": 128, "batch": 256}},
-        scan(lambda request, now: request.arrival_s + {"premium": 64, "standard": 128, "batch": 256}[request.tier]),
+    "hrrn": (
+        {},
+        naive.scan(lambda request, now, tier, rank: -(now - request.arrival_s) / request.estimate.total_tokens),
     ),
+    "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, naive.scan(naive.naive_sigmoid)),
+    "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, naive.scan(naive.naive_boost)),
+    "edf": ({}, naive.scan(lambda request, now, tier, rank: request.arrival_s + tier.ttft_slo_s)),
     "least_slack": (
-        {"e2e_slo_s": WEIGHTS, "s_per_token": 0.5},
-        scan(lambda request, now: request.arrival_s + WEIGHTS[request.tier] - request.estimate.output_tokens / 2 - now),
+        {"s_per_token": 0.5},
+        naive.scan(lambda r, now, tier, rank: r.arrival_s + tier.e2e_slo_s - r.estimate.output_tokens / 2 - now),
     ),
-    "vtc": ({"weights": WEIGHTS}, NaiveVtc),
-    "drr": ({"weights": WEIGHTS, "quantum_tokens": 2}, NaiveDrr),
-    "wfq": ({"weights": WEIGHTS}, NaiveWfq),
-    "mlfq": ({"quantum_tokens": 2, "levels": 4, "boost_s": 128}, NaiveMlfq),
-    "gittins": ({}, scan(naive_gittins)),
-    "tie": ({"weight": 0.5, "tail": 0.25}, scan(naive_tie)),
-    "srpt": ({}, scan(lambda request, now: to_come(request))),
-    "express": (
-        {"weights": WEIGHTS, "express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5},
-        NaiveExpress,
-    ),
+    "vtc": ({}, naive.NaiveVtc),
+    "drr": ({"quantum_tokens": 2}, naive.NaiveDrr),
+    "wfq": ({}, naive.NaiveWfq),
+    "mlfq": ({"quantum_tokens": 2, "levels": 4, "boost_s": 128}, naive.NaiveMlfq),
+    "gittins": ({}, naive.scan(naive.naive_gittins)),
+    "tie": ({"weight": 0.5, "tail": 0.25}, naive.scan(naive.naive_tie)),
+    "srpt": ({}, naive.scan(lambda request, *_: naive.to_come(request))),
+    "express": ({"express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5}, naive.NaiveExpress),
 }
+TIERS_OF_A_RUN = [naive.halving("premium", "standard", "batch"), naive.halving("gold", "silver", "bronze", "free")]
 
 NUMBERS = st.integers(0, 10**6)
-HISTORIES = st.lists(
-    st.one_of(
-        *2
-        * [
-            st.tuples(
-                st.just("add"),
-                st.sampled_from(TIERS),
-                st.integers(1, 3),
-                st.integers(0, 3),
-                st.one_of(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted)),
-                st.integers(0, 150),
-            )
-        ],
-        st.tuples(st.just("pop"), st.integers(0, 150)),
-        st.tuples(st.just("remove"), NUMBERS),
-        st.tuples(st.just("end"), NUMBERS, st.integers(0, 9)),
-        st.tuples(st.just("return"), NUMBERS, st.integers(0, 9)),
-    ),
-    max_size=60,
-)
+OUTPUTS = st.one_of(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted))
+ADD = st.tuples(st.just("add"), NUMBERS, st.integers(1, 3), st.integers(0, 3), OUTPUTS, st.integers(0, 150))
+POP, REMOVE = st.tuples(st.just("pop"), st.integers(0, 150)), st.tuples(st.just("remove"), NUMBERS)
+END = st.tuples(st.sampled_from(["end", "preempt"]), NUMBERS, st.integers(0, 9))
+HISTORIES = st.lists(st.one_of(ADD, ADD, POP, REMOVE, END, END), max_size=60)
 
 
 def estimated_request(i, now, tier, tenant, input_tokens, output):
     """`output` is a length, or the quantiles of one, whose second is the point."""
-    request = make_request(i, arrival_s=now, tier=tier)
-    request.tenant, request.input_tokens = f"{tier}-{tenant}", input_tokens
+    request = make_request(i, now, tier, tenant=f"{tier}-{tenant}", input_tokens=input_tokens)
     quantiles = tuple(output) if isinstance(output, list) else None
     point = output if quantiles is None else quantiles[1]
     request.estimate = Estimate(point, input_tokens + point, 1.0, point, quantiles=quantiles)
@@ -100,24 +65,26 @@ def estimated_request(i, now, tier, tenant, input_tokens, output):
     return request
 
 
-def test_every_policy_has_a_reference():
-    assert {case.split()[0] for case in CASES} == set(POLICIES)
+def with_tiers(name, tiers, **options):
+    """A policy of these tiers, or without tiers where it has no use for them."""
+    known = {"tiers": tiers} if "tiers" in inspect.signature(POLICIES[name]).parameters else {}
+    return POLICIES[name](**options, **known)
 
 
-@pytest.mark.parametrize("case", CASES)
-@given(history=HISTORIES)
-def test_serves_as_its_naive_reference_and_loses_nothing(case, history):
-    options, reference = CASES[case]
-    policy, reference = POLICIES[case.split()[0]](**options), reference()
+@pytest.mark.parametrize("name", POLICIES)
+@given(history=HISTORIES, tiers=st.sampled_from(TIERS_OF_A_RUN))
+def test_serves_as_its_naive_reference_and_loses_nothing(name, history, tiers):
+    options, reference = CASES[name]
+    policy, reference = with_tiers(name, tiers, **options), reference(tiers)
     queued, running, returned, now = [], [], set(), 0.0
     for i, (action, *arguments) in enumerate(history):
         if action == "add":
-            *estimated, later = arguments
+            tier, *estimated, later = arguments
             now += later
-            queued.append(estimated_request(i, now, *estimated))
+            queued.append(estimated_request(i, now, list(tiers)[tier % len(tiers)], *estimated))
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
-        elif action == "return" and running:  # its slot is taken back
+        elif action == "preempt" and running:
             queued.append(running.pop(arguments[0] % len(running)))
             queued[-1].num_output_tokens += arguments[1]
             returned.add(queued[-1].request_id)
@@ -181,11 +148,11 @@ def test_a_removed_id_comes_back_at_the_end(name):
 
 
 def test_weighted_gives_five_three_two():
-    policy = Weighted()
+    policy, cycle = Weighted(), ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
     for i in range(60):
-        policy.add(make_request(i, tier=TIERS[i % 3]))
-    assert [request.tier for request in policy][:20] == CYCLE * 2
-    assert [policy.pop(0.0).tier for _ in range(20)] == CYCLE * 2
+        policy.add(make_request(i, tier=list(TIERS)[i % 3]))
+    assert [request.tier for request in policy][:20] == cycle * 2
+    assert [policy.pop(0.0).tier for _ in range(20)] == cycle * 2
 
 
 def test_weighted_passes_the_turn_of_an_empty_tier_on():
@@ -212,16 +179,49 @@ def test_a_moment_is_a_group_and_moments_of_their_own_are_fifo():
     assert [int(policy.pop(now).request_id) for now in (1, 1, 1, 2, 2, 3, 4, 5)] == [0, 2, 4, 1, 3, 5, 6, 7]
 
 
-def test_parameters_are_checked():
-    with pytest.raises(ValueError, match="lead is 'longest'"):
-        Grouped(lead="longest")
-    for rate in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="rate is"):
-            AgingPriority(rate=rate)
-    for turns in ({"premium": 1}, TURNS | {"batch": 0}, TURNS | {"gold": 1}):
-        with pytest.raises(ValueError, match="turns is"):
-            Weighted(turns)
-    for policy in (Priority, AgingPriority):
-        with pytest.raises(ValueError, match="ranks is .* must name premium, standard, batch"):
-            policy(ranks={"premium": 1})
-    assert Priority(RANKS | {"batch": 0}).key(make_request(1, tier="batch")) == 0
+class LongestFirst(KeyedQueue):
+    """A user's own policy."""
+
+    def key(self, request):
+        return -request.estimate.total_tokens
+
+
+@pytest.mark.parametrize(
+    "own", [LongestFirst(), ShortestJobFirst(size=lambda request: -request.estimate.output_tokens)]
+)
+def test_a_policy_of_ones_own_is_one_function(own):
+    for i, tokens in enumerate((20, 400, 20, 50)):
+        own.add(make_request(i, total_tokens=tokens))
+    own.remove("3")
+    assert [own.pop(0.0).request_id for _ in range(3)] == ["1", "0", "2"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_its_example_runs(name):
+    [example] = doctest.DocTestFinder(recurse=False).find(
+        POLICIES[name], globs=inspect.getmodule(POLICIES[name]).__dict__
+    )
+    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
+
+
+OPTIONS = [
+    (name, option)
+    for name, policy in POLICIES.items()
+    for option in inspect.signature(policy).parameters
+    if option not in ("tiers", "size")
+]
+ABOVE_0 = {"scale_tokens", "wait_median_s", "size_median", "decay", "tokens_per_s", "output_price", "tail"}
+ABOVE_0 |= {"quantum_tokens", "levels", "boost_s"}
+TOO_LARGE = {"exponent": 17.0, "wait_weight": 1.1, "tail": 1.1, "express_share": 1.1, "fifo_share": 1.1}
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_options_are_checked(name, option):
+    for value in (-1.0, nan, inf, 0 if option in ABOVE_0 else -0.1, TOO_LARGE.get(option, inf)):
+        with pytest.raises(ValueError, match=f"{option} is {value}, it must be"):
+            POLICIES[name](**{option: value})
+
+
+def test_turns_are_whole_numbers():
+    with pytest.raises(ValueError, match="weight of gold is 1.5"):
+        Weighted({"gold": Tier(weight=1.5)})

@@ -174,7 +174,7 @@ def test_priorities_wait_as_cobham_says():
     for seed, rng in rngs("Cobham"):
         tiers = rng.integers(3, size=n)
         tokens = rng.geometric(np.array(success)[tiers])
-        waits = run(Priority(), rate, 1.0, tokens, [TIERS[tier] for tier in tiers], seed=seed)[WARM_UP:, 0]
+        waits = run(Priority(), rate, 1.0, tokens, [list(TIERS)[tier] for tier in tiers], seed=seed)[WARM_UP:, 0]
         by_tier.append([waits[tiers[WARM_UP:] == tier].mean() for tier in range(3)])
     for values, exact in zip(np.transpose(by_tier), waits_by_class([rate / 3] * 3, means, squares), strict=True):
         assert_mean(values, exact)
@@ -222,7 +222,7 @@ def test_no_policy_makes_or_saves_work():
     """Kleinrock's conservation law, in its form for one run: the area under the work left, the sum of
     service * (wait + service / 2), is the same under every order of the same requests that never idles nor preempts."""
     rng = np.random.default_rng(3)
-    tokens, tiers = rng.geometric(0.1, 5_000), [TIERS[tier] for tier in rng.integers(3, size=5_000)]
+    tokens, tiers = rng.geometric(0.1, 5_000), [list(TIERS)[tier] for tier in rng.integers(3, size=5_000)]
     served_by = {
         name: run(policy(), 0.09, 1.0, tokens, tiers) for name, policy in POLICIES.items() if not policy.preemptive
     }

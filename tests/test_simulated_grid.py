@@ -2,10 +2,8 @@
 
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
-from driftsched_lib.studies.decomposition import changes, changes_by, paired_change, tails
 from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
 from tqdm.auto import tqdm
 
@@ -18,7 +16,6 @@ from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.speed import measure_speed
-from driftsched_lib.studies.compare import mean_interval
 from driftsched_lib.validation import PROJECT
 
 
@@ -157,30 +154,3 @@ def test_slower_is_every_cost_times_as_high():
     slowed["decode_s"] = {n: 2 * cost for n, cost in COSTS["decode_s"].items()}
     assert profile.slowed(2.0).step.model_dump() == slowed
     assert profile.slowed(2.0).limits == profile.limits
-
-
-def test_students_interval_by_hand():
-    interval = mean_interval([1.0, 2.0, 3.0])
-    assert interval.estimate == 2.0 and interval.high - 2.0 == pytest.approx(4.30265 / np.sqrt(3))
-    assert mean_interval([1.0]).high == np.inf
-
-
-def test_changes_are_paired_by_seed():
-    rows = [("fifo", 1, 10.0), ("fifo", 2, 20.0), ("sjf", 2, 10.0), ("sjf", 1, 5.0)]
-    summary = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"])
-    [row] = changes(summary, {"policy": "fifo"}, {"SJF": {"policy": "sjf"}}, ["p50_e2e_s"]).itertuples()
-    assert (row.setting, row.change, row.low, row.high) == ("SJF", -0.5, -0.5, -0.5)
-    with pytest.raises(ValueError, match="selects 2 runs of 1 seeds"):
-        paired_change(summary.assign(seed=1), "p50_e2e_s", {"policy": "sjf"}, {"policy": "fifo"})
-
-
-def test_tails_and_their_changes_by_hand():
-    setting = {"batching": "static", "estimator": "paper", "rate": 1.0, "tier": "batch"}
-    rows = [("fifo", 1, 0.0, 2.0, 4.0), ("fifo", 1, 1.0, 6.0, 8.0), ("sjf", 1, 0.0, 10.0, 14.0)]
-    rows += [("fifo", 2, 0.0, 1.0, 2.0), ("sjf", 2, 0.0, 1.0, 4.0), ("sjf", 2, 0.0, None, None)]
-    requests = pd.DataFrame(rows, columns=["policy", "seed", "arrival_s", "dispatch_s", "finish_s"]).assign(**setting)
-    requests["outcome"] = requests.dispatch_s.isna().map({True: "expired", False: "completed"})
-    found = tails(requests, ["tier"])
-    assert found.longest_wait_s.tolist() == [5.0, 10.0, 1.0, 1.0] and found.p99_e2e_s.tolist() == [6.97, 14.0, 2.0, 4.0]
-    changed = changes_by(found, ["tier"], {"policy": "sjf"}, {"policy": "fifo"}, ["longest_wait_s"])
-    assert changed.longest_wait_s["batch"].startswith("+50% [")

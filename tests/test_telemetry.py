@@ -4,7 +4,7 @@ import time
 
 import psutil
 
-from driftsched_lib.experiments.telemetry import Telemetry
+from driftsched_lib.engines.telemetry import Telemetry
 
 
 def test_samples_are_taken_while_inside_and_fit_their_columns():

@@ -7,17 +7,16 @@ import pytest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
+from naive_policies import halving
 
 from driftsched_lib.policies import Express, Gittins, ShortestJobFirst, TailInflatedExpectation
+from driftsched_lib.requests import TIERS
 
 DISTRIBUTIONS = st.lists(st.integers(1, 30), min_size=4, max_size=4).map(sorted)
 
 
-def distributed(i, quantiles, input_tokens=0):
-    request = make_request(i, total_tokens=sorted(quantiles)[1])
-    request.input_tokens = input_tokens
-    request.estimate.quantiles = tuple(quantiles)
-    return request
+def distributed(i, quantiles, **fields):
+    return make_request(i, total_tokens=sorted(quantiles)[1], quantiles=tuple(quantiles), **fields)
 
 
 @pytest.mark.parametrize("policy", [Gittins, TailInflatedExpectation, Express])
@@ -44,33 +43,22 @@ def test_tie_is_the_mean_and_a_share_of_the_tails_mean():
     assert TailInflatedExpectation(weight=0.5, tail=0.1).key(request) == 45.0 + 0.5 * 105.0
 
 
-@given(queued=st.lists(st.tuples(DISTRIBUTIONS, st.sampled_from([4, 2, 1])), min_size=1, max_size=5))
+@given(queued=st.lists(st.tuples(DISTRIBUTIONS, st.sampled_from(list(TIERS))), min_size=1, max_size=5))
 def test_no_order_has_a_smaller_expected_cost_than_that_of_express(queued):
     """Of requests that are all here and not preempted, a second a token costing each its weight: Rothkopf's result.
 
     Below the cap the order is Express's own; a request's expected end is the sum of the means before it and its own.
     """
-    weights = {"premium": 4, "standard": 2, "batch": 1}
-    tiers = {weight: tier for tier, weight in weights.items()}
-    policy = Express(weights, express_share=1, fifo_share=0, lead_tokens=1e9)
-    for i, (quantiles, weight) in enumerate(queued):
-        request = distributed(i, quantiles)
-        request.tier = tiers[weight]
-        policy.add(request)
+    tiers = halving(*TIERS)
+    policy = Express(express_share=1, fifo_share=0, lead_tokens=1e9, tiers=tiers)
+    for i, (quantiles, tier) in enumerate(queued):
+        policy.add(distributed(i, quantiles, tier=tier))
 
     def cost(order):
         end = total = 0.0
         for request in order:
             end += mean(request.estimate.quantiles)
-            total += weights[request.tier] * end
+            total += tiers[request.tier].weight * end
         return total
 
     assert cost(policy) == pytest.approx(min(map(cost, permutations(policy))))
-
-
-def test_parameters_are_checked():
-    for tail in (0.0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="tail is"):
-            TailInflatedExpectation(tail=tail)
-    with pytest.raises(ValueError, match="weight is -1"):
-        TailInflatedExpectation(weight=-1)

@@ -1,9 +1,10 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from dataclasses import asdict
 from math import nan
 from pathlib import Path
 from traceback import clear_frames
@@ -19,11 +20,12 @@ from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.interrupts import remembered
-from driftsched_lib.experiments.params import Params, Run
+from driftsched_lib.experiments.params import SECTIONS, Params, Run
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.experiments.speed import measure_speed, warm_up
 from driftsched_lib.requests import Record
+from driftsched_lib.validation import in_one_move
 from driftsched_lib.workloads.synthetic import check_load
 
 Backend = Literal["loky", "ray"]
@@ -70,30 +72,23 @@ def run_grid(
 def finish_all(
     function: Callable[..., Any], tasks: Sequence[tuple], jobs: int = -1, backend: Backend = "loky"
 ) -> Iterator[Any]:
-    """Yield `function(*task)` for each task, as they finish."""
+    """Yield `function(*task)` for each task, as they finish; RunError if a worker dies or Ray is not installed."""
+    options: dict[str, Any] = {"return_as": "generator_unordered"}
+    placement, at_once = {}, max(1, len(tasks))
     if backend == "ray":
         try:
             from ray.util.joblib import register_ray
         except ImportError as error:
-            raise DriftSchedError(
-                f"backend: Ray is not installed; it is in the extra driftsched[ray] ({error})"
-            ) from None
+            raise RunError(f"backend: Ray is not installed; it is in the extra driftsched[ray] ({error})") from None
         register_ray()
-    # Ray's backend returns a list when all is done, so it is given a part at a time; workers that ask for no CPU at all
-    # may share one node.
-    options: dict[str, Any] = {"return_as": "generator_unordered"}
-    placement, at_once = {}, max(1, len(tasks))
-    if backend == "ray":
-        options = {}
-        placement, at_once = {"ray_remote_args": {"scheduling_strategy": "SPREAD", "num_cpus": 0.01}}, 64
+        # It returns a list when all is done, so it gets a part at a time; workers that ask for no CPU may share a node.
+        options, placement, at_once = {}, {"ray_remote_args": {"scheduling_strategy": "SPREAD", "num_cpus": 0.01}}, 64
     try:
         with parallel_config(backend, n_jobs=jobs, **placement), Parallel(batch_size=1, **options) as workers:
             for first in range(0, len(tasks), at_once):
                 yield from workers(delayed(function)(*task) for task in tasks[first : first + at_once])
     except TerminatedWorkerError as error:
-        raise RunError(
-            f"a worker died: is there memory for so many at once? Run the same again to go on ({error})"
-        ) from error
+        raise RunError(f"a worker died: is memory short? Run the same again to go on ({error})") from error
 
 
 def _release(error: BaseException | None) -> None:
@@ -113,39 +108,29 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
         remembered(at_once=True) as check,
         tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress,
     ):
-        if params.engine.kind != "simulated":
-            _serve_one_by_one(params, todo, out, progress, check)
+        if params.engine.kind == "simulated":
+            engine = load_engine(params.engine.model_copy(update={"replicas": 1}), log_steps=True)
+            if engine.profile.words_per_output_token is None and "whitespace" in params.scheduler.token_counter:
+                raise ParamsError("scheduler.token_counter: the profile has no words, so it may be tokenizer alone")
+            tasks = [(params, run, _engine_speed(params, engine, out)) for run in todo]
+            for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
+                results.write_run(out / run.name, tables, manifest)
+                progress.update(params.requests)
+                check()
             return
-        engine = load_engine(params.engine.model_copy(update={"replicas": 1}), log_steps=True)
-        if engine.profile.words_per_output_token is None and "whitespace" in params.scheduler.token_counter:
-            raise ParamsError(
-                f"scheduler.token_counter: {params.engine.profile} has no words_per_output_token, so it may be "
-                "tokenizer alone"
-            )
-        speed = _engine_speed(params, engine, out)
-        tasks = [(params, run, speed) for run in todo]
-        for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
-            results.write_run(out / run.name, tables, manifest)
-            progress.update(params.requests)
-            check()
+        with closing(load_engine(params.engine)) as engine:
+            warm_up(params, engine)
+            speed = _engine_speed(params, engine, out)
+            for i, run in enumerate(todo, start=1):
+                progress.set_description(f"run {i} of {len(todo)}: {run.batching} {run.policy} seed {run.seed}")
+                _serve_and_keep(params, run, engine, speed, out, progress)
+                check()
+                if i < len(todo):
+                    time.sleep(params.measure.cooling_s)
 
 
 def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
     return run, *serve_run(params, run, load_engine(params.engine), speed)
-
-
-def _serve_one_by_one(
-    params: Params, runs: Sequence[Run], out: Path, progress: tqdm, check: Callable[[], None]
-) -> None:
-    with closing(load_engine(params.engine)) as engine:
-        warm_up(params, engine)
-        speed = _engine_speed(params, engine, out)
-        for i, run in enumerate(runs, start=1):
-            progress.set_description(f"run {i} of {len(runs)}: {run.batching} {run.policy} seed {run.seed}")
-            _serve_and_keep(params, run, engine, speed, out, progress)
-            check()
-            if i < len(runs):
-                time.sleep(params.measure.cooling_s)
 
 
 def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: Path, progress: tqdm) -> None:
@@ -162,7 +147,8 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
         with results.writing(failed):
             failed.unlink(missing_ok=True)
     except RunError:
-        results.write_table(failed, results.requests_table(records))
+        with results.writing(failed), in_one_move(failed) as half:
+            results.requests_table(records).to_parquet(half, index=False)
         raise
 
 
@@ -181,31 +167,25 @@ def write_summary(params: Params, out: Path) -> pd.DataFrame:
 
 def _claim(out: Path, params: Params) -> None:
     """Make the folder this experiment's, or refuse where it is another's."""
-    mine = params.model_dump()
     path = out / results.PARAMS
     with results.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        as_text = partial(yaml.safe_dump, sort_keys=False)  # the order of tenants and of a mix decides what is drawn
-        theirs = results.load_params(out).model_dump()
-        if changed := list(_differences(mine, theirs, as_text)):
-            raise DriftSchedError(
-                f"{out} holds runs with another {', '.join(changed)}: give another folder, or delete it"
-            )
-    results.write_text(path, yaml.safe_dump(mine, sort_keys=False))
+        mine, theirs = _texts(params), _texts(results.load_params(out))
+        if changed := ", ".join(key for key in mine if mine[key] != theirs[key]):
+            raise DriftSchedError(f"{out} holds runs with another {changed}: give another folder, or delete it")
+    results.write_text(path, yaml.safe_dump(params.model_dump(), sort_keys=False))
 
 
-def _differences(mine: dict, theirs: dict, as_text: Callable[[Any], str]) -> Iterator[str]:
-    for key in mine:
-        if as_text(mine[key]) != as_text(theirs[key]):
-            if key in ("engine", "scheduler", "workload", "measure"):
-                yield from (f"{key}.{name}" for name in _differences(mine[key], theirs[key], as_text))
-            else:
-                yield key
+def _texts(params: Params) -> dict[str, str]:
+    """Return each parameter as YAML, by its dotted name; the order of tenants and of a mix decides what is drawn."""
+    parts = {key: value if key in SECTIONS else {"": value} for key, value in params.model_dump().items()}
+    names = {f"{key}.{name}".rstrip("."): value for key, part in parts.items() for name, value in part.items()}
+    return {name: yaml.safe_dump(value, sort_keys=False) for name, value in names.items()}
 
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
     """Measure once for a results folder, so that a run taken up later meets the same load."""
     if not (out / results.SPEED).exists():
-        results.write_speed(out, measure_speed(params, engine))
+        results.write_text(out / results.SPEED, json.dumps(asdict(measure_speed(params, engine)), indent=2) + "\n")
     return results.load_speed(out)

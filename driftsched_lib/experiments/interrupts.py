@@ -9,24 +9,23 @@ from types import FrameType
 
 @contextmanager
 def remembered(at_once: bool) -> Iterator[Callable[[], None]]:
-    """Within it Ctrl-C is remembered, and raised as KeyboardInterrupt by what is yielded, or at the end.
+    """Remember Ctrl-C; the function that is yielded raises it as KeyboardInterrupt, and so does the end.
 
-    Python itself raises it between any two instructions: within a change of state, which stays half done, or within a
-    destructor, which swallows it.  Only the main thread is told of it, and of none where it is ignored.
+    Python itself raises it between any two instructions: a change of state stays half done, or a destructor swallows
+    it.  Only the main thread is told of it.
 
     Parameters:
-        at_once: raise it where it comes, too.  Otherwise only a second one is, for whoever does not want to wait.
+        at_once: raise it where it comes, too; else only a second one is, for a person who does not want to wait.
     """
-    before = signal.getsignal(signal.SIGINT)
+    before, pressed = signal.getsignal(signal.SIGINT), 0
     if current_thread() is not main_thread() or before in (signal.SIG_IGN, None):
         yield lambda: None
         return
-    pressed = False
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
-        again, pressed = pressed, True
-        if at_once or again:
+        pressed += 1
+        if at_once or pressed > 1:
             raise KeyboardInterrupt
 
     def check() -> None:

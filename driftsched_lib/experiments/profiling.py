@@ -6,23 +6,21 @@ from driftsched_lib.engines.fit import fit_engine
 from driftsched_lib.engines.profile import EngineLimits, Profile, Provenance
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments.params import Params
-from driftsched_lib.experiments.results import is_complete, load_run
+from driftsched_lib.experiments.results import StoredRun, is_complete, load_run
 from driftsched_lib.workloads.synthetic import make_load
 
 
-def profile_of_run(folder: str | Path) -> Profile:
-    """Return the profile of the engine that served a finished run.
-
-    Parameters:
-        folder: of the run, or `study/run` for a run in a study's file.
+def profile_of_run(run: StoredRun | str | Path) -> Profile:
+    """Return the profile of the engine that served a finished run, given as itself or by its folder.
 
     Raises:
         ParamsError: no finished run is there, or its costs cannot be told.
     """
-    if Path(folder).is_dir() and not is_complete(Path(folder)):
-        raise ParamsError(f"{folder}: holds no finished run, it has no manifest.json")
-    run = load_run(folder)
-    settings, params = run.manifest["run"], Params.parse(run.manifest["params"], str(folder))
+    if not isinstance(run, StoredRun):
+        if Path(run).is_dir() and not is_complete(Path(run)):
+            raise ParamsError(f"{run}: holds no finished run, it has no manifest.json")
+        run = load_run(run)
+    settings, params = run.manifest["run"], Params.parse(run.manifest["params"], run.name)
     try:
         steps, requests = run.table("steps"), run.table("requests")
         if steps.empty and settings["engine"] != "server":
@@ -32,7 +30,7 @@ def profile_of_run(folder: str | Path) -> Profile:
         limits = EngineLimits(**run.manifest["engine_limits"])
         step, fit_error, launch_bound = fit_engine(steps, requests, limits.async_scheduling)
     except (OSError, ValueError, KeyError) as error:
-        raise ParamsError(f"{folder}: no profile can be fitted: {error}") from error
+        raise ParamsError(f"{run.name}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]
     words = done.request_id.map(prompt_words(params, settings["seed"])).sum()
     counts_words = settings["token_counter"] == "whitespace"

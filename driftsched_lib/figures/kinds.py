@@ -5,6 +5,7 @@ Every helper draws the rows of one panel.
 """
 
 from collections.abc import Callable, Sequence
+from warnings import catch_warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter, PercentFormatter
 from scipy.stats import ecdf
 
@@ -47,12 +49,15 @@ def panels(
         figure = plt.figure(figsize=(size[0], 1))
         figure.text(0.5, 0.5, "nothing to compare", ha="center")
         return figure
-    grid = {"height": size[1], "aspect": size[0] / size[1], "sharex": share[0], "sharey": share[1], "despine": False}
-    grid = sns.FacetGrid(frame, col=by[0], row=by[1], **grid)
+    width = max(size[0], 7 / (frame[by[0]].nunique() if by[0] else 1))
+    grid = {"height": size[1], "aspect": width / size[1], "sharex": share[0], "sharey": share[1], "despine": False}
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn would warn that it sets another layout
+        grid = sns.FacetGrid(frame, col=by[0], row=by[1], **grid)
+    grid.figure.set_layout_engine("constrained")
     for (i, j, _), part in grid.facet_data():
         draw(grid.axes[i, j], part, **options)
     title = ["{col_name}"] * (by[0] is not None) + ["{row_name}"] * (by[1] is not None and labels[1] is not None)
-    grid.set_titles(", ".join(title), loc="left", size=11)
+    grid.set_titles(", ".join(title), size=11)
     grid.set_axis_labels(*labels)
     for axis, name in zip(grid.axes[:, 0], grid.row_names if labels[1] is None else (), strict=False):
         axis.set_ylabel(name)
@@ -113,7 +118,7 @@ def tails(axis: Axes, part: pd.DataFrame, column: str, looks: Looks) -> None:
             axis.fill_betweenx(above, np.min(runs, axis=0), np.max(runs, axis=0), **band)
         else:
             curve = ecdf(mine[column]).sf
-            with np.errstate(all="ignore"):  # there is no interval where none or all are above
+            with catch_warnings(action="ignore"):  # there is no interval where none or all are above
                 low, high = curve.confidence_interval()
             axis.fill_between(curve.quantiles, low.probabilities, high.probabilities, step="post", **band)
     log_share(axis)
@@ -138,7 +143,7 @@ def lines(
         axis.axhspan(*goal, color=GREEN, alpha=0.12, linewidth=0)
 
 
-def forest(axis: Axes, part: pd.DataFrame, looks: Looks, fmt: str = "", zero: bool = True) -> None:
+def forest(axis: Axes, part: pd.DataFrame, looks: Looks, fmt: str = "") -> None:
     """Draw a dot per interval with a line from end to end, rows in the order of `looks`, and a line at zero.
 
     Parameters:
@@ -155,10 +160,7 @@ def forest(axis: Axes, part: pd.DataFrame, looks: Looks, fmt: str = "", zero: bo
         if fmt:
             text = f"{item.get('lane', '')}  {item['middle']:{fmt}}"
             axis.text(1.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-    if zero:
-        axis.axvline(0, color="black", linewidth=1)
-    else:
-        axis.set_xlim(left=0)
+    axis.axvline(0, color="black", linewidth=1)
     if fmt.endswith("%"):
         axis.xaxis.set_major_formatter(PERCENT)
     axis.set_yticks(range(len(rows)), rows)
@@ -188,6 +190,7 @@ def name_dots(axis: Axes, names: pd.DataFrame) -> None:
     taken = []
     for dot in names.sort_values("y").itertuples():
         style = {"textcoords": "offset points", "fontsize": 9.5, "color": dot.color, "va": "center"}
+        style["path_effects"] = [withStroke(linewidth=3, foreground="white")]
         text, lift = axis.annotate(dot.name, (dot.x, dot.y), (8, 0), **style), 0
         while any(text.get_window_extent().overlaps(box) for box in taken):
             lift += 2

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from driftsched_lib.figures.kinds import against, bars, differing, forest, lines, panels, spread, tails
+from driftsched_lib.figures.kinds import against, bars, caption, differing, forest, lines, panels, spread, tails
 from driftsched_lib.figures.style import CALIBRATION, by_side, looks_of, side_looks
 from driftsched_lib.requests import CATEGORIES, TIERS
 from driftsched_lib.studies.compare import bootstrap, mean, quantile, relative_change, root_mean_square, select
@@ -31,7 +30,11 @@ def _tiers_in_order(frame: pd.DataFrame) -> pd.DataFrame:
 def estimate_against_actual(done: pd.DataFrame) -> Figure:
     """Draw estimated against actual output length: a column per token counter, a row per calibration."""
     jitter = np.random.default_rng(0).uniform(-0.4, 0.4, len(done))
-    frame = _calibrated(done).assign(actual=done.actual_tokens.astype(float) + jitter).sort_values("calibration")
+    frame = (
+        _calibrated(done)
+        .assign(actual=done.actual_tokens.astype(float) + jitter)
+        .sort_values("calibration", kind="stable")
+    )
     labels, looks = ("actual output (tokens)", "estimated output (tokens)"), looks_of(done.category, CATEGORIES)
     of = {"x": "actual", "y": "estimated_tokens", "hue": "category", "looks": looks}
     return panels(frame, against, ("token_counter", "calibrated"), labels, (4.6, 2.9), looks, "o", **of)
@@ -79,23 +82,6 @@ def job_class_mistakes(done: pd.DataFrame) -> Figure:
     of = {"x": "token_counter", "hue": "calibrated", "looks": CALIBRATION, "fmt": "%.1f"}
     labels = "", "per 100 requests"
     return panels(table, bars, ("of", None), labels, (4.5, 3), CALIBRATION, "s", share=(True, False), **of)
-
-
-def confusion(labels: pd.DataFrame) -> Figure:
-    """Draw where the classifier sends each category's prompts: a panel per value of `prompts`; a row sums to 100%.
-
-    Parameters:
-        labels: one row per prompt, with `prompts`, `job_type` and `category`.
-    """
-    order = list(looks_of([*labels.job_type, *labels.category], CATEGORIES))
-
-    def draw(axis: Axes, part: pd.DataFrame) -> None:
-        table = 100 * pd.crosstab(part.job_type, part.category, normalize="index")
-        table = table.reindex(index=order, columns=order, fill_value=0)
-        sns.heatmap(table, annot=True, fmt=".0f", cmap="Blues", cbar=False, ax=axis, vmin=0, vmax=100)
-        axis.tick_params(axis="y", rotation=0)
-
-    return panels(labels, draw, ("prompts", None), ("classified as (% of the row)", "job type"), share=(False, True))
 
 
 def change_against_fifo(done: pd.DataFrame, quantiles: Sequence[float] = (0.50, 0.99)) -> Figure:
@@ -150,22 +136,23 @@ def latency_by_tier(done: pd.DataFrame) -> Figure:
     )
     table = seeds.groupby(by, sort=False).agg(middle="mean", low="min", high="max").reset_index()
     table = _tiers_in_order(table.rename(columns={"side": "row"}))
-    labels = "E2E (s): ● P50, ○ P99, line: range over seeds", ""
-    return panels(table, forest, ("tier", "batching"), labels, (3.6, 2.6), share=("row", True), looks=looks, zero=False)
+    of = {"share": ("row", True), "looks": looks}
+    figure = panels(table, forest, ("tier", "batching"), ("E2E (s)", ""), (3.6, 2.6), **of)
+    return caption(figure, "● P50, ○ P99; line: range over seeds")
 
 
 def queue_depth(depth: pd.DataFrame) -> Figure:
     """Draw queued requests over time by policy, the mean over seeds with their range: a row per batching.
 
     Parameters:
-        depth: of `results.load(out, "queue_depth")`: a column per tier, and those that say which run it is.
+        depth: of `results.load(out, "queue_depth")`: `time_s`, one column per tier, `run`, and its settings.
     """
     depth, looks = by_side(depth)
-    known = ["time_s", "run", "side", "batching", "policy", "estimator", "calibration", "token_counter", "rate", "seed"]
+    tiers = depth.columns[1 : depth.columns.get_loc("run")]
     tables = []
     for (batching, side), runs in depth.groupby(["batching", "side"], sort=False):
         time_s = np.linspace(0, runs.time_s.max(), 200)
-        for tier in [column for column in depth if column not in known]:
+        for tier in tiers:
             seeds = [np.interp(time_s, run.time_s, run[tier], right=0) for _, run in runs.groupby("run")]
             ends = {"middle": np.mean(seeds, 0), "low": np.min(seeds, 0), "high": np.max(seeds, 0)}
             tables.append(pd.DataFrame({"time_s": time_s, "tier": tier, "batching": batching, "side": side} | ends))

@@ -10,7 +10,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from driftsched_lib.figures.kinds import ENDS, PERCENT, against, dots, forest, lines, name_dots, panels, spread
 from driftsched_lib.figures.style import DARK, GREEN, GREY, LIGHT, by_side, looks_of, side_looks
@@ -37,6 +36,8 @@ def simulated_against_real(requests: pd.DataFrame) -> Figure:
         against(axis, part, "real_s", "simulated_s", "side", looks)
         ends = part[["real_s", "simulated_s"]].min().min() / 1.2, part[["real_s", "simulated_s"]].max().max() * 1.2
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, box_aspect=1)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
 
     labels = "real E2E (s)", "simulated E2E (s)"
     return panels(requests, draw, ("panel", None), labels, (3.3, 3.3), looks, "o", (False, False))
@@ -65,27 +66,6 @@ def fidelity_errors(errors: pd.DataFrame, goals: Mapping[str, float]) -> Figure:
     return panels(table, draw, (None, None), labels, (8.5, 0.6 * len(goals) + 1), looks, "o")
 
 
-def step_residuals(held: pd.DataFrame, predicted_s: np.ndarray) -> Figure:
-    """Draw measured over predicted seconds per iteration, over the run and by what it held; the line is the median.
-
-    Parameters:
-        held, predicted_s: of `fit.iterations` and `fit.predicted_s`.
-    """
-    table = held.assign(ratio=held.seconds / predicted_s, seconds=held.seconds.cumsum())
-    names = {"seconds": "time in the run (s)", "decode_seqs": "decoding sequences"}
-    names |= {"context_tokens": "context tokens attended to", "prefill_tokens": "prompt tokens computed"}
-    table = table.rename(columns=names).melt("ratio", list(names.values()), "by", "value")
-
-    def draw(axis: Axes, part: pd.DataFrame) -> None:
-        bins = pd.cut(part.value, np.unique(np.quantile(part.value, np.linspace(0, 1, 13))), include_lowest=True)
-        axis.scatter(part.value, part.ratio, s=4, alpha=0.3)
-        axis.plot(*part.groupby(bins, observed=True)[["value", "ratio"]].median().to_numpy().T, color="black")
-        axis.set(yscale="log", ylim=(0.4, 4), yticks=[0.5, 1, 2, 4], yticklabels=["0.5", "1", "2", "4"])
-        axis.yaxis.set_minor_formatter(NullFormatter())
-
-    return panels(table, draw, ("by", None), ("", "measured / predicted"), (3.2, 3.1), share=(False, True))
-
-
 def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     """Draw changes of latency, of `decomposition.changes`, a row per setting; `columns` names those of the summary."""
     looks = {setting: {"color": DARK} for setting in steps.setting.unique()}
@@ -94,61 +74,41 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
     return panels(table, forest, ("panel", None), labels, (6, 4), looks=looks, fmt="+.0%")
 
 
-def _over_load(axis: Axes, part: pd.DataFrame, looks: Mapping, times: bool) -> None:
-    lines(axis, part.sort_values("rate"), "rate", looks, marker="o", markersize=4)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log", base=2 if times else 10)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_major_formatter(lambda y, _: f"1/{1 / y:.0f}" if times and y < 1 else f"{y:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def latency_by_load(runs: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
-    """Draw latency over load factor, a line per setting with its 95% band over seeds: a row per column.
+def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
+    """Draw latency in multiples of FIFO's over the load factor, a line per setting with its 95% band: a row per column.
 
     Parameters:
-        runs: one row per run: `panel`, `rate`, `setting`, and the columns.
-        columns: summary columns in seconds, and what they are called.
+        changes: of `compare.changes`, with `panel` and `load_factor`.
+        columns: summary columns, and what they are called.
         policies: the policy per setting.
     """
-    long = runs.rename(columns=columns | {"setting": "side"}).melt(
-        ["panel", "side", "rate"], list(columns.values()), "of"
-    )
-    table = spread(long.groupby(["of", "panel", "side", "rate"], sort=False).value.agg(mean_interval)).clip(lower=1e-3)
-    table = table.reset_index().assign(of=lambda frame: frame["of"] + " (s)")
-    panel = ("panel", "of"), ("load factor", None), (3.3, 2.8), (looks := side_looks(policies)), "", (True, "row")
-    return panels(table, _over_load, *panel, looks=looks, times=False)
+    table = changes.rename(columns={"setting": "side", "change": "middle"}).sort_values("load_factor")
+    table = table.assign(of=table.column.map(columns) + ", times FIFO's", **(1 + table[ENDS]).clip(lower=0.01))
+    looks = side_looks(policies)
 
+    def draw(axis: Axes, part: pd.DataFrame) -> None:
+        lines(axis, part, "load_factor", looks, marker="o", markersize=4)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter(lambda y, _: f"1/{1 / y:.0f}" if y < 1 else f"{y:g}")
 
-def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
-    """Draw latency over load factor in multiples of FIFO's, as `latency_by_load`.
-
-    Parameters:
-        changes: of `decomposition.changes`, with `panel` and `load_factor`.
-    """
-    table = changes.rename(columns={"setting": "side", "change": "middle", "load_factor": "rate"})
-    table[ENDS] = (1 + table[ENDS]).clip(lower=0.01)
-    table["of"] = table.column.map(columns) + ", times FIFO's"
-    panel = ("panel", "of"), ("load factor", None), (3.3, 2.8), (looks := side_looks(policies)), "", (True, "row")
-    return panels(table, _over_load, *panel, looks=looks, times=True)
+    return panels(table, draw, ("panel", "of"), ("load factor", None), (3.3, 2.8), looks, share=(True, "row"))
 
 
 def tail_by_category(waits: pd.DataFrame, policies: Sequence[str], categories: Sequence[str], load: str) -> Figure:
     """Draw the longest wait in the queue of `load` by category, of `decomposition.tails`, a dot per seed."""
     waits, looks = by_side(waits[waits.policy.isin(policies)])
     of = {"x": "category", "y": "longest_wait_s", "hue": "side", "looks": looks, "order": categories}
-    return panels(
-        waits, dots, ("batching", None), (load, "longest wait in the queue (s)"), legend=looks, marker="o", **of
-    )
+    labels = load, "longest wait in the queue (s)"
+    return panels(waits, dots, ("batching", None), labels, legend=looks, marker="o", **of)
 
 
-def _over_seeds(values, side: str) -> pd.DataFrame:
+def _over_seeds(values: "pd.api.typing.SeriesGroupBy", side: str) -> pd.DataFrame:
     """Return the mean per group with its 95% interval; groups at the ends, which few seeds reach, are left out."""
     table = values.agg(["mean", "sem", "count"]).query("count > count.max() / 2").fillna(0.0)
-    half = 1.96 * table["sem"]
-    return pd.DataFrame(
-        {"middle": table["mean"], "low": table["mean"] - half, "high": table["mean"] + half, "side": side}
-    )
+    ends = {name: table["mean"] + 1.96 * sign * table["sem"] for name, sign in zip(ENDS, (0, -1, 1), strict=True)}
+    return pd.DataFrame(ends).assign(side=side).reset_index()
 
 
 def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int, before: int, after: int) -> Figure:
@@ -161,23 +121,23 @@ def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int
         change: position of the change; `before` and `after` requests around it are shown.
     """
     part = replays[(replays.scenario == scenario) & (replays.category == category)]
-    names, half, tables = part.estimator.unique(), (change + replays.position.max() + 1) / 2, []
-    for side, estimator in {"actual": names[0], **dict(zip(names, names, strict=True))}.items():
-        rows = part[part.estimator == estimator]
-        logs = np.log(rows["actual_tokens" if side == "actual" else "probe_tokens"].astype(float))
+    names, half, tables = list(part.estimator.unique()), (change + replays.position.max() + 1) / 2, []
+    for side, column in {"actual": "actual_tokens", **dict.fromkeys(names, "probe_tokens")}.items():
+        rows = part[part.estimator == (names[0] if side == "actual" else side)]
+        logs = np.log(rows[column].astype(float))
         logs -= logs[rows.position >= half].mean()
         since = rows.groupby("seed").cumcount() - (rows.position < change).groupby(rows.seed).transform("sum")
         shown = rows.position.between(change - before, change + after)
-        tables.append(_over_seeds(logs[shown].groupby(since[shown].rename("since")), side).reset_index())
+        tables.append(_over_seeds(logs[shown].groupby(since[shown].rename("since")), side))
     table, looks = pd.concat(tables), {"actual": {"color": "#cccccc"}} | _in_turn(names)
-    table[ENDS] = np.exp(table[ENDS])
     labels = f"requests of the category {category} since the change (at 0)", "estimate / where it settles"
-    return panels(table, lines, (None, None), labels, (9, 3.6), looks, x="since", looks=looks, goal=(0.9, 1.1))
+    panel = (None, None), labels, (9, 3.6), looks
+    return panels(table.assign(**np.exp(table[ENDS])), lines, *panel, x="since", looks=looks, goal=(0.9, 1.1))
 
 
 def coverage_over_time(windows: pd.DataFrame) -> Figure:
     """Draw coverage and width of 90% intervals, of `drift_lab.over_time`, with 95% bands: a column per scenario."""
-    names = {"coverage": "outputs in the interval (%)", "width_tokens": "its width (tokens)"}
+    names = {"coverage": "in the interval (%)", "width_tokens": "its width (tokens)"}
     windows = windows.assign(coverage=100 * windows.coverage, scenario=windows.scenario.str.replace("_", " "))
     long = windows.rename(columns=names).melt(["scenario", "estimator", "window"], list(names.values()), "of")
     table = pd.concat(
@@ -185,7 +145,7 @@ def coverage_over_time(windows: pd.DataFrame) -> Figure:
         for (of, scenario, side), part in long.groupby(["of", "scenario", "estimator"], sort=False)
     )
     panel = ("scenario", "of"), ("window of 200 requests", None), (2.9, 2.5), (looks := _in_turn(windows.estimator))
-    return panels(table.reset_index(), lines, *panel, share=(True, "row"), x="window", looks=looks)
+    return panels(table, lines, *panel, share=(True, "row"), x="window", looks=looks)
 
 
 def speed_against_noise(table: pd.DataFrame) -> Figure:
@@ -199,15 +159,13 @@ def speed_against_noise(table: pd.DataFrame) -> Figure:
     noise, recovery, looks = spread(table.noise), spread(table.recovery), _in_turn(table.kind)
     never = ~np.isfinite(recovery.middle)
     recovery = recovery.clip(upper=(edge := 1.6 * recovery.middle[~never].max()))
-    named = pd.DataFrame(
-        {"name": table.index + np.where(never, " (never)", ""), "x": noise.middle, "y": recovery.middle}
-    )
-    named["color"] = [looks[kind]["color"] for kind in table.kind]
+    named = pd.DataFrame({"x": noise.middle, "y": recovery.middle, "color": [looks[k]["color"] for k in table.kind]})
+    named["name"] = table.index + np.where(never, " (never)", "")
 
     def draw(axis: Axes, part: pd.DataFrame) -> None:
-        for name, dot in part.iterrows():
-            (x, left, right), (y, low, high) = noise.loc[name], recovery.loc[name]
-            axis.errorbar(x, y, [[y - low], [high - y]], [[x - left], [right - x]], "o", color=dot.color, elinewidth=1)
+        xerr, yerr = ([of.middle - of.low, of.high - of.middle] for of in (noise, recovery))
+        axis.errorbar(part.x, part.y, yerr, xerr, "none", ecolor=part.color, elinewidth=1)
+        axis.scatter(part.x, part.y, color=part.color, zorder=3)
         axis.axhspan(1, 10, color=GREEN, alpha=0.12, linewidth=0)
         axis.set(yscale="log", ylim=(2, 1.3 * edge), xlim=(0, 1.25 * noise.middle.max()))
         axis.yaxis.set_major_formatter("{x:g}")
@@ -230,11 +188,11 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
 
     def draw(axis: Axes, part: pd.DataFrame) -> None:
         groups = part.dropna(subset=[x, y, color[0]]).groupby("side")
-        (across, up), hue = (spread(groups[column].agg(mean_interval)) for column in (x, y)), groups[color[0]].mean()
-        dot = pd.DataFrame({"x": across.middle, "y": up.middle, "name": hue.index, "hue": hue}).sort_values(["x", "y"])
-        dot["color"] = [looks[side]["color"] for side in dot.index]
+        across, up = (spread(groups[column].agg(mean_interval)) for column in (x, y))
+        dot = pd.DataFrame({"x": across.middle, "y": up.middle, "hue": groups[color[0]].mean()}).sort_values(["x", "y"])
+        dot = dot.assign(name=dot.index, color=[looks[side]["color"].replace(GREY, DARK) for side in dot.index])
         front = dot.y < dot.y.cummin().shift(fill_value=np.inf)
-        named = dot[front | (dot.color != GREY)]
+        named = dot[front | (dot.color != DARK)]
         half = [(of.high - of.middle)[named.index] for of in (up, across)]
         axis.step(dot.x[front], dot.y[front], where="post", color=GREY, linewidth=1, zorder=1)
         axis.scatter(dot.x, dot.y, s=25, color=LIGHT, zorder=2)
@@ -252,15 +210,14 @@ def longest_waits(runs: pd.DataFrame) -> Figure:
 
     The bar is the median; a star marks policies that preempt: a request may lose its first slot again.
     """
-    (runs, looks), end = by_side(runs), "_longest_wait_s"
+    runs = runs.assign(star=["*" * getattr(POLICIES.get(name), "preemptive", False) for name in runs.policy])
+    (runs, rows), end = by_side(runs), "_longest_wait_s"
+    runs["side"] += runs.star
     tiers = {column: column.removesuffix(end) for column in runs if column.endswith(end)}
-    table = (
-        runs.rename(columns=tiers).melt(["panel", "policy", "side"], list(tiers.values()), "tier", "wait_s").dropna()
-    )
-    preemptive = [getattr(POLICIES.get(policy), "preemptive", False) for policy in table.policy]
-    table["side"] += np.where(preemptive, " *", "")
-    size, looks = (4.6, 0.33 * len(looks) + 1), looks_of(table.tier, TIERS)
-    of = {"x": "wait_s", "y": "side", "hue": "tier", "looks": looks}
+    table = runs.rename(columns=tiers).melt(["panel", "side"], list(tiers.values()), "tier", "wait_s").dropna()
+    order = [name + star for name in rows for star in ("", "*") if name + star in set(table.side)]
+    looks, size = looks_of(table.tier, TIERS), (4.6, 0.33 * len(order) + 1)
+    of = {"x": "wait_s", "y": "side", "hue": "tier", "looks": looks, "order": order}
     return panels(table, dots, ("panel", None), ("longest wait (s)", ""), size, looks, "o", (False, True), **of)
 
 
@@ -279,37 +236,19 @@ def ranking(table: pd.DataFrame, name: str) -> Figure:
     Parameters:
         name: the objective's, with its unit.
     """
-    many = table.policy.duplicated(keep=False)
-    table = table.assign(estimator=np.where(many, " · " + table.estimator, "")).drop_duplicates("policy")
-    return _objective(table, name)
+    many = table.groupby("policy").estimator.transform("nunique") > 1
+    table, looks = by_side(table.assign(estimator=np.where(many, " · " + table.estimator, "")))
+    table = table.drop_duplicates(["policy", *({"lane"} & set(table))]).assign(row=table.side + table.estimator)
+    looks = {row: looks[side] for row, side in zip(table.row, table.side, strict=True)}
+    objective = table.rename(columns={"mean": "middle"}).assign(of=name)
+    difference = {"against_fifo": "middle", "against_fifo_low": "low", "against_fifo_high": "high"}
+    difference = table.drop(columns=["low", "high"]).rename(columns=difference).assign(of="difference from FIFO")
+    size, share = (5.2, 0.35 * len(looks) + 1.2), (False, True)
+    return panels(pd.concat([objective, difference]), forest, ("of", None), size=size, share=share, looks=looks)
 
 
 def confirmation(simulated: pd.DataFrame, real: pd.DataFrame, name: str) -> Figure:
-    """Draw the settings that the real engine served (filled) beside what the simulator says of them (open).
-
-    Parameters:
-        simulated, real: of `recommend.ranked`.
-        name: the objective's, with its unit.
-    """
-    simulated = real[["policy", "estimator"]].merge(simulated, how="left").assign(lane="simulated")
-    both = pd.concat([real.assign(lane="real"), simulated])
-    many = both.policy.map(real.policy.value_counts()) > 1
-    return _objective(both.assign(estimator=np.where(many, " · " + both.estimator, "")), f"{name}: ● real, ○ simulated")
-
-
-def _objective(table: pd.DataFrame, name: str) -> Figure:
-    table, looks = by_side(table)
-    table["row"] = table.side + table.estimator
-    looks = {row: looks[side] for row, side in zip(table.row, table.side, strict=True)}
-    of = {
-        name: ["mean", "low", "high"],
-        "difference from FIFO": ["against_fifo", "against_fifo_low", "against_fifo_high"],
-    }
-    parts = [
-        table[["row", *(["lane"] if "lane" in table else [])]].assign(
-            of=of_name, **dict(zip(ENDS, table[columns].to_numpy().T, strict=True))
-        )
-        for of_name, columns in of.items()
-    ]
-    size = (5.2, 0.35 * len(looks) + 1.2)
-    return panels(pd.concat(parts), forest, ("of", None), size=size, share=(False, True), looks=looks)
+    """Draw, as `ranking`, what the real engine served (filled) beside what the simulator says of it (open)."""
+    simulated = real[["policy", "estimator"]].merge(simulated, how="left")
+    both = pd.concat([real.assign(lane="real"), simulated.assign(lane="simulated")])
+    return ranking(both, f"{name}: ● real, ○ simulated")

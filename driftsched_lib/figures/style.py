@@ -94,8 +94,10 @@ def side_looks(policies: Mapping[str, str]) -> Looks:
 
 
 def by_side(frame: pd.DataFrame) -> tuple[pd.DataFrame, Looks]:
-    """Return the frame with the name of each policy as `side`, and the look per side."""
+    """Return the frame with the name of each policy as `side`, static batching first, and the look per side."""
     names = policy_names(frame.policy)
+    if "batching" in frame:
+        frame = frame.sort_values("batching", ascending=False, kind="stable")
     return frame.assign(side=frame.policy.map(names)), side_looks({name: policy for policy, name in names.items()})
 
 
@@ -103,5 +105,10 @@ def use_style() -> None:
     """Set the project's style: for screens and print, legible at half size."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams |= {"figure.dpi": 90, "figure.constrained_layout.use": True, "grid.alpha": 0.5, "lines.linewidth": 2}
-    plt.rcParams |= {"axes.titleweight": "bold", "axes.titlesize": 11, "axes.labelsize": 11}
+    plt.rcParams |= {
+        "axes.titleweight": "bold",
+        "axes.titlesize": 11,
+        "axes.labelsize": 11,
+        "axes.titlelocation": "left",
+    }
     plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}

@@ -1,36 +1,44 @@
 """Parameters of the load: who sends what, how long it is, and when it arrives."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from math import isclose
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from driftsched_lib.estimators.base import BaseTokens
 from driftsched_lib.requests import BASE_TOKENS, Category
 from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Validated
-from driftsched_lib.workloads.drift import SCENARIOS
+from driftsched_lib.workloads.drift import LEARNING_MIX, SCENARIOS, STRESS_MIX
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
 
 PAPER_PHASES: dict[str, dict[str, Any]] = {
-    "learning": {
-        "share": 1 / 3,
-        "mix": {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10},
-        "gap_s": [0.05, 0.15],
-    },
-    "stress": {
-        "share": 2 / 3,
-        "mix": {"short_qa": 0.10, "summary": 0.20, "technical": 0.40, "report": 0.30},
-        "gap_s": [0.005, 0.03],
-        "pause_s": 15.0,
-    },
+    "learning": {"share": 1 / 3, "mix": LEARNING_MIX, "gap_s": [0.05, 0.15]},
+    "stress": {"share": 2 / 3, "mix": STRESS_MIX, "gap_s": [0.005, 0.03], "pause_s": 15.0},
 }
+
+
+def _check_sum(shares: Iterable[float], tolerance: float) -> None:
+    if not isclose(total := sum(shares), 1, rel_tol=0, abs_tol=tolerance):
+        raise ValueError(f"the shares must sum to 1, they sum to {total:g}")
+
+
+def _mix(mix: dict[Category, float]) -> dict[Category, float]:
+    _check_sum(mix.values(), 1e-9)
+    return mix
+
+
+def _gap_s(gap_s: list[float]) -> list[float]:
+    if gap_s[0] > gap_s[1] or gap_s[1] == 0:
+        raise ValueError(f"must be two rising numbers of seconds, the second above 0, not {gap_s}")
+    return gap_s
 
 
 class Phase(Validated):
     """A stretch of the load with its own category mix and arrival rate.
 
-    A phase begins when the one before it has drained and `pause_s` more seconds have passed.  One that is named
-    `learning` or `stress` is the paper's, but for what is given.
+    It begins `pause_s` after the phase before it has drained.  A phase named `learning` or `stress` is the paper's,
+    except for what is given.
 
     Attributes:
         share: of all requests.
@@ -40,14 +48,14 @@ class Phase(Validated):
         load_factor: stretches the gaps until the offered output tokens per second, every output at its limit, are this
             multiple of the engine's measured capacity.
         lengths: a file as in data/traces.  Prompts are filled up and outputs fixed to its lengths (times
-            `length_scale`).  A request is then of the first category whose base holds its output, whatever the `mix`:
-            that tells an estimator the order of magnitude, more than a real prompt does.
+            `length_scale`).  The category, whatever the `mix`, is the first whose base holds the output: it tells an
+            estimator the order of magnitude, more than a real prompt does.
     """
 
     name: str
     share: Annotated[Positive, Field(le=1)] = 1.0
-    mix: dict[Category, NotNegative] = dict.fromkeys(BASE_TOKENS, 0.25)
-    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] = [0.005, 0.03]
+    mix: Annotated[dict[Category, NotNegative], AfterValidator(_mix)] = dict.fromkeys(BASE_TOKENS, 0.25)
+    gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2), AfterValidator(_gap_s)] = [0.005, 0.03]
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
     lengths: FileName | None = None
@@ -55,36 +63,27 @@ class Phase(Validated):
 
     @model_validator(mode="before")
     @classmethod
-    def _like_the_papers(cls, values: Any) -> Any:
-        """Let a phase named as one of the paper's state only what differs from it."""
-        if isinstance(values, dict) and values.get("name") in PAPER_PHASES:
-            return PAPER_PHASES[values["name"]] | values
-        return values
+    def _as_in_the_paper(cls, values: Any) -> Any:
+        return PAPER_PHASES.get(values.get("name"), {}) | values if isinstance(values, dict) else values
 
-    @field_validator("mix")
-    @classmethod
-    def _sums_to_one(cls, mix: dict[str, float]) -> dict[str, float]:
-        if abs(sum(mix.values()) - 1) > 1e-9:
-            raise ValueError(f"the shares must sum to 1, they sum to {sum(mix.values()):g}")
-        return mix
 
-    @field_validator("gap_s")
-    @classmethod
-    def _rises(cls, gap_s: list[float]) -> list[float]:
-        if gap_s[0] > gap_s[1] or gap_s[1] == 0:
-            raise ValueError(f"must be two rising numbers of seconds, the second above 0, not {gap_s}")
-        return gap_s
+def _phases(phases: list[Phase]) -> list[Phase]:
+    _check_sum([phase.share for phase in phases], 1e-6)
+    return phases
+
+
+Phases = Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)]
 
 
 class TraceParams(Validated):
     """A request trace in one of the formats of `traces`.
 
     Attributes:
-        columns: what the columns of a `csv` or `parquet` are called, where not as in `traces.FIELDS`.
+        columns: names of the columns of a `csv` or `parquet`, by `traces.FIELDS`, where they differ.
         skip: good rows that are left out at its beginning.
         speedup: what its times are divided by.
-        load_factor: output tokens offered over what the engine can make, which its times are stretched to; null for as
-            they are.
+        load_factor: stretches its times to this ratio of output tokens offered to the engine's capacity; null keeps
+            them.
         on_bad_row: leave it out and report it, or refuse the trace.
         default_tier: of a row that names neither a tier nor a known tenant.
     """
@@ -99,7 +98,7 @@ class TraceParams(Validated):
     default_tier: Name = "standard"
 
     @model_validator(mode="after")
-    def _one_clock(self) -> "TraceParams":
+    def _one_clock(self) -> Self:
         if self.load_factor is not None and self.speedup != 1.0:
             raise ValueError("a load_factor stretches the times whatever the speedup: give one of them")
         return self
@@ -124,14 +123,14 @@ class WorkloadParams(Validated):
         tenants: the tier of each.
         zipf: above 0, the k-th tenant sends in proportion to k ** -zipf.
         noisy: the first tenant sends this many times its share.
-        label_prefix: put the paper's prefix before each prompt, which tells a key-word classifier the category.
+        label_prefix: put the paper's prefix before each prompt, which tells a keyword classifier the category.
         phases: their shares of the requests sum to 1.
         trace: takes the place of the phases.
-        drift: a scenario of `drift`, which then decides lengths or, where outputs end by themselves, prompts.
-        length_scale: what all lengths are multiplied by, so that an engine of another speed gets the same experiment.
+        drift: a scenario of `drift`: it decides lengths or, where outputs end by themselves, prompts.
+        length_scale: multiplies all lengths, so that an engine of another speed gets the same experiment.
         base_tokens: expected output length of each category, which is also its limit.
         output_length: an output ends at its `limit`, by itself (`natural`), or at a length drawn from the `spread`.
-        recorded_lengths: a file of what natural outputs came to; each is then fixed at that length.
+        recorded_lengths: a file of lengths of natural outputs; each output is then fixed at its own.
         queue_timeout_s: a request expires after so long in the queue; null for never.
     """
 
@@ -143,7 +142,9 @@ class WorkloadParams(Validated):
     zipf: NotNegative = 0.0
     noisy: Positive = 1.0
     label_prefix: bool = True
-    phases: Annotated[list[Phase], Field(min_length=1)] = [Phase(name=name) for name in PAPER_PHASES]
+    phases: Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)] = [
+        Phase(name=name) for name in PAPER_PHASES
+    ]
     trace: TraceParams | None = None
     drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
     length_scale: Positive = 1.0
@@ -153,15 +154,8 @@ class WorkloadParams(Validated):
     recorded_lengths: FileName | None = None
     queue_timeout_s: Positive | None = None
 
-    @field_validator("phases")
-    @classmethod
-    def _share_all(cls, phases: list[Phase]) -> list[Phase]:
-        if abs(sum(phase.share for phase in phases) - 1) > 1e-6:
-            raise ValueError(f"the shares must sum to 1, they sum to {sum(phase.share for phase in phases):g}")
-        return phases
-
     @model_validator(mode="after")
-    def _one_source_of_lengths(self) -> "WorkloadParams":
+    def _one_source_of_lengths(self) -> Self:
         if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
             raise ValueError("a trace decides the lengths, so output_length may be limit and drift null")
         if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
@@ -174,12 +168,12 @@ class WorkloadParams(Validated):
 
     @property
     def ends_by_itself(self) -> bool:
-        """Whether nobody knows an output's length before it is generated."""
+        """Return whether nobody knows an output's length before it is generated."""
         return self.output_length == "natural" and self.recorded_lengths is None
 
     @property
     def tenant_shares(self) -> list[float] | None:
-        """What each tenant sends of the whole; None for the same from each."""
+        """Return each tenant's share of the requests; None for equal shares."""
         if not self.zipf and self.noisy == 1.0:
             return None
         shares = [k**-self.zipf for k in range(1, len(self.tenants) + 1)]
@@ -192,5 +186,5 @@ class WorkloadParams(Validated):
 
     @property
     def max_tokens(self) -> Mapping[str, int]:
-        """The limit and base length of an output, by category."""
+        """Return the limit and base length of an output, by category."""
         return {category: self.tokens(base) for category, base in self.base_tokens.items()}

@@ -1,35 +1,28 @@
 """The prompts of the paper's load: infrastructure topics, four categories, five templates each.
 
-The wording is this project's own.  What is kept from the paper (arXiv 2606.02982) is the structure that its
-key-word classifier meets: every summary prompt says "summarize", every report prompt names a report or an analysis,
-but only one technical template in five holds a key word of its category, the others say "Explain ...".
+The wording is this project's own.  The paper (arXiv 2606.02982) gives the structure that its keyword classifier meets:
+each summary prompt says "summarize", and each report prompt names a report or an analysis.  Only one technical template
+in five has a keyword of its category; the others say "Explain ...".
 """
 
 from collections.abc import Mapping
 
-TOPIC_GROUPS = {
-    "network": (
-        "DNS", "BGP", "OSPF", "MPLS", "VPN", "SD-WAN", "CDN", "Load Balancing", "API Gateway", "Edge Computing",
-    ),
-    "platform": (
-        "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices", "Service Mesh",
-        "CI/CD", "Autoscaling", "Multi-Tenant Systems",
-    ),
-    "data": (
-        "Kafka", "Redis", "PostgreSQL", "MongoDB", "Caching", "Data Pipelines", "Event Streaming", "Vector Databases",
-        "Embeddings", "RAG",
-    ),
-    "security": (
-        "JWT", "OAuth", "TLS", "Zero Trust", "Cloud Security", "Network Security", "Firewalls", "IDS/IPS",
-        "Rate Limiting",
-    ),
-    "operations": ("SRE", "Observability", "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry"),
-    "inference": (
-        "LLM Inference", "TensorRT", "CUDA", "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention",
-        "Continuous Batching", "Model Quantization", "Inference Optimization", "Queue Scheduling", "Token Estimation",
-    ),
-}  # fmt: skip
-TOPICS = tuple(topic for topics in TOPIC_GROUPS.values() for topic in topics)
+import numpy as np
+
+TOPICS = (
+    "DNS", "BGP", "OSPF", "MPLS", "VPN", "SD-WAN", "CDN", "Load Balancing", "API Gateway", "Edge Computing",
+    "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices",
+    "Service Mesh", "CI/CD", "Autoscaling", "Multi-Tenant Systems", "Kafka", "Redis", "PostgreSQL", "MongoDB",
+    "Caching", "Data Pipelines", "Event Streaming", "Vector Databases", "Embeddings", "RAG", "JWT", "OAuth",
+    "TLS", "Zero Trust", "Cloud Security", "Network Security", "Firewalls", "IDS/IPS", "Rate Limiting", "SRE",
+    "Observability", "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry", "LLM Inference",
+    "TensorRT", "CUDA", "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention",
+    "Continuous Batching", "Model Quantization", "Inference Optimization", "Queue Scheduling",
+    "Token Estimation",
+)  # fmt: skip
+_FACTORS = np.random.default_rng(59).permutation(np.geomspace(0.6, 1.6, len(TOPICS)))
+TOPIC_FACTORS = dict(zip(TOPICS, _FACTORS.tolist(), strict=True))
+"""Length of the answers on a topic relative to the median topic's: the embedded model has learnt it."""
 
 TEMPLATES = {
     "short_qa": (
@@ -67,21 +60,21 @@ STYLES = {"plain": "", "terse": " Be brief.", "verbose": " Go into depth."}
 
 
 def build_prompt(category: str, topic: str, template: int, style: str = "plain") -> str:
-    """The text of one prompt, without the prefix that the paper's load generator puts before it."""
+    """Return the text of a prompt, without the label prefix."""
     return TEMPLATES[category][template].format(topic=topic) + STYLES[style]
 
 
 def label_prefix(request_id: int | str, tenant: str, category: str) -> str:
-    """The prefix of the paper's load generator; it names the job type, so a key-word classifier can read the label."""
+    """Return the prefix of the paper's load generator; a keyword classifier can read the category in it."""
     return f"Request ID {request_id}. Tenant {tenant}. Job type {category}. "
 
 
 def filled_up(prompt: str, tokens: int) -> str:
-    """A prompt with so many common words before it that it has about so many tokens."""
+    """Return a prompt with common words before it, so that it has about so many tokens."""
     return "the " * max(0, tokens - len(prompt.split())) + prompt
 
 
 def category_of(output_tokens: int, max_tokens: Mapping[str, int]) -> str:
-    """The category with the least limit that holds an output, or else the largest."""
+    """Return the category with the smallest limit that holds an output, or else the largest."""
     by_limit = sorted(max_tokens, key=max_tokens.__getitem__)
     return next((category for category in by_limit if output_tokens <= max_tokens[category]), by_limit[-1])

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice, product
+from itertools import islice
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
-from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.requests import CATEGORIES, TIERS, Request, Tiers
+from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import in_project
 from driftsched_lib.workloads.drift import drifted
 from driftsched_lib.workloads.length_mix import LengthMix
@@ -57,20 +56,23 @@ def make_load(
         served = trace_requests(workload, requests, seed, capacity_tokens_per_s, rate, window, tiers)
         return [PhaseLoad("trace", 0.0, served)]
     ends = np.rint(np.cumsum([phase.share for phase in workload.phases]) * requests).astype(int).tolist()
-    starts, generators = [0, *ends[:-1]], np.random.default_rng(seed).spawn(len(ends))
-    loads = []
-    for phase, start, end, rng in zip(workload.phases, starts, ends, generators, strict=True):
+    generators, loads, start = np.random.default_rng(seed).spawn(len(ends)), [], 0
+    for phase, end, rng in zip(workload.phases, ends, generators, strict=True):
         gap_s = mean_gap_s(workload, phase, capacity_tokens_per_s) / rate
-        loads.append(PhaseLoad(phase.name, phase.pause_s, _phase(workload, phase, start, end - start, rng, gap_s)))
+        loads.append(PhaseLoad(phase.name, phase.pause_s, _requests(workload, phase, range(start, end), gap_s, rng)))
+        start = end
     if workload.drift is not None:
-        loads = _drifted(workload, seed, loads)
+        form = "natural" if workload.output_length == "natural" else "lengths"
+        served = [request for load in loads for request in load.requests]
+        changed = iter(drifted(served, workload.drift, seed, workload.max_tokens, form, tiers=tiers))
+        loads = [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]
     if workload.recorded_lengths is not None:
         _fix_recorded_lengths(workload.recorded_lengths, seed, loads)
     return loads
 
 
 def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tiers = TIERS) -> None:
-    """Read the files that a workload names, so that a wrong one is refused before an engine is loaded.
+    """Read the files that a workload names, and warn of bad rows of a trace: before an engine is loaded.
 
     Parameters:
         windows: how many stretches of `requests` rows a trace must hold.
@@ -117,8 +119,8 @@ def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
     """Return, by seed and request id, a natural output's length (tokens) and the digest of its prompt.
 
     Raises:
-        ParamsError: the file cannot be read, or lacks one of the columns `seed`, `request_id`, `output_tokens` and
-            `prompt_digest` (whole numbers).
+        ParamsError: the file cannot be read, or is no table with whole numbers `seed`, `request_id`, `output_tokens`
+            and `prompt_digest`.
     """
     try:
         table = pd.read_parquet(in_project(path))[["seed", "request_id", "output_tokens", "prompt_digest"]].astype(int)
@@ -139,83 +141,46 @@ def _fix_recorded_lengths(path: str, seed: int, loads: list[PhaseLoad]) -> None:
         request.fixed_output_tokens = length
 
 
-def classified_prompts() -> pd.DataFrame:
-    """Every prompt of the load behind the paper's classifier, with and without the label prefix, a row a prompt."""
-    classify = KeywordClassifier().classify
-    rows = []
-    for category, topic in product(CATEGORIES, TOPICS):
-        for template in range(len(TEMPLATES[category])):
-            prompt = build_prompt(category, topic, template)
-            rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
-            rows.append(("without it", category, classify(prompt)))
-    return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])
-
-
-def _drifted(workload: WorkloadParams, seed: int, loads: list[PhaseLoad]) -> list[PhaseLoad]:
-    """Return the phases under the scenario, which spans all of them."""
-    form = "natural" if workload.output_length == "natural" else "lengths"
-    requests = [request for load in loads for request in load.requests]
-    changed = iter(drifted(requests, workload.drift, seed, workload.max_tokens, form))
-    return [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]
-
-
-def _phase(
-    workload: WorkloadParams, phase: Phase, first_id: int, n: int, rng: np.random.Generator, gap_s: float
+def _requests(
+    workload: WorkloadParams, phase: Phase, ids: range, gap_s: float, rng: np.random.Generator
 ) -> list[Request]:
-    arrivals = np.cumsum(_gaps(phase, n, rng)) * gap_s
-    tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares)
-    categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values()))
-    topics = rng.choice(TOPICS, n)
-    templates = rng.random(n)
-    limits, timeout_s = workload.max_tokens, workload.queue_timeout_s
+    n, limits, timeout_s = len(ids), workload.max_tokens, workload.queue_timeout_s
+    if phase.arrival_cv is None:
+        gaps = rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
+    else:
+        variance = phase.arrival_cv**2
+        gaps = rng.gamma(1 / variance, variance, n)
+    arrivals_s = (np.cumsum(gaps) * gap_s).tolist()
+    tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
+    categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values())).tolist()
+    topics, templates = rng.choice(TOPICS, n).tolist(), rng.random(n).tolist()
     if phase.lengths is None:
-        lengths, fillers = _fixed_lengths(workload, categories, rng), [""] * n
+        fillers, lengths = [""] * n, _lengths(workload, [limits[category] for category in categories], rng)
     else:
         drawn = length_mix(phase.lengths).draw(n, rng)
         prompts, lengths = (np.rint(x * workload.length_scale).clip(min=1).astype(int).tolist() for x in drawn)
         categories = [category_of(length, limits) for length in lengths]
         fillers = ["the " * max(0, tokens - WORDS_PER_PROMPT) for tokens in prompts]
     requests = []
-    for i in range(n):
-        request_id, tenant, category = str(first_id + i), str(tenants[i]), str(categories[i])
-        template = int(templates[i] * len(TEMPLATES[category]))
-        prompt = fillers[i] + build_prompt(category, str(topics[i]), template)
+    for i, arrival_s, tenant, category, topic, template, filler, length in zip(
+        ids, arrivals_s, tenants, categories, topics, templates, fillers, lengths, strict=True
+    ):
+        prompt = filler + build_prompt(category, topic, int(template * len(TEMPLATES[category])))
         if workload.label_prefix:
-            prompt = label_prefix(request_id, tenant, category) + prompt
-        arrival_s = float(arrivals[i])
-        requests.append(
-            Request(
-                request_id=request_id,
-                arrival_s=arrival_s,
-                prompt=prompt,
-                tenant=tenant,
-                tier=workload.tenants[tenant],
-                max_tokens=max(limits[category], lengths[i] or 0),
-                job_type=category,
-                phase=phase.name,
-                fixed_output_tokens=lengths[i],
-                deadline_s=None if timeout_s is None else arrival_s + timeout_s,
-            )
-        )
+            prompt = label_prefix(i, tenant, category) + prompt
+        tier, limit = workload.tenants[tenant], max(limits[category], length or 0)
+        request = Request(str(i), arrival_s, prompt, tenant, tier, limit, category, phase.name, length)
+        request.deadline_s = None if timeout_s is None else arrival_s + timeout_s
+        requests.append(request)
     return requests
 
 
-def _gaps(phase: Phase, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return gaps between arrivals of mean 1."""
-    if phase.arrival_cv is None:
-        return rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
-    variance = phase.arrival_cv**2
-    return rng.gamma(1 / variance, variance, n)
-
-
-def _fixed_lengths(workload: WorkloadParams, categories: np.ndarray, rng: np.random.Generator) -> list[int | None]:
-    """Return each output's length in tokens; None where it ends by itself."""
+def _lengths(workload: WorkloadParams, limits: list[int], rng: np.random.Generator) -> list[int] | list[None]:
+    """Return the fixed output lengths in tokens; None for outputs that end by themselves."""
     if workload.output_length == "natural":
-        return [None] * len(categories)
-    by_category = workload.max_tokens
-    limits = np.array([by_category[category] for category in categories])
-    if workload.output_length == "spread":
-        variance = np.log1p(workload.spread.cv**2)
-        shares = workload.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
-        limits = np.clip(np.rint(shares * limits), 1, limits).astype(int)
-    return limits.tolist()
+        return [None] * len(limits)
+    if workload.output_length == "limit":
+        return limits
+    variance = np.log1p(workload.spread.cv**2)
+    shares = workload.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
+    return np.clip(np.rint(shares * limits), 1, limits).astype(int).tolist()

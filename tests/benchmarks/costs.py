@@ -9,7 +9,7 @@ from time import process_time
 import pandas as pd
 
 from benchmarks import seconds
-from driftsched_lib.classify import Classifier, KeywordClassifier
+from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifier
 from driftsched_lib.estimators import ESTIMATORS, Estimator
 from driftsched_lib.policies import POLICIES, Policy
 from driftsched_lib.requests import Estimate, Output, Request
@@ -18,7 +18,6 @@ from driftsched_lib.studies.drift_lab import lab_load
 from driftsched_lib.tokens import WhitespaceCounter
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load
-from driftsched_lib.workloads.text_classifier import TextClassifier
 
 QUEUED = (100, 10_000, 100_000)
 TENANTS = 300
@@ -124,7 +123,6 @@ def estimator_costs(requests: int = 6000, size: int = 50, words: Sequence[int] =
 
 
 def _learn(estimator: Estimator, request: Request) -> None:
-    request.features = None  # another estimator's
     request.estimate = estimator.estimate(request)
     estimator.observe(request, request.fixed_output_tokens)
 
