@@ -257,7 +257,7 @@ def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkey
         with pytest.raises(ParamsError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
             use(scheduler, state_file=str(path), **other)
     path.write_text("{")
-    with pytest.raises(ParamsError, match=r"state.json: is not JSON"):
+    with pytest.raises(ParamsError, match=r"state.json: invalid JSON"):
         use(scheduler, state_file=str(path))
     path.unlink()
     with pytest.raises(ParamsError, match=r"state.json: cannot be written"):
