@@ -1,7 +1,7 @@
 """What flows through DriftSched: a `Request` goes in, an `Estimate` is attached, a `Record` comes out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 from typing import Annotated, Literal, final
@@ -35,7 +35,7 @@ TIERS: Tiers = {
 }
 """The paper's tiers with its turns and safety factors; the objectives are this project's."""
 Category = Literal["short_qa", "summary", "technical", "report"]
-BASE_TOKENS: Mapping[Category, int] = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
+BASE_TOKENS: Mapping[str, int] = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 """The paper's categories, with the output length that is expected of each and is also its limit (tokens)."""
 CATEGORIES = tuple(BASE_TOKENS)
 
@@ -84,7 +84,6 @@ class Request:
         deadline_s: a request that is still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
         temperature: of the sampling; None for the engine's.
-        features: what a linear estimator knows it by (`estimators.features`); None until one asked.
         dispatch_s: when it was first given to the engine.
         num_output_tokens, first_token_s: of a preempted request, its output tokens so far, and when the first came.
         preemptions: how often the policy preempted it.
@@ -108,7 +107,6 @@ class Request:
 
     category: str = ""
     input_tokens: int = 0
-    features: tuple[int, ...] | None = field(default=None, init=False, repr=False)
     estimate: Estimate = None  # type: ignore[assignment]  # the scheduler sets it before a policy sees the request
     dispatch_s: float | None = None
     batch_id: int | None = None

@@ -14,11 +14,13 @@ from driftsched_lib.validation import PROJECT
 SMOKE_SERVER = PROJECT / "params" / "smoke-server.yaml"
 
 
-def make_request(request_id, arrival_s=0.0, tier="standard", total_tokens=10, max_tokens=4, tenant="", **fields):
+def make_request(
+    request_id, arrival_s=0.0, tier="standard", total_tokens=10, max_tokens=4, tenant="", quantiles=None, **fields
+):
     """A request as the scheduler would queue it."""
     tenant = tenant or f"tenant-{tier}"
     request = Request(str(request_id), arrival_s, "How does DNS work?", tenant, tier, max_tokens, **fields)
-    request.estimate = Estimate(total_tokens, total_tokens, 1.0, total_tokens)
+    request.estimate = Estimate(total_tokens, total_tokens, 1.0, total_tokens, quantiles=quantiles)
     return request
 
 

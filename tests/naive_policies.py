@@ -23,26 +23,13 @@ class Naive:
         self.tiers, self.rank = tiers, list(tiers).index
         self.start()
 
-    def start(self):
-        """Set up the state of an empty queue."""
+    def start(self, *_):
+        """Set up the state of an empty queue: by default none."""
+
+    added = popped = removed = on_finish = start
 
     def weight(self, request):
         return self.tiers[request.tier].weight
-
-    def added(self, request, queued):
-        pass
-
-    def choose(self, queued, now):
-        raise NotImplementedError
-
-    def popped(self, request, queued):
-        pass
-
-    def removed(self, request, queued):
-        pass
-
-    def on_finish(self, request, output_tokens):
-        pass
 
 
 def scan(score):

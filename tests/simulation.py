@@ -21,6 +21,12 @@ COSTS = {
 }
 PAPER_L4 = PROJECT / "params" / "paper-l4.yaml"
 SMALL = {"seeds": [1, 2], "requests": 60, "scheduler.policies": ["fifo", "sjf"], "scheduler.batching": ["continuous"]}
+ONE_RUN = {
+    "scheduler.policies": "fifo",
+    "scheduler.estimators": "paper",
+    "scheduler.batching": "continuous",
+    "seeds": 1,
+}
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256, "block_size": 16, "kv_blocks": 64}
 
 
@@ -66,11 +72,11 @@ class EngineTokens:
         return output.tokens
 
 
-def served(requests, engine, policy=None, batching=None, **options):
+def served(requests, engine, policy=None, batching=None, estimator=None, **options):
     """Serve, and return the records by request id."""
     records = []
     policy = Fifo() if policy is None else policy  # an empty queue is false
-    scheduler = Scheduler(policy, KnowsLimits(), EngineTokens(), KeywordClassifier(), records.append)
+    scheduler = Scheduler(policy, estimator or KnowsLimits(), EngineTokens(), KeywordClassifier(), records.append)
     serve(requests, scheduler, engine, batching or ContinuousBatching(), **options)
     return {record.request_id: record for record in records}
 

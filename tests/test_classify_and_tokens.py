@@ -1,13 +1,19 @@
-"""The classifier, what its leak is worth, and the two ways to count."""
+"""The two classifiers, what the label prefix leaks, and the two ways to count."""
 
 import pandas as pd
 import pytest
 from helpers import make_request
 
-from driftsched_lib.classify import KeywordClassifier
+from driftsched_lib.classify import TEXT_WEIGHTS, KeywordClassifier, TextClassifier, TextWeights
 from driftsched_lib.requests import CATEGORIES, Output
+from driftsched_lib.studies.classification import (
+    OTHER_WORDINGS,
+    classified_prompts,
+    held_out_accuracy,
+    labelled_prompts,
+    train,
+)
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
-from driftsched_lib.workloads.synthetic import classified_prompts
 
 
 @pytest.mark.parametrize(
@@ -33,14 +39,39 @@ def test_the_prefix_leaks_the_label_and_without_it_technical_prompts_go_astray()
     right = (labels.job_type == labels.category).groupby([labels.prompts, labels.job_type]).mean()
     assert (right["with the label prefix"] == 1).all()
     without = right["without it"]
-    assert {category: without[category] for category in CATEGORIES} == {
-        "short_qa": 1.0,
-        "summary": 1.0,
-        "technical": pytest.approx(0.2),
-        "report": 1.0,
-    }
+    assert without.to_dict() == pytest.approx({"short_qa": 1.0, "summary": 1.0, "technical": 0.2, "report": 1.0})
     astray = labels[(labels.prompts == "without it") & (labels.job_type != labels.category)]
     assert pd.unique(astray.category).tolist() == ["short_qa"]
+
+
+def test_held_out_prompts_are_classified_better_than_by_key_words():
+    accuracy = held_out_accuracy()
+    assert accuracy.loc["all", "key words"] == pytest.approx(0.8)
+    assert accuracy.loc["technical", "key words"] == pytest.approx(0.2)
+    assert (accuracy[["new topics", "new wordings", "both new"]] >= 0.95).all(axis=None)
+    assert accuracy.loc["all", "other wordings"] > accuracy.loc["all", "other wordings, key words"]
+
+
+def test_any_text_has_a_category():
+    classifier, again = TextClassifier(), TextClassifier()
+    for text in ("", "?", "quark charm strange", "\x00\n\t", "Ünïcödé 漢字", "Explain " * 10_000):
+        assert classifier.classify(text) == again.classify(text) in CATEGORIES
+    assert classifier.classify("Explain how TLS is implemented.") == "technical"
+    assert KeywordClassifier().classify("Explain how TLS is implemented.") == "short_qa"
+
+
+def test_training_anew_gives_the_packaged_weights():
+    packaged, trained = TextWeights.load(TEXT_WEIGHTS), train()
+    for word, weights in trained.weights.items():
+        assert packaged.weights[word] == pytest.approx(weights, abs=1e-3)  # solvers differ a little between machines
+    assert packaged.categories == trained.categories and packaged.weights.keys() == trained.weights.keys()
+    prompts, labels = labelled_prompts()
+    others = [text for texts in OTHER_WORDINGS.values() for text in texts]
+    now, anew = TextClassifier(), TextClassifier(trained)
+    assert [now.classify(text) for text in prompts] == labels
+    assert [now.classify(text) for text in others] == [anew.classify(text) for text in others]
+    assert not set(others) & set(prompts)
+    assert len(labelled_prompts(["DNS"], [0])[0]) == 4 * 3 and "kafka" not in train(["DNS"], [0]).weights
 
 
 def test_counters_count_prompts_and_outputs_in_one_unit():

@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import kendalltau
 
 from driftsched_lib.estimators import Kalman, Oracle, PaperEstimator, Pooled
-from driftsched_lib.experiments.params import Params, WorkloadParams
 from driftsched_lib.requests import BASE_TOKENS
 from driftsched_lib.studies.compare import Interval
 from driftsched_lib.studies.drift_lab import (
@@ -26,14 +25,15 @@ from driftsched_lib.studies.drift_lab import (
     settled_bias,
     steady_noise,
 )
-from driftsched_lib.workloads.corpus import TOPIC_FACTORS
 from driftsched_lib.workloads.drift import FACTOR, HOT, HOT_SPREAD, MEDIAN_SHARE, SCENARIOS, SPREAD, abrupt, drifted
-from driftsched_lib.workloads.synthetic import paper_load
+from driftsched_lib.workloads.params import WorkloadParams
+from driftsched_lib.workloads.prompts import TOPIC_FACTORS
+from driftsched_lib.workloads.synthetic import make_load
 
 
 def load_of(label_prefix=True, requests=600):
-    params = Params(requests=requests, workload=WorkloadParams(label_prefix=label_prefix))
-    return [request for phase in paper_load(params, seed=1, capacity_tokens_per_s=1.0) for request in phase.requests]
+    load = make_load(WorkloadParams(label_prefix=label_prefix), requests, 1, 1.0)
+    return [request for phase in load for request in phase.requests]
 
 
 def lengths(requests):
@@ -129,6 +129,16 @@ def test_who_asks_for_what_changes():
     assert shares("noisy_neighbour", "job_type", middle).report > 0.6
 
 
+@pytest.mark.parametrize("tiers", [["premium", "standard", "batch"], ["gold", "silver", "tin", "scrap"], ["only"]])
+def test_a_new_tenant_is_of_the_middle_tier_and_a_noisy_one_of_the_last(tiers):
+    for name, tenant, tier in (
+        ("new_tenant", "tenant-new", tiers[len(tiers) // 2]),
+        ("noisy_neighbour", "tenant-noisy", tiers[-1]),
+    ):
+        changed = drifted(load_of(), name, 7, BASE_TOKENS, tiers=tiers)
+        assert {request.tier for request in changed if request.tenant == tenant} == {tier}
+
+
 def test_wording_follows_the_drift():
     def style_shares(name, part):
         prompts = [request.prompt for request in drifted(load_of(), name, 7, BASE_TOKENS, "natural")][part]
@@ -162,11 +172,11 @@ def test_where_a_change_comes_and_how_large_it_is_can_be_said():
 
 
 def test_what_cannot_drift_is_refused():
-    load = load_of()
-    with pytest.raises(ValueError, match="scenario is 'sudden', it may be one of stationary"):
+    load = load_of(requests=10)
+    with pytest.raises(ValueError, match="scenario: 'sudden' is unknown"):
         drifted(load, "sudden", 1, BASE_TOKENS)
     load[0].prompt = "the the the"
-    with pytest.raises(ValueError, match="request '0': drift is made in the project's own prompts"):
+    with pytest.raises(ValueError, match="request '0': drift needs the project's own prompts"):
         drifted(load, "abrupt", 1, BASE_TOKENS)
 
 

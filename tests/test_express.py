@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from naive_policies import halving
 
 from driftsched_lib.policies import Express, Fifo, ShortestJobFirst
+from driftsched_lib.policies.base import example_order
 from driftsched_lib.requests import TIERS, Tier
 
 EQUAL = dict.fromkeys(TIERS, Tier(weight=1))
@@ -16,10 +17,11 @@ OFF = {"tiers": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, 
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
-def order(policy, sizes, tiers=("standard",)):
-    for i, size in enumerate(sizes):
-        policy.add(make_request(i, tier=tiers[i % len(tiers)], total_tokens=size))
-    return [int(policy.pop(0.0).request_id) for _ in sizes]
+def order(policy, sizes, *tiers):
+    """Return the places of the sizes in which a policy serves them; tiers take turns."""
+    tiers = tiers or ("standard",)
+    requests = [make_request(i, tier=tiers[i % len(tiers)], total_tokens=size) for i, size in enumerate(sizes)]
+    return [int(request_id) for request_id in example_order(policy, *requests)]
 
 
 @given(sizes=SIZES)
@@ -37,19 +39,13 @@ def test_above_the_cap_it_is_fifo():
 
 def test_the_weight_of_a_tier_divides_the_size():
     policy = Express(**OFF | {"tiers": halving(*TIERS)})
-    assert order(policy, [30, 20, 9, 30], tiers=("premium", "standard", "batch", "premium")) == [0, 3, 2, 1]
+    assert order(policy, [30, 20, 9, 30], "premium", "standard", "batch", "premium") == [0, 3, 2, 1]
 
 
-def test_a_token_of_the_prompt_counts_its_price():
-    request = make_request(1, total_tokens=10)
-    request.input_tokens = 100
-    assert [Express(**OFF | {"input_price": price}).key(request) for price in (0, 0.1, 1)] == [10, 20, 110]
-
-
-def test_uncertainty_goes_from_the_point_to_the_mean():
-    request = make_request(1, total_tokens=10)
-    request.estimate.quantiles = (10.0, 10.0, 40.0, 100.0)
-    assert [Express(**OFF | {"uncertainty": u}).key(request) for u in (0, 0.5, 1)] == [10, 25, 40]
+def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_mean():
+    prompt, spread = make_request(1, input_tokens=100), make_request(1, quantiles=(10.0, 10.0, 40.0, 100.0))
+    assert [Express(**OFF | {"input_price": price}).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
+    assert [Express(**OFF | {"uncertainty": share}).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
 
 
 @pytest.mark.parametrize(("lead_tokens", "longest"), [(1e9, 100), (20, 2)])
@@ -79,9 +75,8 @@ def test_no_tenant_has_more_in_the_express_lane_than_promised(steps, lead):
     had, queued = {}, []
     for i, (action, size, tenant) in enumerate(steps):
         if action == "add":
-            request = make_request(i, tier=list(TIERS)[tenant % 3], total_tokens=size, tenant=str(tenant))
-            policy.add(request)
-            queued.append(request)
+            queued.append(make_request(i, tier=list(TIERS)[tenant % 3], total_tokens=size, tenant=str(tenant)))
+            policy.add(queued[-1])
         elif queued and action == "remove":
             policy.remove(queued.pop(size % len(queued)).request_id)
         elif queued:
@@ -93,18 +88,15 @@ def test_no_tenant_has_more_in_the_express_lane_than_promised(steps, lead):
             queued.remove(policy.pop(0.0))
 
 
-@given(
-    history=st.lists(
-        st.tuples(
-            st.sampled_from(["add", "pop", "add", "pop", "remove"]),
-            st.one_of(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=4, max_size=4).map(sorted)),
-            st.sampled_from(list(TIERS)),
-        ),
-        max_size=120,
-    ),
-    fifo_share=st.sampled_from([1 / 16, 1 / 4, 1.0]),
-    express_share=st.sampled_from([0.3, 1.0]),
+ACTIONS = st.sampled_from(["add", "pop", "add", "pop", "remove"])
+DISTRIBUTIONS = st.lists(st.integers(1, 20), min_size=4, max_size=4).map(sorted)
+HISTORIES = st.lists(
+    st.tuples(ACTIONS, st.integers(1, 20).map(lambda size: [size] * 4) | DISTRIBUTIONS, st.sampled_from(list(TIERS))),
+    max_size=120,
 )
+
+
+@given(HISTORIES, st.sampled_from([1 / 16, 1 / 4, 1.0]), st.sampled_from([0.3, 1.0]))
 def test_no_request_waits_longer_than_promised(history, fifo_share, express_share):
     """At most (A + 2 L) / fifo_share tokens dispatched while it waits: A queued before it, L the largest request.
 
@@ -114,12 +106,9 @@ def test_no_request_waits_longer_than_promised(history, fifo_share, express_shar
     dispatched, queued, allowed = 0.0, {}, {}
     for i, (action, size, tier) in enumerate(history):
         if action == "add":
-            mean = sum(size) / 4 if isinstance(size, list) else size
             allowed[str(i)] = dispatched + (sum(queued.values()) + 2 * 20) / fifo_share
-            queued[str(i)] = mean
-            request = make_request(i, tier=tier, total_tokens=size[1] if isinstance(size, list) else size)
-            request.estimate.quantiles = tuple(size) if isinstance(size, list) else None
-            policy.add(request)
+            queued[str(i)] = sum(size) / 4
+            policy.add(make_request(i, tier=tier, total_tokens=size[1], quantiles=tuple(size)))
         elif action == "remove" and queued:
             del queued[policy.remove(list(queued)[i % len(queued)]).request_id]
         elif queued:
@@ -129,12 +118,8 @@ def test_no_request_waits_longer_than_promised(history, fifo_share, express_shar
 
 def test_the_price_is_of_the_mean_and_the_order_that_of_the_least_expected_cost():
     """Sizes of 1 or 19 against 9.9 surely, weight 1 and a cap far away: the mean of 10 goes second."""
-    gamble, sure = make_request("gamble", total_tokens=10), make_request("sure", total_tokens=10)
-    gamble.estimate.quantiles, sure.estimate.quantiles = (1.0, 19.0), (9.9, 9.9)
-    policy = Express(**OFF | {"uncertainty": 1})
-    policy.add(gamble)
-    policy.add(sure)
-    assert [request.request_id for request in policy] == ["sure", "gamble"]
+    gamble, sure = make_request("gamble", quantiles=(1.0, 19.0)), make_request("sure", quantiles=(9.9, 9.9))
+    assert example_order(Express(**OFF | {"uncertainty": 1}), gamble, sure) == ["sure", "gamble"]
 
 
 def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from simulation import PAPER_L4
+from simulation import ONE_RUN, PAPER_L4
 
 from driftsched_lib.__main__ import main
 from driftsched_lib.errors import ParamsError
@@ -15,31 +15,37 @@ from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.length_mix import LengthMix
-from driftsched_lib.workloads.synthetic import paper_load
-from driftsched_lib.workloads.traces import TraceRow, read_trace
+from driftsched_lib.workloads.params import WorkloadParams
+from driftsched_lib.workloads.synthetic import make_load
+from driftsched_lib.workloads.traces import read_trace
 
 TRACES = PROJECT.parent / "shared" / "traces"
 AZURE = PROJECT / "data" / "traces" / "azure-conv-2023.json"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trace():
     rng = np.random.default_rng(1)
     prompts = rng.lognormal(6, 1, 20_000)
-    return pd.DataFrame(
-        {
-            "prompt": prompts.round() + 1,
-            "output": (prompts**0.3 * rng.lognormal(3, 0.5, 20_000)).round() + 1,
-            "arrival_s": rng.exponential(1, 20_000).cumsum(),
-        }
-    )
+    outputs = prompts**0.3 * rng.lognormal(3, 0.5, 20_000)
+    return rows(prompts.round() + 1, outputs.round() + 1, rng.exponential(1, 20_000).cumsum())
+
+
+def rows(prompt_tokens, output_tokens, arrival_s):
+    """A trace as `read_trace` gives it."""
+    columns = {"arrival_s": arrival_s, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
+    return pd.DataFrame(columns).astype({"prompt_tokens": int, "output_tokens": int})
+
+
+def chunks(trace, size=700):
+    return (trace[i : i + size] for i in range(0, len(trace), size))
 
 
 def test_what_is_drawn_is_like_the_trace(trace):
-    mix = LengthMix.of(trace.prompt, trace.output, trace.arrival_s, "made up")
+    mix = LengthMix.of_trace(chunks(trace), "made up")
     prompts, outputs = mix.draw(20_000, np.random.default_rng(2))
     assert mix.arrival_cv == pytest.approx(1.0, abs=0.05)
-    for drawn, real in ((prompts, trace.prompt), (outputs, trace.output)):
+    for drawn, real in ((prompts, trace.prompt_tokens), (outputs, trace.output_tokens)):
         levels = [0.1, 0.25, 0.5, 0.75, 0.9, 0.99]
         assert np.quantile(drawn, levels) == pytest.approx(real.quantile(levels), rel=0.1)
     assert pd.Series(prompts).corr(pd.Series(outputs), "spearman") == pytest.approx(mix.spearman, abs=0.03)
@@ -47,18 +53,19 @@ def test_what_is_drawn_is_like_the_trace(trace):
 
 
 def test_a_load_has_the_mixs_lengths_at_its_scale():
-    params = Params.load(PROJECT / "params" / "fidelity.yaml", {"length_scale": 0.5, "requests": 3000})
-    phases = [phase.model_copy(update={"lengths": str(AZURE)}) for phase in params.workload.phases]
-    params = params.model_copy(update={"workload": params.workload.model_copy(update={"phases": phases})})
-    requests = [request for phase in paper_load(params, 1, 1000.0) for request in phase.requests]
+    phase = {"name": "mix", "lengths": str(AZURE), "load_factor": 1.0}
+    workload = WorkloadParams.parse({"length_scale": 0.5, "label_prefix": False, "phases": [phase]}, "test")
+    [load] = make_load(workload, 3000, 1, 1000.0)
     mix = LengthMix.load(AZURE)
-    outputs = np.array([request.fixed_output_tokens for request in requests])
-    words = np.array([len(request.prompt.split()) for request in requests])
+    outputs = np.array([request.fixed_output_tokens for request in load.requests])
+    words = np.array([len(request.prompt.split()) for request in load.requests])
     assert np.median(outputs) == pytest.approx(mix.output_tokens[len(mix.levels) // 2] / 2, rel=0.1)
     assert np.median(words) == pytest.approx(np.interp(0.5, mix.levels, mix.prompt_tokens) / 2, rel=0.1)
-    for request in requests:
+    assert outputs.sum() / load.requests[-1].arrival_s == pytest.approx(1000.0, rel=0.1)
+    limits = workload.max_tokens
+    for request in load.requests:
         assert request.fixed_output_tokens <= request.max_tokens
-        shorter = [limit for limit in params.max_tokens.values() if limit < params.max_tokens[request.job_type]]
+        shorter = [limit for limit in limits.values() if limit < limits[request.job_type]]
         assert request.fixed_output_tokens > max(shorter, default=0)
 
 
@@ -66,51 +73,41 @@ def test_a_load_has_the_mixs_lengths_at_its_scale():
 def test_a_shipped_shape_says_whose_it_is_and_can_be_served(path, tmp_path):
     mix = LengthMix.load(path)
     assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
-    phase = {"name": "shape", "share": 1.0, "mix": {"report": 1.0}, "gap_s": [0.1, 0.2], "lengths": str(path)}
-    changes = {"workload.phases": [phase], "requests": 200, "seeds": [1], "batching": ["continuous"]}
-    changes |= {"policies": ["fifo"], "vary_estimates_for": [], "length_scale": 0.02, "engine_args.max_model_len": 8192}
-    run_grid(Params.load(PAPER_L4, changes), tmp_path, jobs=1)
+    phase = {"name": "shape", "mix": {"report": 1.0}, "gap_s": [0.1, 0.2], "lengths": str(path)}
+    changes = {"workload.phases": [phase], "workload.length_scale": 0.02, "engine.args": {"max_model_len": 8192}}
+    run_grid(Params.load(PAPER_L4, ONE_RUN | changes | {"requests": 200}), tmp_path, jobs=1)
     requests = results.load(tmp_path)
     assert (requests.outcome == "completed").all() and requests.output_tokens.nunique() > 3
 
 
-def rows(lengths, gap_s=1.0):
-    return [TraceRow(i * gap_s, prompt, output) for i, (prompt, output) in enumerate(lengths)]
-
-
 def test_of_a_long_trace_a_sample_stands_for_the_lengths(trace):
-    lengths = list(zip(trace.prompt.astype(int), trace.output.astype(int), strict=True))
-    whole, sampled = (LengthMix.of_trace(rows(lengths), "made up", sample) for sample in (20_000, 4000))
+    steady = trace.assign(arrival_s=np.arange(20_000.0))
+    whole, sampled = (LengthMix.of_trace(chunks(steady), "made up", sample) for sample in (20_000, 4000))
     assert (sampled.requests, sampled.rate_per_s, sampled.arrival_cv) == (20_000, 1.0, 0.0)
     assert sampled.prompt_tokens[4:-4] == pytest.approx(whole.prompt_tokens[4:-4], rel=0.1)
     assert sampled.spearman == pytest.approx(whole.spearman, abs=0.05)
-    # that of a trace that drifts is of all of it
-    drifts = LengthMix.of_trace(rows([(i + 1, 1) for i in range(10_000)]), "drifts", 1000)
-    assert np.interp([0.25, 0.5, 0.75], drifts.levels, drifts.prompt_tokens) == pytest.approx(
-        [2500, 5000, 7500], abs=600
-    )
-    assert drifts.spearman == 0.0
+    # the sample of a trace that drifts is of all of it
+    drifts = LengthMix.of_trace(chunks(rows(np.arange(10_000) + 1, 1, np.arange(10_000.0))), "drifts", 1000)
+    quartiles = np.interp([0.25, 0.5, 0.75], drifts.levels, drifts.prompt_tokens)
+    assert quartiles == pytest.approx([2500, 5000, 7500], abs=600) and drifts.spearman == 0.0
 
 
 def test_rate_and_cv_are_those_of_the_gaps():
     gaps = np.random.default_rng(3).gamma(0.25, 4.0, 5000)
-    arrivals = np.concatenate([[7.0], 7.0 + gaps.cumsum()])
-    mix = LengthMix.of_trace([TraceRow(float(at), 5, 5) for at in arrivals], "made up")
+    mix = LengthMix.of_trace(chunks(rows(5, 5, np.concatenate([[7.0], 7.0 + gaps.cumsum()]))), "made up")
     assert mix.arrival_cv == pytest.approx(pd.Series(gaps).std() / gaps.mean(), abs=1e-4)
     assert mix.rate_per_s == pytest.approx(1 / gaps.mean(), abs=1e-4)
-    for none in ([], rows([(1, 1)]), rows([(1, 1)] * 3, gap_s=0.0)):
-        with pytest.raises(ParamsError, match="^made up: a mix is of two requests at least"):
-            LengthMix.of_trace(none, "made up")
+    for arrivals_s in ([], [0.0], [0.0] * 3):
+        with pytest.raises(ParamsError, match="^made up: a mix needs at least two requests"):
+            LengthMix.of_trace(chunks(rows(1, 1, arrivals_s)), "made up")
 
 
 @pytest.mark.skipif(not TRACES.exists(), reason="the Azure traces are not at hand")
 @pytest.mark.parametrize("name", ["code", "conv"])
 def test_the_shipped_mixes_are_those_of_the_public_traces(name):
     shipped = LengthMix.load(AZURE.with_name(f"azure-{name}-2023.json"))
-    assert (
-        LengthMix.of_trace(read_trace(TRACES / f"AzureLLMInferenceTrace_{name}.csv", "azure"), shipped.source)
-        == shipped
-    )
+    trace = read_trace(TRACES / f"AzureLLMInferenceTrace_{name}.csv", "azure")
+    assert LengthMix.of_trace(trace, shipped.source) == shipped
 
 
 def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path, capsys):
@@ -121,7 +118,7 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
     assert main([*arguments, "--skip-bad-rows", "--source", "mine"]) == 0
     printed = capsys.readouterr()
     assert (
-        printed.out.startswith("mine: 3 requests, 0.5 a second") and "1 bad row was left out\n  line 3" in printed.err
+        printed.out.startswith("mine: 3 requests, 0.5 per second") and "1 bad row was left out\n  line 3" in printed.err
     )
     assert LengthMix.load(out).source == "mine"
 
@@ -132,7 +129,7 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
         ({"levels": [0.0, 0.5]}, "levels must be 2 rising|must be"),
         ({"spearman": 2}, "spearman: "),
         ({"output_tokens": None}, "output_tokens: "),
-        ({"extra": 1}, "extra: Extra inputs"),
+        ({"extra": 1}, "extra: unknown key"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, change, message):

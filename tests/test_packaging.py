@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import yaml
@@ -19,11 +18,10 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 LOCKED = [*CORE, *(text for extra in ("notebooks", "cpu", "ray", "test") for text in EXTRAS[extra])]
-LOCK = {
-    canonicalize_name(name): version
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements-cpu.lock").read_text(), re.MULTILINE)
-}
+LOCKED_LINES = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements-cpu.lock").read_text(), re.MULTILINE)
+LOCK = {canonicalize_name(name): version for name, version in LOCKED_LINES}
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "rfc3987-syntax"}  # the lock's header says why
+MAKE = {"cwd": ROOT, "env": os.environ | {"MAKEFLAGS": "", "MAKELEVEL": "0"}}  # not those of a `make test` around it
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -35,21 +33,18 @@ def run(*command, **options):
 
 def needed_by(texts, **environment):
     """Names of all packages that these requirements need, dependencies of dependencies too; the lock must fit."""
-    needed, done, todo = set(), set(), [Requirement(text) for text in texts]
-    while todo:
-        requirement = todo.pop()
+    extras, todo = {}, [Requirement(text) for text in texts]
+    for requirement in todo:  # which grows on the way
         name = canonicalize_name(requirement.name)
         if name in LEFT_OUT:
             continue
         assert name in LOCK, f"{requirement} is needed with {environment}"
         assert requirement.specifier.contains(LOCK[name], prereleases=True), f"{requirement}, locked {LOCK[name]}"
-        needed.add(name)
-        for extra in {"", *requirement.extras} - {extra for known, extra in done if known == name}:
-            done.add((name, extra))
-            marked = {**environment, "extra": extra}
-            dependencies = map(Requirement, metadata.requires(name) or [])
+        for extra in {"", *requirement.extras} - extras.setdefault(name, set()):
+            extras[name].add(extra)
+            dependencies, marked = map(Requirement, metadata.requires(name) or []), {**environment, "extra": extra}
             todo += [d for d in dependencies if d.marker is None or d.marker.evaluate(marked)]
-    return needed
+    return set(extras)
 
 
 def make_environment(folder, texts):
@@ -64,34 +59,29 @@ def make_environment(folder, texts):
 
 def test_a_wheel_without_extras_serves_the_core_and_the_plugin(tmp_path):
     pip, offline = [sys.executable, "-m", "pip", "-q"], ["--no-deps", "--no-build-isolation", "--no-index"]
-    source, installed = tmp_path / "source", tmp_path / "installed"  # built from a copy: a build leaves files behind
-    source.mkdir()
-    for name in ("driftsched_lib", "pyproject.toml", "README.md", "LICENSE"):
-        run("cp", "-r", ROOT / name, source)
+    (source := tmp_path / "source").mkdir()  # a build leaves files behind
+    run("cp", "-r", *(ROOT / name for name in ("driftsched_lib", "pyproject.toml", "README.md", "LICENSE")), source)
     run(*pip, "wheel", *offline, "--wheel-dir", tmp_path, source)
-    run(*pip, "install", *offline, "--target", installed, *tmp_path.glob("*.whl"))
-    code = """
-        from importlib import import_module
-        from importlib.util import find_spec
+    run(*pip, "install", *offline, "--target", tmp_path / "installed", *tmp_path.glob("*.whl"))
+    code = """if True:
+        from importlib import import_module, util
         from pkgutil import iter_modules
-        import driftsched_lib.admission, driftsched_lib.serving
-        from driftsched_lib import estimators, policies
+        from driftsched_lib import admission, estimators, policies, serving
         from driftsched_lib.classify import TextClassifier
-        from driftsched_lib.vllm_plugin.settings import PluginSettings
-        from driftsched_lib.vllm_plugin import metrics
+        from driftsched_lib.vllm_plugin import metrics, settings
 
         for package in (estimators, policies):
             for module in iter_modules(package.__path__, package.__name__ + "."):
                 import_module(module.name)
-        settings = PluginSettings.load("params/plugin.yaml")
-        settings.policy.build(tiers=settings.tiers), settings.estimator.build(base_tokens=settings.base_tokens)
-        print(TextClassifier().classify("What is DNS?"), [name for name in ABSENT if find_spec(name)])
+        mine = settings.PluginSettings.load("params/plugin.yaml")
+        mine.policy.build(tiers=mine.tiers), mine.estimator.build(base_tokens=mine.base_tokens)
+        print(TextClassifier().classify("What is DNS?"), [name for name in ABSENT if util.find_spec(name)])
     """
     absent = ["vllm", "torch", "transformers", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "joblib", "httpx"]
     python = make_environment(tmp_path / "bare", CORE)
-    printed = run(python, "-c", f"ABSENT = {absent}\n{dedent(code)}", cwd=ROOT, env={"PYTHONPATH": str(installed)})
+    printed = run(python, "-c", f"ABSENT = {absent}\n{code}", cwd=ROOT, env={"PYTHONPATH": f"{tmp_path}/installed"})
     assert printed == "short_qa []\n"
-    wheel = next(installed.glob("*.dist-info"))
+    [wheel] = tmp_path.glob("installed/*.dist-info")
     assert "License-Expression: Apache-2.0" in (wheel / "METADATA").read_text()
     assert "Apache License" in (wheel / "licenses" / "LICENSE").read_text()
 
@@ -101,14 +91,8 @@ def test_what_is_simulated_needs_neither_vllm_nor_torch(tmp_path):
     notebook = copy_notebook("00_start_here", tmp_path)
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.defpath, "HOME": str(tmp_path)}
     run(python, "-m", "papermill", "-k", "python3", notebook.name, "out.ipynb", cwd=notebook.parent, env=environment)
-    code = "from importlib.util import find_spec; print([find_spec(name) for name in ('vllm', 'torch', 'ray')])"
-    assert run(python, "-c", code) == "[None, None, None]\n"
-
-
-@pytest.mark.parametrize("text", LOCKED)
-def test_each_direct_dependency_is_locked_within_its_range(text):
-    requirement = Requirement(text)
-    assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
+    code = "from importlib.util import find_spec; print(*map(find_spec, ('vllm', 'torch', 'ray')))"
+    assert run(python, "-c", code) == "None None None\n"
 
 
 def test_every_import_of_the_package_is_a_direct_dependency():
@@ -135,29 +119,15 @@ def test_conda_users_get_the_lock():
 def test_no_index_but_pytorchs_stands_in_a_file():
     option = re.compile(r"--(?:extra-)?index-url[ =]+(\S+)|--find-links[ =]+(\S+)|\bindex-url *= *(\S+)")
     kinds = {".yml", ".yaml", ".toml", ".lock", ".txt", ".md", ".cfg", ""}
-    for room in (
-        "*",
-        ".ci/*",
-        "driftsched_lib/**/*",
-        "notebooks/*",
-        "params/*",
-        "tests/**/*",
-    ):
-        for path in ROOT.glob(room):
-            if path.suffix in kinds and path.is_file():
-                for found in option.findall(path.read_text(errors="ignore")):
-                    assert "".join(found) in {TORCH_INDEX, "$(TORCH_INDEX)"}, path
+    rooms = "*", ".ci/*", "driftsched_lib/**/*", "notebooks/*", "params/*", "tests/**/*"  # a fresh machine may lack git
+    for path in (path for room in rooms for path in ROOT.glob(room) if path.suffix in kinds and path.is_file()):
+        for found in option.findall(path.read_text(errors="ignore")):
+            assert "".join(found) in {TORCH_INDEX, "$(TORCH_INDEX)"}, path
 
 
 def test_help_lists_every_command():
     commands = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert re.findall(r"^make (\w+) ", run("make", "help", cwd=ROOT), re.MULTILINE) == commands
-
-
-def make(*arguments):
-    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}  # of the `make test` that runs this
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
-    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert re.findall(r"^make (\w+) ", run("make", "help", **MAKE), re.MULTILINE) == commands
 
 
 def test_lock_holds_what_is_needed_and_nothing_else():
@@ -169,13 +139,12 @@ def test_lock_holds_what_is_needed_and_nothing_else():
 
 
 def test_setup_falls_back_to_pytorchs_index_for_torch_alone(tmp_path):
-    first, fallback, *rest = re.findall(r"pip .*install .*", make("-n", "setup", f"VENV={tmp_path}").stdout)
+    first, fallback, *rest = re.findall(r"pip .*install .*", run("make", "-n", "setup", f"VENV={tmp_path}", **MAKE))
     assert first.split("||")[0].split()[-2:] == ["--no-deps", f"torch=={LOCK['torch']}"]
     assert TORCH_INDEX in fallback and f"torch=={LOCK['torch']}" in fallback
     assert all("--no-deps" in command and TORCH_INDEX not in command for command in rest) and len(rest) == 2
 
 
 def test_setup_without_a_fitting_python_says_so_once(tmp_path):
-    outcome = make("setup", "PYTHON=false", f"VENV={tmp_path}")
-    assert outcome.returncode != 0
-    assert outcome.stderr.count("DriftSched needs Python 3.11 or newer") == 1
+    outcome = subprocess.run(["make", "setup", "PYTHON=false", f"VENV={tmp_path}"], capture_output=True, **MAKE)
+    assert outcome.returncode != 0 and outcome.stderr.count(b"DriftSched needs Python 3.11 or newer") == 1

@@ -2,22 +2,19 @@
 
 import time
 from collections import defaultdict, deque
+from importlib import import_module
 from random import Random
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from simulation import COSTS, make_profile
+from simulation import COSTS, make_profile, served
 
-from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Outcome, Request
-from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
@@ -27,12 +24,12 @@ BLOCKS = 40
 
 @pytest.fixture(scope="module")
 def scheduler():
+    import_module("driftsched_lib.engines.vllm")  # sets what vLLM reads at import
     import torch
     from vllm import EngineArgs
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    import driftsched_lib.engines.vllm  # noqa: F401  # sets what vLLM reads at import
     from driftsched_lib.vllm_plugin.scheduler import DriftSchedScheduler
 
     limits = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64}
@@ -45,7 +42,7 @@ def scheduler():
 
 
 def use(scheduler, **settings):
-    """Begin anew with these settings; the records of what ends from here on."""
+    """Start anew with these settings; return the list that gets a record for each request that ends."""
     records = []
     assert not scheduler.requests
     scheduler.use(PluginSettings.parse({"estimator": "paper", "classifier": "keywords"} | settings, "test"))
@@ -75,10 +72,8 @@ class Runner:
         output = scheduler.schedule()
         self.begun += [new.req_id for new in output.scheduled_new_reqs]
         assert len(scheduler.running) <= scheduler.max_num_running_reqs
-        tokens = {}
-        for name in output.num_scheduled_tokens:
-            running = scheduler.requests[name]
-            tokens[name] = [] if running.is_prefill_chunk else [running.num_computed_tokens]
+        running = {name: scheduler.requests[name] for name in output.num_scheduled_tokens}
+        tokens = {name: [] if one.is_prefill_chunk else [one.num_computed_tokens] for name, one in running.items()}
         if tokens or not self.late:
             self.late.append((output, tokens))
         if len(self.late) >= self.depth or not tokens:
@@ -96,9 +91,7 @@ class Runner:
             self.step()
 
 
-@pytest.mark.parametrize(
-    ("policy", "n"), [("express", 1000), ("fifo", 200), ("srpt", 200), ("mlfq", 200), ("vtc", 200)]
-)
+@pytest.mark.parametrize(("policy", "n"), {"express": 1000, "fifo": 200, "srpt": 200, "mlfq": 200, "vtc": 200}.items())
 def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, scheduler):
     """Few KV blocks, so vLLM preempts; each ends once, and what ends whole has every token once, in order."""
     from vllm.v1.request import RequestStatus
@@ -150,27 +143,22 @@ def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, sch
         runner.step()
         clock.now += 1.0
 
-    simulated, begun = [], []
-    estimator, counter = PaperEstimator(base_tokens=base), TokenizerCounter(len)
-    core = Scheduler(POLICIES[policy](), estimator, counter, KeywordClassifier(), simulated.append)
     costs = dict.fromkeys(COSTS, 0.0) | {"base_s": 1.0, "decode_s": {1: 0.0}}
     profile = make_profile(costs, max_num_seqs=4, max_model_len=512, kv_blocks=BLOCKS - 1)
     engine = SimulatedEngine(profile, lambda one: (one.input_tokens, one.max_tokens))
-    add = engine.add
+    add, begun = engine.add, []
     monkeypatch.setattr(engine, "add", lambda one: (begun.append(one.request_id), add(one)))
-    serve(load, core, engine, ContinuousBatching())
+    simulated = served(load, engine, POLICIES[policy](), estimator=PaperEstimator(base))
     assert runner.begun == list(dict.fromkeys(begun)) and len(runner.begun) == len(load)
     columns = ("request_id", "arrival_s", "output_tokens", "estimated_tokens", "bias_before")
-    rows = [sorted([getattr(one, name) for name in columns] for one in run) for run in (records, simulated)]
+    rows = [sorted([getattr(one, name) for name in columns] for one in run) for run in (records, simulated.values())]
     assert rows[0] == rows[1]
 
 
 def add_blocked(scheduler, tier="standard"):
     """Add a request whose grammar still compiles."""
-    from vllm.v1.request import RequestStatus
-
     blocked = request("json", 30, tier)
-    blocked.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    blocked.status = type(blocked.status).WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
     blocked.structured_output_request = SimpleNamespace(grammar=None)
     scheduler.add_request(blocked)
     return blocked
@@ -178,8 +166,6 @@ def add_blocked(scheduler, tier="standard"):
 
 def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
     """A batch request whose grammar compiles comes after premium ones that came later, and counts as queued."""
-    from vllm.v1.request import RequestStatus
-
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 2)
     records, runner = use(scheduler, policy="priority"), Runner(scheduler, depth=1)
     blocked = add_blocked(scheduler, "batch")
@@ -190,7 +176,7 @@ def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
     runner.step()
     for i in range(3):
         scheduler.add_request(request(f"premium{i}", 5, "premium"))
-    blocked.status, blocked.structured_output_request = RequestStatus.WAITING, None
+    blocked.status, blocked.structured_output_request = type(blocked.status).WAITING, None
     runner.drain()
     assert runner.begun == ["first0", "first1", "premium0", "premium1", "premium2", "json"]
     assert len(records) == 6 and scheduler.core.is_idle
@@ -260,15 +246,20 @@ def test_a_failure_of_the_engine_is_no_clients_abort(scheduler):
     runner.step()
     scheduler.finish_requests(["1"], RequestStatus.FINISHED_ERROR)
     assert [record.outcome for record in records] == [Outcome.FAILED]
+    assert abs(records[0].arrival_s - time.time()) < 60
 
 
-def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_written(scheduler, tmp_path, monkeypatch):
+def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkeypatch):
     path = tmp_path / "state.json"
     use(scheduler, estimator="paper", state_file=str(path))
     assert path.exists()  # from the start, so that a wrong path is no surprise at the end
     for other in ({"estimator": "kalman"}, {"base_tokens": {"short_qa": 1, "summary": 2, "technical": 3, "report": 4}}):
         with pytest.raises(ParamsError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
             use(scheduler, state_file=str(path), **other)
+    path.write_text("{")
+    with pytest.raises(ParamsError, match=r"state.json: is not JSON"):
+        use(scheduler, state_file=str(path))
+    path.unlink()
     with pytest.raises(ParamsError, match=r"state.json: cannot be written"):
         use(scheduler, state_file=str(tmp_path / "none" / "state.json"))
     monkeypatch.setattr("driftsched_lib.vllm_plugin.scheduler.SAVE_EVERY_S", 0.0)
@@ -277,7 +268,6 @@ def test_a_state_file_of_another_estimator_is_refused_and_one_that_cannot_be_wri
     scheduler.add_request(request("1", 5))
     Runner(scheduler, depth=1).drain()
     assert path.read_bytes() != before
-    use(scheduler)
 
 
 def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monkeypatch):
@@ -285,19 +275,20 @@ def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monk
     monkeypatch.setattr(scheduler.vllm_config.parallel_config, "data_parallel_index", 1)
     use(scheduler, state_file=str(tmp_path / "state.json"))
     assert [path.name for path in tmp_path.iterdir()] == ["state-rank1.json"]
-    monkeypatch.undo()
-    use(scheduler)
+
+
+def make_tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL)
 
 
 def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
-    from transformers import AutoTokenizer
-
-    encode = AutoTokenizer.from_pretrained(MODEL).encode
+    encode = make_tokenizer().encode
     monkeypatch.setattr(scheduler, "_now", lambda: 0.0)
     use(scheduler, classifier="text")
     system = "You are a helpful assistant for ACME. Always answer politely, and cite the sources that you use. " * 15
-    asked = {"What is DNS?": "short_qa", "Summarize TLS in one paragraph.": "summary"}
-    for text in asked:
+    for text in ("What is DNS?", "Summarize TLS in one paragraph."):
         sent = request("1", 5)
         sent.prompt_token_ids = encode(system + text)
         read = scheduler._read(sent).prompt
@@ -313,14 +304,13 @@ class GoldLast(KeyedQueue):
         return ("free", "bronze", "silver", "gold").index(request.tier)
 
 class Constant:
-    def __init__(self, tokens: int, base_tokens=()):
-        self.tokens, self.state_ = tokens, None
+    def __init__(self, tokens: int):
+        self.tokens = tokens
 
     def estimate(self, request):
         return Estimate(self.tokens, request.input_tokens + self.tokens, 1.0, self.tokens)
 
-    def observe(self, request, output_tokens):
-        return None
+    def observe(self, request, output_tokens): ...
 """
 SCRIPT = "<script>alert(1)</script>"
 TEXTS = [SCRIPT, "../../etc/passwd", "\0", "\ud800", "{0.__class__}", "%s%n", "a" * 100_000, "", b"\xff"]
@@ -330,12 +320,9 @@ SENT = [*TEXTS, None, 0, -1, 1e308, True, float("nan"), [], ["premium"], {"premi
 @pytest.mark.parametrize("classifier", ["keywords", "text"])
 def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tmp_path):
     """Words that would be code elsewhere and tokens that are no text, names of all types: served, learnt, kept."""
-    from transformers import AutoTokenizer
-
-    tokenizer, random = AutoTokenizer.from_pretrained(MODEL), Random(3)
-    prompts = [
-        tokenizer.encode(text) for text in (SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)")
-    ]
+    tokenizer, random = make_tokenizer(), Random(3)
+    texts = SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)"
+    prompts = [tokenizer.encode(text) for text in texts]
     prompts += [random.choices(range(len(tokenizer)), k=random.randint(1, 300)) for _ in range(40)]
     state = tmp_path / "state.json"
     settings = {"classifier": classifier, "estimator": "pooled", "policy": "express", "state_file": str(state)}
@@ -349,21 +336,21 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
     assert len(records) == i + 1 and {record.outcome for record in records} == {Outcome.COMPLETED}
     assert {record.tier for record in records} == {"standard"} and max(len(record.tenant) for record in records) == 128
     assert {path.name for path in tmp_path.iterdir()} == {"state.json"}
-    scheduler._save()
+    scheduler.shutdown()
     learnt = scheduler.core.estimator.state_
     use(scheduler, **settings)
     assert scheduler.core.estimator.state_ == learnt
 
 
-def test_arrivals_are_by_the_clock_on_the_wall(scheduler):
-    assert abs(scheduler._now() - time.time()) < 60
-
-
 TIERS_OF_MY_OWN = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {}, "free": {"ttft_slo_s": 90.0}}
 
 
-@pytest.mark.parametrize("policy", ["priority", "weighted", "express", "edf", "my_policy:GoldLast"])
-def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, scheduler, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("policy", "order"),
+    [("priority", "gold acme bronze free premium"), ("my_policy:GoldLast", "free premium bronze acme gold")]
+    + [(policy, None) for policy in ("weighted", "express", "edf")],
+)
+def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, order, scheduler, tmp_path, monkeypatch):
     """One settings file names them; the classes stand in a file beside it, which is on PYTHONPATH."""
     (tmp_path / "my_policy.py").write_text(MINE)
     settings = {"policy": policy, "estimator": {"my_policy:Constant": {"tokens": 7}}, "tiers": TIERS_OF_MY_OWN}
@@ -381,7 +368,4 @@ def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, scheduler, tmp_pa
     tiers = {record.request_id: record.tier for record in records}
     assert tiers == {"free": "free", "bronze": "bronze", "premium": "free", "gold": "gold", "acme": "silver"}
     assert {record.estimated_tokens for record in records} == {7}
-    assert runner.begun == {
-        "priority": ["gold", "acme", "bronze", "free", "premium"],
-        "my_policy:GoldLast": ["free", "premium", "bronze", "acme", "gold"],
-    }.get(policy, runner.begun)
+    assert order in (None, " ".join(runner.begun))

@@ -4,88 +4,60 @@ import doctest
 import inspect
 from math import inf, nan
 
+import naive_policies as naive
 import pytest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
-from naive_policies import (
-    NaiveDrr,
-    NaiveExpress,
-    NaiveGrouped,
-    NaiveMlfq,
-    NaiveVtc,
-    NaiveWeighted,
-    NaiveWfq,
-    halving,
-    naive_boost,
-    naive_gittins,
-    naive_sigmoid,
-    naive_tie,
-    scan,
-    to_come,
-)
 
 from driftsched_lib.policies import POLICIES, AgingPriority, Grouped, KeyedQueue, ShortestJobFirst, Weighted
 from driftsched_lib.requests import TIERS, Estimate, Tier
 
 # By name, a policy's options and its reference.  All numbers are exact in floating point: round-off decides no tie.
 CASES = {
-    "fifo": ({}, scan(lambda request, now, tier, rank: 0)),
-    "priority": ({}, scan(lambda request, now, tier, rank: rank)),
-    "weighted": ({}, NaiveWeighted),
-    "sjf": ({}, scan(lambda request, now, tier, rank: request.estimate.total_tokens)),
-    "aging": ({"rate": 1 / 64}, scan(lambda request, now, tier, rank: rank - (now - request.arrival_s) / 64)),
-    "grouped": ({}, NaiveGrouped),
+    "fifo": ({}, naive.scan(lambda request, now, tier, rank: 0)),
+    "priority": ({}, naive.scan(lambda request, now, tier, rank: rank)),
+    "weighted": ({}, naive.NaiveWeighted),
+    "sjf": ({}, naive.scan(lambda request, now, tier, rank: request.estimate.total_tokens)),
+    "aging": ({"rate": 1 / 64}, naive.scan(lambda request, now, tier, rank: rank - (now - request.arrival_s) / 64)),
+    "grouped": ({}, naive.NaiveGrouped),
     "sjf_aging": (
         {"rate": 1 / 64},
-        scan(lambda request, now, tier, rank: request.estimate.total_tokens - (now - request.arrival_s) / 64),
+        naive.scan(lambda request, now, tier, rank: request.estimate.total_tokens - (now - request.arrival_s) / 64),
     ),
-    "hrrn": ({}, scan(lambda request, now, tier, rank: -(now - request.arrival_s) / request.estimate.total_tokens)),
-    "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, scan(naive_sigmoid)),
-    "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, scan(naive_boost)),
-    "edf": ({}, scan(lambda request, now, tier, rank: request.arrival_s + tier.ttft_slo_s)),
+    "hrrn": (
+        {},
+        naive.scan(lambda request, now, tier, rank: -(now - request.arrival_s) / request.estimate.total_tokens),
+    ),
+    "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, naive.scan(naive.naive_sigmoid)),
+    "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, naive.scan(naive.naive_boost)),
+    "edf": ({}, naive.scan(lambda request, now, tier, rank: request.arrival_s + tier.ttft_slo_s)),
     "least_slack": (
         {"s_per_token": 0.5},
-        scan(lambda r, now, tier, rank: r.arrival_s + tier.e2e_slo_s - r.estimate.output_tokens / 2 - now),
+        naive.scan(lambda r, now, tier, rank: r.arrival_s + tier.e2e_slo_s - r.estimate.output_tokens / 2 - now),
     ),
-    "vtc": ({}, NaiveVtc),
-    "drr": ({"quantum_tokens": 2}, NaiveDrr),
-    "wfq": ({}, NaiveWfq),
-    "mlfq": ({"quantum_tokens": 2, "levels": 4, "boost_s": 128}, NaiveMlfq),
-    "gittins": ({}, scan(naive_gittins)),
-    "tie": ({"weight": 0.5, "tail": 0.25}, scan(naive_tie)),
-    "srpt": ({}, scan(lambda request, *_: to_come(request))),
-    "express": ({"express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5}, NaiveExpress),
+    "vtc": ({}, naive.NaiveVtc),
+    "drr": ({"quantum_tokens": 2}, naive.NaiveDrr),
+    "wfq": ({}, naive.NaiveWfq),
+    "mlfq": ({"quantum_tokens": 2, "levels": 4, "boost_s": 128}, naive.NaiveMlfq),
+    "gittins": ({}, naive.scan(naive.naive_gittins)),
+    "tie": ({"weight": 0.5, "tail": 0.25}, naive.scan(naive.naive_tie)),
+    "srpt": ({}, naive.scan(lambda request, *_: naive.to_come(request))),
+    "express": ({"express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5}, naive.NaiveExpress),
 }
-TIERS_OF_A_RUN = [halving("premium", "standard", "batch"), halving("gold", "silver", "bronze", "free")]
+TIERS_OF_A_RUN = [naive.halving("premium", "standard", "batch"), naive.halving("gold", "silver", "bronze", "free")]
 
 NUMBERS = st.integers(0, 10**6)
-HISTORIES = st.lists(
-    st.one_of(
-        *2
-        * [
-            st.tuples(
-                st.just("add"),
-                NUMBERS,
-                st.integers(1, 3),
-                st.integers(0, 3),
-                st.one_of(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted)),
-                st.integers(0, 150),
-            )
-        ],
-        st.tuples(st.just("pop"), st.integers(0, 150)),
-        st.tuples(st.just("remove"), NUMBERS),
-        st.tuples(st.just("end"), NUMBERS, st.integers(0, 9)),
-        st.tuples(st.just("return"), NUMBERS, st.integers(0, 9)),
-    ),
-    max_size=60,
-)
+OUTPUTS = st.one_of(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted))
+ADD = st.tuples(st.just("add"), NUMBERS, st.integers(1, 3), st.integers(0, 3), OUTPUTS, st.integers(0, 150))
+POP, REMOVE = st.tuples(st.just("pop"), st.integers(0, 150)), st.tuples(st.just("remove"), NUMBERS)
+END = st.tuples(st.sampled_from(["end", "preempt"]), NUMBERS, st.integers(0, 9))
+HISTORIES = st.lists(st.one_of(ADD, ADD, POP, REMOVE, END, END), max_size=60)
 
 
 def estimated_request(i, now, tier, tenant, input_tokens, output):
     """`output` is a length, or the quantiles of one, whose second is the point."""
-    request = make_request(i, arrival_s=now, tier=tier)
-    request.tenant, request.input_tokens = f"{tier}-{tenant}", input_tokens
+    request = make_request(i, now, tier, tenant=f"{tier}-{tenant}", input_tokens=input_tokens)
     quantiles = tuple(output) if isinstance(output, list) else None
     point = output if quantiles is None else quantiles[1]
     request.estimate = Estimate(point, input_tokens + point, 1.0, point, quantiles=quantiles)
@@ -112,7 +84,7 @@ def test_serves_as_its_naive_reference_and_loses_nothing(name, history, tiers):
             queued.append(estimated_request(i, now, list(tiers)[tier % len(tiers)], *estimated))
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
-        elif action == "return" and running:  # its slot is taken back
+        elif action == "preempt" and running:
             queued.append(running.pop(arguments[0] % len(running)))
             queued[-1].num_output_tokens += arguments[1]
             returned.add(queued[-1].request_id)
@@ -232,35 +204,20 @@ def test_its_example_runs(name):
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "option", "values"),
-    [
-        ("aging", "rate", (-0.1, nan, inf)),
-        ("sjf_aging", "rate", (-0.1, inf)),
-        ("sjf_aging", "scale_tokens", (0.0,)),
-        ("hrrn", "exponent", (-1.0, 17.0)),
-        ("sjf_sigmoid", "wait_weight", (-0.1, 1.5)),
-        ("sjf_sigmoid", "wait_median_s", (0.0,)),
-        ("boost", "decay", (0.0,)),
-        ("boost", "tokens_per_s", (nan,)),
-        ("least_slack", "s_per_token", (-1.0,)),
-        ("vtc", "output_price", (0.0,)),
-        ("vtc", "input_price", (-1.0,)),
-        ("drr", "quantum_tokens", (0,)),
-        ("mlfq", "levels", (0,)),
-        ("mlfq", "quantum_tokens", (0,)),
-        ("mlfq", "boost_s", (0.0,)),
-        ("tie", "tail", (0.0, 1.1, nan)),
-        ("tie", "weight", (-1,)),
-        ("srpt", "recompute", (-1.0,)),
-        ("express", "express_share", (-0.1, 1.1)),
-        ("express", "fifo_share", (-0.1, nan)),
-        ("express", "lead_tokens", (-1.0, nan)),
-        ("express", "uncertainty", (inf,)),
-    ],
-)
-def test_parameters_are_checked(name, option, values):
-    for value in values:
+OPTIONS = [
+    (name, option)
+    for name, policy in POLICIES.items()
+    for option in inspect.signature(policy).parameters
+    if option not in ("tiers", "size")
+]
+ABOVE_0 = {"scale_tokens", "wait_median_s", "size_median", "decay", "tokens_per_s", "output_price", "tail"}
+ABOVE_0 |= {"quantum_tokens", "levels", "boost_s"}
+TOO_LARGE = {"exponent": 17.0, "wait_weight": 1.1, "tail": 1.1, "express_share": 1.1, "fifo_share": 1.1}
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_options_are_checked(name, option):
+    for value in (-1.0, nan, inf, 0 if option in ABOVE_0 else -0.1, TOO_LARGE.get(option, inf)):
         with pytest.raises(ValueError, match=f"{option} is {value}, it must be"):
             POLICIES[name](**{option: value})
 

@@ -4,9 +4,9 @@ import pytest
 from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
+from naive_policies import to_come
 
 from driftsched_lib.policies import POLICIES, MultilevelFeedback, ShortestRemaining
-from driftsched_lib.requests import Estimate
 
 RUNNING = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60), st.integers(0, 60)), max_size=6)
 
@@ -38,10 +38,7 @@ def level(num_output_tokens):
 
 
 def running_request(request_id, input_tokens, output, made):
-    request = make_request(request_id)
-    request.input_tokens, request.num_output_tokens = input_tokens, made
-    request.estimate = Estimate(output, input_tokens + output, 1.0, output)
-    return request
+    return make_request(request_id, total_tokens=output, input_tokens=input_tokens, num_output_tokens=made)
 
 
 def test_srpt_takes_the_slot_of_one_that_is_cheap_to_compute_again():
@@ -50,10 +47,6 @@ def test_srpt_takes_the_slot_of_one_that_is_cheap_to_compute_again():
     policy.add(running_request("queued", 1, 1, 0))
     dear, cheap = running_request("dear", 1000, 200, 0), running_request("cheap", 2, 91, 0)
     assert policy.victim([dear, cheap], 0.0) is cheap
-
-
-def to_come(request):
-    return max(1, request.estimate.output_tokens - request.num_output_tokens)
 
 
 def test_a_request_sinks_as_it_runs_and_one_at_the_top_takes_its_slot():

@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given
 from simulation import LIMITS, KnowsLimits, loads, make_profile, request, requests_of, served, simulated, small
 
-from driftsched_lib.engines.replicas import ReplicatedEngine, RoundRobin, least_estimated_tokens, least_requests
+from driftsched_lib.engines.replicas import ROUTERS, ReplicatedEngine
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.serving import StaticBatching
 
 
-def engines(n, **limits):
-    return [SimulatedEngine(make_profile(**limits)) for _ in range(n)]
+def replicate(n, router="round_robin", max_outstanding=None, **limits):
+    engines = [SimulatedEngine(make_profile(**limits)) for _ in range(n)]
+    return ReplicatedEngine(engines, ROUTERS[router], max_outstanding)
 
 
 def patient(load):
@@ -28,13 +29,13 @@ def assert_same_service(records, expected):
 @given(small, loads)
 def test_one_replica_is_the_engine_itself(limits, load):
     _, alone = simulated(patient(load), make_profile(**limits))
-    records = served(patient(load), ReplicatedEngine(engines(1, **limits), RoundRobin))
+    records = served(patient(load), replicate(1, **limits))
     assert_same_service(records, alone)
 
 
 @given(small, loads)
 def test_turns_taken_make_independent_engines(limits, load):
-    replicated = ReplicatedEngine(engines(3, **limits), RoundRobin, max_outstanding=len(load))
+    replicated = replicate(3, max_outstanding=len(load), **limits)
     records = served(patient(load), replicated)
     for turn in range(3):
         _, alone = simulated(patient(load)[turn::3], make_profile(**limits))
@@ -43,37 +44,40 @@ def test_turns_taken_make_independent_engines(limits, load):
 
 @given(small, loads)
 def test_clients_of_replicas_may_leave(limits, load):
-    replicated = ReplicatedEngine(engines(2, **limits), RoundRobin)
+    replicated = replicate(2, **limits)
     assert len(served(requests_of(load), replicated)) == len(load)
     replicated.restart_clock()  # refuses where a request is left
 
 
 def test_a_static_batch_larger_than_all_replicas_waits_inside_them():
-    replicated = ReplicatedEngine(engines(2), lambda: least_requests)
+    replicated = replicate(2, "least_requests")
     records = served([request(i, output=5) for i in range(20)], replicated, batching=StaticBatching(20, 0.01))
     assert {record.outcome.value for record in records.values()} == {"completed"}
 
 
-def test_a_new_run_begins_with_a_new_router():
-    replicated = ReplicatedEngine(engines(2), RoundRobin)
+def test_a_new_run_takes_turns_anew():
+    replicated = replicate(2)
     for _ in range(2):
         replicated.restart_clock()
         served([request(0, output=5)], replicated)
-        assert replicated._router._last == 0
+        assert replicated._last == 0
 
 
-def test_routers_follow_requests_or_estimated_tokens():
-    for router, first in ((least_requests, ["0", "2", "4"]), (least_estimated_tokens, ["0"])):
-        replicated = ReplicatedEngine(engines(2), lambda router=router: router, max_outstanding=9)
-        for i, output in enumerate((100, 9, 9, 9, 9)):
-            one = request(i, output=output)
-            one.estimate = KnowsLimits().estimate(one)
-            replicated.add(one)
-        assert list(replicated._replicas[0].outstanding) == first
+@pytest.mark.parametrize(
+    ("router", "first"),
+    [("round_robin", ["0", "2", "4"]), ("least_requests", ["0", "2", "4"]), ("least_estimated_tokens", ["0"])],
+)
+def test_routers_follow_turns_requests_or_estimated_tokens(router, first):
+    replicated = replicate(2, router, 9)
+    for i, output in enumerate((100, 9, 9, 9, 9)):
+        one = request(i, output=output)
+        one.estimate = KnowsLimits().estimate(one)
+        replicated.add(one)
+    assert list(replicated._replicas[0].outstanding) == first
 
 
 def test_replicas_have_one_clock_and_say_when_nothing_can_happen():
-    replicated = ReplicatedEngine(engines(2), RoundRobin)
+    replicated = replicate(2)
     assert replicated.step(2.0) == [] and replicated.now() == 2.0
     with pytest.raises(RuntimeError, match="no progress"):
         replicated.step(float("inf"))

@@ -8,15 +8,8 @@ from helpers import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import (
-    AgingShortestJobFirst,
-    Boost,
-    EarliestDeadline,
-    Fifo,
-    Hrrn,
-    ShortestJobFirst,
-    SigmoidShortestJobFirst,
-)
+from driftsched_lib.policies import AgingShortestJobFirst, Boost, EarliestDeadline, Fifo, Hrrn, ShortestJobFirst
+from driftsched_lib.policies import SigmoidShortestJobFirst as Sigmoid
 from driftsched_lib.requests import Tier
 
 SIZES_AND_ARRIVALS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=30)
@@ -33,10 +26,14 @@ def popped_at(policy, now):
     return [policy.pop(now).request_id for _ in range(len(policy))]
 
 
+def fifo_and_sjf(requests):
+    return [popped_at(queue_of(policy, requests), 0.0) for policy in (Fifo(), ShortestJobFirst())]
+
+
 @given(requests=SIZES_AND_ARRIVALS)
 def test_the_exponent_of_hrrn_goes_from_fifo_to_sjf(requests):
     """Long after the last arrival, when all have waited for nearly as long."""
-    fifo, sjf = (popped_at(queue_of(policy, requests), 1e6) for policy in (Fifo(), ShortestJobFirst()))
+    fifo, sjf = fifo_and_sjf(requests)
     assert popped_at(queue_of(Hrrn(exponent=0), requests), 1e6) == fifo
     assert popped_at(queue_of(Hrrn(exponent=16), requests), 1e6) == sjf
 
@@ -73,9 +70,8 @@ def test_a_second_of_waiting_makes_up_for_so_many_tokens():
 @given(requests=st.lists(st.tuples(st.sampled_from([8, 24, 56]), st.integers(0, 50)), max_size=20))
 def test_with_a_scale_it_orders_as_the_score_proposed_to_tensorrt(requests):
     length_weight, time_weight, time_median = 0.5, 0.25, 16.0
-    policy = queue_of(
-        AgingShortestJobFirst(rate=8 * time_weight / (length_weight * time_median), scale_tokens=8), requests
-    )
+    rate = 8 * time_weight / (length_weight * time_median)
+    policy = queue_of(AgingShortestJobFirst(rate, scale_tokens=8), requests)
 
     def score(request):
         length = length_weight / (1 + request.estimate.total_tokens / 8)
@@ -87,7 +83,7 @@ def test_with_a_scale_it_orders_as_the_score_proposed_to_tensorrt(requests):
 
 @given(requests=SIZES_AND_ARRIVALS)
 def test_boost_goes_from_sjf_to_fifo(requests):
-    fifo, sjf = (popped_at(queue_of(policy, requests), 0.0) for policy in (Fifo(), ShortestJobFirst()))
+    fifo, sjf = fifo_and_sjf(requests)
     assert popped_at(queue_of(Boost(decay=1e-7, tokens_per_s=1.0), requests), 0.0) == sjf
     assert popped_at(queue_of(Boost(decay=50.0, tokens_per_s=1.0), requests), 0.0) == fifo
 
@@ -108,20 +104,16 @@ def test_boost_makes_the_mean_of_the_exponential_of_response_times_least(request
 
 
 def passed_by(policy, requests):
-    """For each request that was popped or is left, who was popped before it though it came later: a stream, two
-    arrivals to a pop."""
-    in_time, last = [], {}
+    """A request, one that came later and was popped before it, and when, in a stream of two arrivals per pop."""
+    in_time, passed = [], []
     for i, (size, arrival) in enumerate(sorted(requests, key=lambda pair: pair[1])):
-        request = make_request(i, arrival, ("standard", "batch")[size % 2], size)
-        policy.add(request)
-        in_time.append(request)
+        in_time.append(make_request(i, arrival, ("standard", "batch")[size % 2], size))
+        policy.add(in_time[-1])
         if i % 2:
             first = policy.pop(arrival)
             in_time.remove(first)
-            for waiting in in_time:
-                if waiting.arrival_s < first.arrival_s:
-                    last.setdefault(waiting.request_id, []).append((waiting, first, arrival))
-    return [overtaking for all_of_one in last.values() for overtaking in all_of_one]
+            passed += [(waiting, first, arrival) for waiting in in_time if waiting.arrival_s < first.arrival_s]
+    return passed
 
 
 @given(requests=SIZES_AND_ARRIVALS)
@@ -143,7 +135,7 @@ def test_no_request_is_passed_by_those_that_came_too_late(requests):
 
 def test_the_sigmoid_form_starves_a_long_request_and_hrrn_does_not():
     """A short request a second, one served a second, for ten minutes, and thirty that were there before."""
-    for policy, starves in ((SigmoidShortestJobFirst(size_median=64.0), True), (Hrrn(), False)):
+    for policy, starves in ((Sigmoid(size_median=64.0), True), (Hrrn(), False)):
         policy.add(make_request("long", total_tokens=100))
         for i in range(30):
             policy.add(make_request(f"early {i}", total_tokens=10))
@@ -156,10 +148,10 @@ def test_the_sigmoid_form_starves_a_long_request_and_hrrn_does_not():
 
 @given(requests=SIZES_AND_ARRIVALS)
 def test_the_sigmoid_goes_from_sjf_to_fifo_with_the_weight_of_the_wait(requests):
-    fifo, sjf = (popped_at(queue_of(policy, requests), 60.0) for policy in (Fifo(), ShortestJobFirst()))
+    fifo, sjf = fifo_and_sjf(requests)
     options = {"wait_median_s": 32.0, "size_median": 32.0}
-    assert popped_at(queue_of(SigmoidShortestJobFirst(**options, wait_weight=0), requests), 60.0) == sjf
-    assert popped_at(queue_of(SigmoidShortestJobFirst(**options, wait_weight=1), requests), 60.0) == fifo
+    assert popped_at(queue_of(Sigmoid(**options, wait_weight=0), requests), 60.0) == sjf
+    assert popped_at(queue_of(Sigmoid(**options, wait_weight=1), requests), 60.0) == fifo
 
 
 def test_a_long_service_overflows_nothing():

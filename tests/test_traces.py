@@ -12,17 +12,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from simulation import PAPER_L4
+from simulation import ONE_RUN, PAPER_L4
 
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
+from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.replay import trace_requests, trace_window
-from driftsched_lib.workloads.traces import FIELDS, FORMATS, Faults, TraceRow, read_trace
+from driftsched_lib.workloads.traces import CHUNK, FIELDS, FORMATS, Faults, read_trace
 
 AZURE = PROJECT.parent / "shared" / "traces"
-ROWS = [TraceRow(0.0, 100, 10), TraceRow(1.5, 200, 20), TraceRow(1.5, 7, 3)]
+ROWS = [(0.0, 100, 10), (1.5, 200, 20), (1.5, 7, 3)]
 CLIENTS = """
 seed: 3
 duration_s: 2000
@@ -34,16 +35,18 @@ clients:
 """
 
 
+def read(*arguments, **options):
+    """The whole of a trace."""
+    return pd.concat(read_trace(*arguments, **options))
+
+
 def write(folder, format):
     """A file of this format with the three `ROWS`."""
-    path = folder / format
-    columns = {
-        "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-        "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
-    }.get(format, FIELDS[:3])
-    table = pd.DataFrame([(5 + row.arrival_s, row.prompt_tokens, row.output_tokens) for row in ROWS], columns=columns)
+    path, own = folder / format, FORMATS[format][2]
+    columns = list(own or FIELDS[:3])
+    table = pd.DataFrame([(5 + arrival_s, *lengths) for arrival_s, *lengths in ROWS], columns=columns)
     if format == "azure":
-        table["TIMESTAMP"] = [f"2023-11-16 18:15:{46.6805900 + row.arrival_s:010.7f}" for row in ROWS]
+        table["TIMESTAMP"] = [f"2023-11-16 18:15:{46.6805900 + arrival_s:010.7f}" for arrival_s, *_ in ROWS]
     if format == "burstgpt":
         table = table.assign(Model="ChatGPT", **{"Log Type": "API log"})
     match format:
@@ -57,10 +60,7 @@ def write(folder, format):
             path.write_text("\n".join(json.dumps(line) for line in lines))
         case "vllm_bench":
             order = [2, 0, 1]  # as they ended
-            series = {
-                name: [table[c][i].item() for i in order]
-                for name, c in zip(FORMATS[format][1].values(), columns, strict=True)
-            }
+            series = {column: [table[column][i].item() for i in order] for column in columns}
             path.write_text(json.dumps(series | {"ttfts": [0.1] * 3, "model_id": "m"}))
         case _:
             table.to_csv(path, index=False)
@@ -69,15 +69,16 @@ def write(folder, format):
 
 @pytest.mark.parametrize("format", [format for format in FORMATS if format != "clients"])
 def test_each_format_is_read_as_it_was_written(format, tmp_path):
-    rows = list(read_trace(write(tmp_path, format), format))
-    assert sorted((row.prompt_tokens, row.output_tokens) for row in rows) == [(7, 3), (100, 10), (200, 20)]
-    assert [row.arrival_s for row in rows] == pytest.approx([0.0, 1.5, 1.5], abs=1e-6)
+    rows = read(write(tmp_path, format), format)
+    lengths = zip(rows.prompt_tokens.tolist(), rows.output_tokens.tolist(), strict=True)
+    assert sorted(lengths) == [(7, 3), (100, 10), (200, 20)]
+    assert rows.arrival_s.tolist() == pytest.approx([0.0, 1.5, 1.5], abs=1e-6)
+    assert (rows[["tenant", "tier", "category"]] == "").all(axis=None)
 
 
 def test_clients_send_at_their_rates_in_bursts_and_lengths(tmp_path):
     (tmp_path / "spec.yaml").write_text(CLIENTS)
-    rows = pd.DataFrame(read_trace(tmp_path / "spec.yaml", "clients"))
-    again = pd.DataFrame(read_trace(tmp_path / "spec.yaml", "clients"))
+    rows, again = (read(tmp_path / "spec.yaml", "clients") for _ in range(2))
     pd.testing.assert_frame_equal(rows, again)
     assert rows.arrival_s.is_monotonic_increasing
     acme, crawler = rows[rows.tenant == "acme"], rows[rows.tenant == "crawler"]
@@ -93,8 +94,10 @@ def test_columns_are_mapped_and_say_who_sent_what(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("when,in,out,who,sla\n10,5,6,acme,premium\n11.5,7,8,,\n")
     columns = {"arrival": "when", "prompt_tokens": "in", "output_tokens": "out", "tenant": "who", "tier": "sla"}
-    rows = list(read_trace(path, "csv", columns))
-    assert rows == [TraceRow(0.0, 5, 6, "acme", "premium"), TraceRow(1.5, 7, 8)]
+    rows = read(path, "csv", columns)
+    assert rows.to_numpy().tolist() == [[0.0, 5, 6, "acme", "premium", ""], [1.5, 7, 8, "", "", ""]]
+    path.write_text(path.read_text().replace("premium", "gold"))
+    assert read(path, "csv", columns, tiers=["gold", "silver"]).tier.tolist() == ["gold", ""]
 
 
 BAD = """arrival,prompt_tokens,output_tokens,tier
@@ -117,17 +120,38 @@ inf,5,6,
 def test_bad_rows_are_counted_and_shown_by_line_with_the_reason(tmp_path):
     path, faults = tmp_path / "bad.csv", Faults()
     path.write_text(BAD)
-    rows = list(read_trace(path, "csv", on_bad_row="skip", faults=faults))
-    assert [row.arrival_s for row in rows] == [0, 9, 10] and faults.count == 10
+    rows = read(path, "csv", on_bad_row="skip", faults=faults)
+    assert rows.arrival_s.tolist() == [0, 9, 10] and faults.count == 10
+    lengths = "no whole number from 1 to 10,000,000"
     assert faults.first == [
         "line 3: arrival is 'x', no time",
-        "line 4: prompt_tokens is 0, no whole number from 1 to 10,000,000",
-        "line 5: output_tokens is nan, no whole number from 1 to 10,000,000",
-        "line 6: output_tokens is 1e30, no whole number from 1 to 10,000,000",
-        "line 7: output_tokens is 2.5, no whole number from 1 to 10,000,000",
+        f"line 4: prompt_tokens is '0', {lengths}",
+        f"line 5: output_tokens is 'nan', {lengths}",
+        f"line 6: output_tokens is '1e30', {lengths}",
+        f"line 7: output_tokens is '2.5', {lengths}",
     ]
-    with pytest.raises(ParamsError, match=r"bad.csv: line 3: arrival is 'x', no time"):
-        list(read_trace(path, "csv"))
+    chunks, message = read_trace(path, "csv"), r"bad.csv: line 3: arrival is 'x', no time \(on_bad_row: skip leaves"
+    assert next(chunks).prompt_tokens.tolist() == [5]  # the good row above it
+    with pytest.raises(ParamsError, match=message):
+        next(chunks)
+
+
+def test_bad_rows_are_found_wherever_chunks_end(tmp_path):
+    path, n = tmp_path / "long.csv", 2 * CHUNK + 1
+    table = pd.DataFrame({"arrival": np.arange(n, dtype=float), "prompt_tokens": 100, "output_tokens": 10, "tier": ""})
+    table.loc[CHUNK, "tier"], table.loc[CHUNK + 1, "output_tokens"] = "gold", 0
+    table.loc[[CHUNK - 1, 2 * CHUNK - 1, 2 * CHUNK], "arrival"] = [1e9, 5.0, 1.0]
+    table.to_csv(path, index=False)
+    faults = Faults()
+    rows = read(path, "csv", on_bad_row="skip", faults=faults)
+    assert rows.arrival_s.tolist() == [*range(CHUNK - 1), *range(CHUNK + 2, 2 * CHUNK - 1)]
+    assert sorted(fault.split(", ")[0] for fault in faults.first) == [
+        f"line {CHUNK + 1}: arrival is out of order",
+        f"line {CHUNK + 2}: tier is 'gold'",
+        f"line {CHUNK + 3}: output_tokens is '0'",
+        f"line {2 * CHUNK + 1}: arrival is out of order",
+        f"line {2 * CHUNK + 2}: arrival is out of order",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +170,7 @@ def test_times_are_the_same_in_every_time_zone(first, second, zone, tmp_path, mo
     try:
         path = tmp_path / "times.csv"
         path.write_text(f"arrival,prompt_tokens,output_tokens\n{first},1,1\n{second},1,1\n")
-        assert [row.arrival_s for row in read_trace(path, "csv")] == pytest.approx([0.0, 1.5], abs=1e-5)
+        assert read(path, "csv").arrival_s.tolist() == pytest.approx([0.0, 1.5], abs=1e-5)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -157,8 +181,8 @@ def test_json_lines_may_be_empty_and_numbers_absurd(tmp_path):
     line = '{{"timestamp": {}, "input_length": {}, "output_length": 3}}\n'
     huge = "9" * 400
     path.write_text("\n".join([line.format(0, 1), line.format(huge, 1), line.format(5, huge), line.format(2000, 1)]))
-    rows = list(read_trace(path, "mooncake", on_bad_row="skip", faults=faults))
-    assert [row.arrival_s for row in rows] == [0.0, 2.0] and faults.count == 2
+    rows = read(path, "mooncake", on_bad_row="skip", faults=faults)
+    assert rows.arrival_s.tolist() == [0.0, 2.0] and faults.count == 2
     assert [fault.split(":")[0] for fault in faults.first] == ["line 3", "line 5"]
 
 
@@ -167,53 +191,53 @@ def test_one_absurdly_late_time_spoils_no_other_row(tmp_path):
     for times, kept in (([0, 1e11, 1, 2, 3], [0, 1, 2, 3]), ([5, 1, 2], [0, 1]), ([0, 9, 8, 10], [0, 9, 10])):
         faults = Faults()
         path.write_text("\n".join(["arrival,prompt_tokens,output_tokens", *(f"{time},1,1" for time in times)]))
-        rows = list(read_trace(path, "csv", on_bad_row="skip", faults=faults))
-        assert [row.arrival_s for row in rows] == kept and faults.count == 1
+        rows = read(path, "csv", on_bad_row="skip", faults=faults)
+        assert rows.arrival_s.tolist() == kept and faults.count == 1
 
 
 def test_times_beyond_pythons_are_bad_rows_and_a_byte_order_mark_is_none(tmp_path):
     path, faults = tmp_path / "far.parquet", Faults()
     lengths = {"prompt_tokens": [1, 1], "output_tokens": [1, 1]}
     pq.write_table(pa.table({"arrival": pa.array([0, 10**14], pa.timestamp("s"))} | lengths), path)
-    assert len(list(read_trace(path, "parquet", on_bad_row="skip", faults=faults))) == faults.count == 1
+    assert len(read(path, "parquet", on_bad_row="skip", faults=faults)) == faults.count == 1
     pq.write_table(pa.table({"arrival": pa.array([1, 1_500_000_001], pa.timestamp("ns"))} | lengths), path)
-    assert [row.arrival_s for row in read_trace(path, "parquet")] == pytest.approx([0.0, 1.5])
+    assert read(path, "parquet").arrival_s.tolist() == pytest.approx([0.0, 1.5])
     marked = tmp_path / "marked.jsonl"
     marked.write_text('\ufeff{"timestamp": 0, "input_length": 5, "output_length": 5}\n')
-    assert len(list(read_trace(marked, "mooncake"))) == 1
+    assert len(read(marked, "mooncake")) == 1
 
 
 def test_failed_requests_of_a_benchmark_are_named_by_their_place_in_it(tmp_path):
     path, faults = tmp_path / "bench.json", Faults()
     path.write_text(json.dumps({"start_times": [3.0, 1.0, 2.0], "input_lens": [5, 6, 7], "output_lens": [8, 0, 9]}))
-    rows = list(read_trace(path, "vllm_bench", on_bad_row="skip", faults=faults))
-    assert [(row.arrival_s, row.prompt_tokens) for row in rows] == [(0.0, 7), (1.0, 5)]
+    rows = read(path, "vllm_bench", on_bad_row="skip", faults=faults)
+    assert rows.arrival_s.tolist() == [0.0, 1.0] and rows.prompt_tokens.tolist() == [7, 5]
     assert faults.first == ["request 2: output_tokens is 0, no whole number from 1 to 10,000,000"]
 
 
 @pytest.mark.parametrize(
     ("format", "content", "message"),
     [
-        ("azure", "a,b\n1,2\n", r"lacks the column TIMESTAMP, ContextTokens, GeneratedTokens \(it has a, b\)"),
+        ("azure", "a,b\n1,2\n", "lacks the column TIMESTAMP, ContextTokens, GeneratedTokens"),
         ("csv", b"\xff\xfe\x00", "cannot be read as csv"),
-        ("csv", "", "lacks the column arrival"),
+        ("csv", "", "cannot be read as csv: No columns"),
         ("parquet", "no parquet", "cannot be read as parquet"),
-        ("mooncake", "[1, 2]\n", "line 1: is no JSON object"),
-        ("mooncake", '{"timestamp": 1}\n', "line 1: lacks 'input_length'"),
-        ("mooncake", "[" * 100_000, "line 1: is no JSON object"),
+        ("mooncake", "[1, 2]\n", "line 1: arrival is .no JSON object"),
+        ("mooncake", '{"timestamp": 1}\n', "line 1: arrival is .no JSON object of timestamp, input_length"),
+        ("mooncake", "[" * 100_000, "line 1: arrival is .no JSON object"),
         ("vllm_bench", '{"input_lens": [1]}', "was it saved with --save-detailed"),
         ("vllm_bench", "[]", "was it saved with --save-detailed"),
         ("clients", "clients: []", "duration_s: is missing"),
-        ("burst", "", "the format 'burst' is unknown"),
+        ("burst", "", "format: 'burst' is unknown. Did you mean 'burstgpt'"),
     ],
 )
 def test_a_file_that_is_no_such_trace_is_refused_by_name(format, content, message, tmp_path):
     path = tmp_path / "trace"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises((ParamsError, ParamsError), match=message):
-        list(read_trace(path, format, on_bad_row="refuse"))
+    with pytest.raises(ParamsError, match=message):
+        read(path, format)
     with pytest.raises(ParamsError, match="cannot be read"):
-        list(read_trace(tmp_path / "missing", "csv"))
+        read(tmp_path / "missing", "csv")
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
@@ -222,7 +246,7 @@ def test_a_long_trace_is_read_in_little_memory(format, tmp_path):
     table = pd.DataFrame({"arrival": np.arange(n) / 10, "prompt_tokens": 100, "output_tokens": 10, "tenant": "a"})
     table.to_parquet(path, row_group_size=5000) if format == "parquet" else table.to_csv(path, index=False)
     tracemalloc.start()
-    assert sum(1 for _ in read_trace(path, format)) == n
+    assert sum(map(len, read_trace(path, format))) == n
     assert tracemalloc.get_traced_memory()[1] < 30e6
     tracemalloc.stop()
 
@@ -230,14 +254,17 @@ def test_a_long_trace_is_read_in_little_memory(format, tmp_path):
 @pytest.mark.skipif(not AZURE.exists(), reason="the Azure traces are not at hand")
 @pytest.mark.parametrize(("name", "n"), [("code", 8819), ("conv", 19366)])
 def test_the_azure_traces_are_read_whole(name, n):
-    rows = list(read_trace(AZURE / f"AzureLLMInferenceTrace_{name}.csv", "azure"))
-    assert len(rows) == n and rows[0].arrival_s == 0.0 and 3000 < rows[-1].arrival_s < 4000
+    rows = read(AZURE / f"AzureLLMInferenceTrace_{name}.csv", "azure")
+    assert len(rows) == n and rows.arrival_s.iloc[0] == 0.0 and 3000 < rows.arrival_s.iloc[-1] < 4000
 
 
-def on_trace(path, format="csv", seeds=(1, 2), requests=30, **changes):
-    trace = {"file": str(path), "format": format} | changes
-    base = {"policies": ["fifo"], "batching": ["continuous"], "vary_estimates_for": [], "seeds": list(seeds)}
-    return Params.load(PAPER_L4, base | {"requests": requests, "workload.trace": trace})
+def on_trace(path, **changes):
+    return WorkloadParams.parse({"trace": {"file": str(path), "format": "csv"} | changes}, "test")
+
+
+def params_on(path, seeds, **changes):
+    workload = {"workload.trace": on_trace(path, **changes).trace.model_dump()}
+    return Params.load(PAPER_L4, ONE_RUN | workload | {"requests": 30, "seeds": seeds})
 
 
 @pytest.fixture
@@ -252,64 +279,77 @@ def trace(tmp_path):
 
 
 def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
-    params = on_trace(trace, skip=10)
-    rows = list(read_trace(trace, "csv"))
-    assert trace_window(params, 1) == rows[10:40] and trace_window(params, 2) == rows[40:70]
-    requests = trace_requests(params, 2, 100.0, 1.0)
-    for request, row in zip(requests, rows[40:70], strict=True):
-        assert request.arrival_s == pytest.approx(row.arrival_s - rows[40].arrival_s)
+    workload, rows = on_trace(trace, skip=10), read(trace, "csv")
+    for window, part in enumerate((rows[10:40], rows[40:70])):
+        pd.testing.assert_frame_equal(trace_window(workload.trace, 30, window), part)
+    requests = trace_requests(workload, 30, 2, 100.0, window=1)
+    for request, row in zip(requests, rows[40:70].itertuples(), strict=True):
+        assert request.arrival_s == pytest.approx(row.arrival_s - rows.arrival_s.iloc[40])
         assert request.fixed_output_tokens == row.output_tokens <= request.max_tokens
         assert len(request.prompt.split()) == pytest.approx(row.prompt_tokens, abs=12)
         assert request.tenant == (row.tenant or request.tenant)
-        assert request.tier == params.workload.tenants.get(request.tenant, "standard")
+        assert request.tier == workload.tenants.get(request.tenant, "standard")
     assert {request.tenant for request in requests} > {"acme"}
-    summary = run_grid(params, tmp_path / "out", jobs=1)
+    summary = run_grid(params_on(trace, [1, 2], skip=10), tmp_path / "out", jobs=1)
     assert (summary.completed == 30).all() and len(summary) == 2
+
+
+def test_a_row_that_names_no_tier_has_the_default_of_whatever_tiers_there_are(trace):
+    workload = on_trace(trace, default_tier="silver").model_copy(update={"tenants": {"bot": "gold"}})
+    tiers = {
+        request.tenant: request.tier for request in trace_requests(workload, 30, 1, 100.0, tiers=["gold", "silver"])
+    }
+    assert tiers == {"acme": "silver", "bot": "gold"}
 
 
 def test_bad_rows_of_a_run_are_shown_and_a_changed_trace_is_read_anew(trace, tmp_path):
     lines = trace.read_text().splitlines()
-    before = trace_window(on_trace(trace), 1)
+    before = trace_window(on_trace(trace).trace, 30)
     trace.write_text("\n".join([*lines[:3], *["100,none,5,"] * 7, *lines[3:]]))
     os.utime(trace, (0, 0))
-    params = on_trace(trace, seeds=(1,), on_bad_row="skip")
-    with pytest.warns(
-        UserWarning, match=r"(?s)trace.csv: 7 bad rows were left out\n  line 4: prompt_tokens.*and 2 more$"
-    ):
-        run_grid(params, tmp_path / "out", jobs=1)
-    assert trace_window(params, 1) == before
+    message = r"(?s)trace.csv: 7 bad rows were left out\n  line 4: prompt_tokens.*and 2 more$"
+    with pytest.warns(UserWarning, match=message):
+        run_grid(params_on(trace, 1, on_bad_row="skip"), tmp_path / "out", jobs=1)
+    after = trace_window(on_trace(trace, on_bad_row="skip").trace, 30)
+    pd.testing.assert_frame_equal(after.reset_index(drop=True), before.reset_index(drop=True))
     with pytest.raises(ParamsError, match=r"line 4: .* \(on_bad_row: skip leaves such rows out\)"):
-        run_grid(on_trace(trace), tmp_path / "refused")
+        run_grid(params_on(trace, 1), tmp_path / "refused")
 
 
 def test_times_are_compressed_or_stretched_to_a_load(trace):
-    plain, fast = (trace_requests(on_trace(trace, speedup=s), 1, 100.0, 1.0) for s in (1.0, 4.0))
+    plain, fast = (trace_requests(on_trace(trace, speedup=s), 30, 1, 100.0) for s in (1.0, 4.0))
     assert [4 * r.arrival_s for r in fast] == pytest.approx([r.arrival_s for r in plain])
-    loaded = trace_requests(on_trace(trace, load_factor=2.0), 1, 100.0, 1.0)
+    loaded, twice = (trace_requests(on_trace(trace, load_factor=2.0), 30, 1, 100.0, rate) for rate in (1.0, 2.0))
     assert sum(r.fixed_output_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
-    twice = trace_requests(on_trace(trace, load_factor=2.0), 1, 100.0, 2.0)
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
 
 
 def test_what_an_estimator_sees_tells_nothing_of_a_length(trace):
     """No category, no prompt's wording and no limit of a trace that names none."""
-    requests = trace_requests(on_trace(trace), 1, 100.0, 1.0)
+    requests = trace_requests(on_trace(trace), 30, 1, 100.0)
     assert len({request.fixed_output_tokens for request in requests}) > 1
     assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
     assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)
 
 
 def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):
-    with pytest.raises(ParamsError, match=r"seed 3 serves the good rows 61 to 90, and there are fewer"):
-        run_grid(on_trace(trace, seeds=(1, 2, 3)), tmp_path / "out")
+    with pytest.raises(ParamsError, match=r"a run serves the good rows 61 to 90, and there are 80"):
+        run_grid(params_on(trace, [1, 2, 3]), tmp_path / "out")
     with pytest.raises(ParamsError, match="nowhere.csv: cannot be read"):
-        run_grid(on_trace(Path("nowhere.csv")), tmp_path / "out")
-    with pytest.raises(ParamsError, match="workload.trace.format: input should be 'azure'"):
-        on_trace(trace, format="arrow")
-    with pytest.raises(ParamsError, match="workload.trace.columns.*'when'"):
-        on_trace(trace, columns={"when": "arrival"})
-    with pytest.raises(ParamsError, match="workload.trace: a load_factor stretches the times whatever the speedup"):
-        on_trace(trace, speedup=2.0, load_factor=1.0)
-    with pytest.raises(ParamsError, match="workload.trace: it decides the lengths"):
-        Params.load(PAPER_L4, {"workload.trace": {"file": "x", "format": "csv"}, "output_length": "spread"})
+        run_grid(params_on(Path("nowhere.csv"), 1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "arrow"}, "trace.format: input should be 'azure'"),
+        ({"columns": {"when": "arrival"}}, "trace.columns.*'when'"),
+        ({"speedup": 2.0, "load_factor": 1.0}, "trace: a load_factor stretches the times whatever the speedup"),
+    ],
+)
+def test_wrong_parameters_of_a_trace_are_named(trace, changes, message):
+    with pytest.raises(ParamsError, match=message):
+        on_trace(trace, **changes)
+    with pytest.raises(ParamsError, match="a trace decides the lengths"):
+        WorkloadParams.parse({"trace": {"file": "x", "format": "csv"}, "output_length": "spread"}, "test")

@@ -16,9 +16,7 @@ DISTRIBUTIONS = st.lists(st.integers(1, 30), min_size=4, max_size=4).map(sorted)
 
 
 def distributed(i, quantiles, **fields):
-    request = make_request(i, total_tokens=sorted(quantiles)[1], **fields)
-    request.estimate.quantiles = tuple(quantiles)
-    return request
+    return make_request(i, total_tokens=sorted(quantiles)[1], quantiles=tuple(quantiles), **fields)
 
 
 @pytest.mark.parametrize("policy", [Gittins, TailInflatedExpectation, Express])

@@ -2,39 +2,29 @@
 
 import gc
 import logging
+from importlib import import_module
 from random import Random
 
 import pytest
+from simulation import COSTS, make_profile, simulated
 
-from driftsched_lib.classify import KeywordClassifier
-from driftsched_lib.engines.profile import Profile
-from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.estimators import ESTIMATORS
+from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import BASE_TOKENS, Outcome, Request
-from driftsched_lib.scheduler import Scheduler
-from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.tokens import TokenizerCounter
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
 MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
 TENANTS = {"a": "premium", "b": "standard", "c": "batch", "d": "batch"}
-PROMPTS = (
-    "What is DNS?",
-    "Summarize TLS in one paragraph.",
-    "Explain how Kafka works.",
-    "Write a detailed report on Go.",
-)
+PROMPTS = "What is DNS?", "Summarize TLS in one paragraph.", "Explain how Go works.", "Write a detailed report on Go."
 
 
 @pytest.fixture(scope="module")
 def engine():
     """vLLM in this process, scheduled by the plug-in: few KV blocks, prompts in chunks, prefixes cached."""
+    import_module("driftsched_lib.engines.vllm")  # sets what vLLM reads at import
     from vllm import EngineArgs, LLMEngine
-
-    import driftsched_lib.engines.vllm  # noqa: F401  # sets what vLLM reads at import
 
     gc.collect()  # an engine that is collected takes down what all engines of a process share
     limits = {"max_model_len": 512, "max_num_seqs": 16, "max_num_batched_tokens": 64}
@@ -42,31 +32,34 @@ def engine():
     plugin = "driftsched_lib.vllm_plugin.DriftSchedScheduler"
     args = EngineArgs(MODEL, scheduler_cls=plugin, enforce_eager=True, dtype="float32", **limits, **cache)
     llm = LLMEngine.from_vllm_config(args.create_engine_config())
+    llm.scheduler = llm.engine_core.engine_core.scheduler
     yield llm
     llm.engine_core.shutdown()
     del llm
     gc.collect()
 
 
-def scheduler_of(engine):
-    return engine.engine_core.engine_core.scheduler
-
-
 def use(engine, **settings):
-    """Begin anew with these settings; the records of what ends from here on."""
-    scheduler, records = scheduler_of(engine), []
+    """Start anew with these settings; return the list that gets a record for each request that ends."""
+    scheduler, records = engine.scheduler, []
     assert not engine.has_unfinished_requests()
     scheduler.use(PluginSettings.parse(settings, "test"))
-    told = scheduler.core.on_record
-    scheduler.core.on_record = lambda record: (records.append(record), told(record))
+    count = scheduler.core.on_record
+
+    def on_record(record):
+        count(record)
+        record.request_id = record.request_id.rpartition("-")[0]  # vLLM adds to an id, so that each is unique
+        records.append(record)
+
+    scheduler.core.on_record = on_record
     return records
 
 
-def add(engine, request, **changes):
+def add(engine, request):
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    sent = {"tenant": request.tenant, "tier": request.tier} | changes
+    sent = {"tenant": request.tenant, "tier": request.tier}
     length = {"max_tokens": request.fixed_output_tokens, "min_tokens": request.fixed_output_tokens}
     params = SamplingParams(**length, extra_args=sent, output_kind=RequestOutputKind.FINAL_ONLY)
     engine.add_request(request.request_id, request.prompt, params)
@@ -93,47 +86,31 @@ def serve_all(engine, requests=()):
     return lengths
 
 
-def sent_id(request_id):
-    """vLLM marks the ids that it is sent, so that they cannot be the same."""
-    return request_id.rpartition("-")[0]
-
-
 def is_empty(engine):
-    scheduler = scheduler_of(engine)
+    scheduler = engine.scheduler
     queue = scheduler.waiting
     return scheduler.core.is_idle and not queue and not len(queue) and not list(queue) and not queue.served
-
-
-def a_slot_that_takes_no_time():
-    profile = Profile.load(PROJECT / "data" / "profiles" / "driftsched-tiny-cpu.json")
-    free = dict.fromkeys(type(profile.step).model_fields, 0.0) | {"decode_s": {1: 0.0}}
-    limits = profile.limits.model_copy(update={"max_num_seqs": 1})
-    return SimulatedEngine(profile.model_copy(update={"step": profile.step.model_copy(update=free), "limits": limits}))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_vllm_serves_in_the_order_of_the_simulator(policy, engine, monkeypatch):
     """One slot, all requests there at once, time standing still: every choice shows in the order."""
     base = dict.fromkeys(BASE_TOKENS, 12)
-    monkeypatch.setattr(type(scheduler_of(engine)), "_now", lambda self: 0.0)
-    monkeypatch.setattr(scheduler_of(engine), "max_num_active_reqs", 1)
+    monkeypatch.setattr(type(engine.scheduler), "_now", lambda self: 0.0)
+    monkeypatch.setattr(engine.scheduler, "max_num_active_reqs", 1)
     records = use(engine, policy=policy, estimator="paper", classifier="keywords", base_tokens=base)
     requests = load(40)
     serve_all(engine, requests)
     assert is_empty(engine)
 
-    for record in records:
-        record.request_id = sent_id(record.request_id)
-    simulated, tokens = [], {record.request_id: record.input_tokens for record in records}
+    tokens = {record.request_id: record.input_tokens for record in records}
     for request in requests:
         request.input_tokens = tokens[request.request_id]
-    estimator = ESTIMATORS["paper"](base_tokens=base)
-    core = Scheduler(POLICIES[policy](), estimator, TokenizerCounter(len), KeywordClassifier(), simulated.append)
-    serve(requests, core, a_slot_that_takes_no_time(), ContinuousBatching())
+    takes_no_time = make_profile(dict.fromkeys(COSTS, 0.0) | {"decode_s": {1: 0.0}}, max_num_seqs=1)
+    _, there = simulated(requests, takes_no_time, policy=POLICIES[policy](), estimator=PaperEstimator(base))
     columns = ("request_id", "category", "tenant", "tier", "output_tokens", "estimated_tokens", "bias_before")
-    rows = [[[getattr(record, column) for column in columns] for record in run] for run in (records, simulated)]
-    assert rows[0] == rows[1]
-    assert len(records) == 40
+    rows = [[[getattr(record, column) for column in columns] for record in run] for run in (records, there.values())]
+    assert rows[0] == rows[1] and len(records) == 40
 
 
 def test_abort_storms_lose_nothing(engine):
@@ -151,14 +128,12 @@ def test_abort_storms_lose_nothing(engine):
         victims = random.randint(20, 60) if random.random() < 0.05 else random.randint(0, 3)
         victims = set(random.sample(sorted(alive), min(len(alive), victims)))
         engine.abort_request(list(victims))
-        aborted |= victims
-        alive -= victims
+        aborted, alive = aborted | victims, alive - victims
         done = {output.request_id for output in engine.step() if output.finished}
         assert not done & finished
-        finished |= done
-        alive -= done
+        finished, alive = finished | done, alive - done
     assert is_empty(engine)
-    outcomes = {sent_id(record.request_id): record.outcome for record in records}
+    outcomes = {record.request_id: record.outcome for record in records}
     assert len(records) == len(outcomes) == 1000 and 200 < len(aborted) < 800
     assert finished == ids - aborted and all(outcomes[i] is Outcome.COMPLETED for i in finished)
     assert {outcomes[i] for i in aborted} <= {Outcome.COMPLETED, Outcome.CANCELLED}
@@ -169,23 +144,19 @@ def test_abort_storms_lose_nothing(engine):
 def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
     """What is served when KV blocks run out, and every output as long as it should be."""
     records = use(engine, policy="sjf", classifier="keywords")
-    scheduler, preempted, resumed = scheduler_of(engine), [], []
-    preempt, pop = scheduler._preempt_request, scheduler.waiting.pop_request
-
-    def preempt_request(request, *args, **options):
-        preempted.append(request.request_id)
-        preempt(request, *args, **options)
+    queue, preempted, resumed = engine.scheduler.waiting, [], []
+    prepend, pop = queue.prepend_request, queue.pop_request
 
     def pop_request():
-        front = [request.request_id for request in scheduler.waiting._front]
+        front = [request.request_id for request in queue._front]
         request = pop()
         if front:
             assert request.request_id == front[0]
             resumed.append(request.request_id)
         return request
 
-    monkeypatch.setattr(scheduler, "_preempt_request", preempt_request)
-    monkeypatch.setattr(scheduler.waiting, "pop_request", pop_request)
+    monkeypatch.setattr(queue, "prepend_request", lambda one: (preempted.append(one.request_id), prepend(one)))
+    monkeypatch.setattr(queue, "pop_request", pop_request)
     requests = load(24, longest=150)
     for request in requests:
         request.prompt = "You are a careful assistant who answers in full. " * 4 + request.prompt
@@ -193,12 +164,12 @@ def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
     assert preempted and sorted(resumed) == sorted(preempted)
     assert lengths == {request.request_id: request.fixed_output_tokens for request in requests}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 24
-    assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
+    assert {r.request_id: r.output_tokens for r in records} == lengths
 
 
 def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch):
     """Long requests hold both slots; short ones that come later end first, by vLLM's own preemption."""
-    monkeypatch.setattr(scheduler_of(engine), "max_num_active_reqs", 2)
+    monkeypatch.setattr(engine.scheduler, "max_num_active_reqs", 2)
     records = use(engine, policy="srpt", classifier="keywords")
     long, short = load(4, seed=3, longest=100), load(10, seed=4, longest=5)
     for i, request in enumerate(long + short):
@@ -212,20 +183,7 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
     assert lengths == {request.request_id: request.fixed_output_tokens for request in long + short}
     assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 14
     assert sum(record.preemptions for record in records) >= 2
-    assert {sent_id(r.request_id): r.output_tokens for r in records} == lengths
-
-
-def test_what_was_learnt_is_kept_and_a_damaged_file_refused(engine, tmp_path):
-    path = tmp_path / "state.json"
-    use(engine, estimator="paper", state_file=str(path))
-    serve_all(engine, load(5))
-    scheduler_of(engine).shutdown()
-    learnt = scheduler_of(engine).core.estimator.state_
-    use(engine, estimator="paper", state_file=str(path))
-    assert scheduler_of(engine).core.estimator.state_ == learnt
-    path.write_text("{")
-    with pytest.raises(ParamsError, match="state.json: is not JSON"):
-        use(engine, state_file=str(path))
+    assert {r.request_id: r.output_tokens for r in records} == lengths
 
 
 def test_settings_come_from_the_environment_or_from_vllms_additional_config(engine, tmp_path, monkeypatch):
@@ -246,7 +204,6 @@ def test_another_version_of_vllm_is_warned_of(engine, caplog, monkeypatch):
     monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.WARNING, logger=logger.name):
         warn_if_untested(f"{TESTED[0]}+cpu")
-        assert not caplog.messages
         warn_if_untested("9.9.9")
     assert caplog.messages == [f"DriftSched is tested with vLLM {TESTED[0]}, this is 9.9.9"]
 

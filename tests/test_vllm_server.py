@@ -50,18 +50,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        if self.path == "/health":
-            self.send(self.server.health, {})
-        elif self.path == "/metrics":
-            self.send(200, self.server.metrics)
-        else:
-            self.send(200, self.server.models)
+        known = {"/health": (self.server.health, {}), "/metrics": (200, self.server.metrics)}
+        self.send(*known.get(self.path, (200, self.server.models)))
 
     def do_POST(self):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/tokenize":
-            self.send(200, {"count": len(content["prompt"].split())})
-            return
+            return self.send(200, {"count": len(content["prompt"].split())})
         with self.server.lock:
             number = len(self.server.seen)
             self.server.seen.append(content)

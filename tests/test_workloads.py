@@ -8,16 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import CATEGORIES, TIERS
+from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt
-from driftsched_lib.workloads.synthetic import mean_gap_s, paper_load
+from driftsched_lib.workloads.synthetic import make_load, mean_gap_s
 
-PAPER = Params()
+PAPER = WorkloadParams()
+
+
+def requests_of(workload, seed, requests=3000, capacity=1.0):
+    return [request for phase in make_load(workload, requests, seed, capacity) for request in phase.requests]
+
+
+def one_phase(phase=(), **workload):
+    return WorkloadParams.parse({"phases": [{"name": "learning", "share": 1.0, **dict(phase)}]} | workload, "test")
 
 
 def test_phases_are_the_papers():
-    learning, stress = paper_load(PAPER, 1, 1.0)
+    learning, stress = make_load(PAPER, 3000, 1, 1.0)
     assert (len(learning.requests), len(stress.requests)) == (1000, 2000)
     assert (learning.pause_s, stress.pause_s) == (0.0, 15.0)
     assert [request.request_id for request in learning.requests + stress.requests] == [str(i) for i in range(3000)]
@@ -25,7 +33,7 @@ def test_phases_are_the_papers():
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_gaps_categories_and_tenants_have_their_distributions(index):
-    phase, load = PAPER.workload.phases[index], paper_load(PAPER, 7, 1.0)[index]
+    phase, load = PAPER.phases[index], make_load(PAPER, 3000, 7, 1.0)[index]
     gaps = np.diff([0.0, *(request.arrival_s for request in load.requests)])
     low, high = phase.gap_s
     assert stats.kstest(gaps, stats.uniform(low, high - low).cdf).pvalue > 0.001
@@ -37,8 +45,7 @@ def test_gaps_categories_and_tenants_have_their_distributions(index):
 
 
 def test_topics_and_templates_are_uniform():
-    params = PAPER.model_copy(update={"workload": PAPER.workload.model_copy(update={"label_prefix": False})})
-    prompts = Counter(request.prompt for phase in paper_load(params, 5, 1.0) for request in phase.requests)
+    prompts = Counter(request.prompt for request in requests_of(WorkloadParams(label_prefix=False), 5))
     for category in CATEGORIES:
         counts = [
             [prompts[build_prompt(category, topic, template)] for template in range(len(TEMPLATES[category]))]
@@ -52,73 +59,55 @@ def test_topics_and_templates_are_uniform():
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=5), st.integers(1, 400))
 def test_phases_share_all_requests_within_one(weights, total):
     shares = [weight / sum(weights) for weight in weights]
-    phase = PAPER.workload.phases[0]
-    phases = [phase.model_copy(update={"share": share}) for share in shares]
-    workload = PAPER.workload.model_copy(update={"phases": phases})
-    params = PAPER.model_copy(update={"workload": workload, "requests": total})
-    counts = [len(phase.requests) for phase in paper_load(params, 1, 1.0)]
+    phases = [PAPER.phases[0].model_copy(update={"share": share}) for share in shares]
+    counts = [len(phase.requests) for phase in make_load(WorkloadParams(phases=phases), total, 1, 1.0)]
     assert sum(counts) == total
     assert np.abs(np.array(counts) - np.array(shares) * total).max() <= 1
 
 
 def test_the_same_seed_gives_the_same_requests_and_another_seed_others():
-    first, again, other = (
-        [request for phase in paper_load(PAPER, seed, 1.0) for request in phase.requests] for seed in (3, 3, 4)
-    )
+    first, again, other = (requests_of(PAPER, seed) for seed in (3, 3, 4))
     assert first == again
     assert [request.prompt for request in first] != [request.prompt for request in other]
 
 
 def test_a_load_factor_stretches_the_gaps_to_that_share_of_capacity():
-    phase = PAPER.workload.phases[1]
+    phase = PAPER.phases[1]
     loaded = phase.model_copy(update={"load_factor": 2.0})
     assert mean_gap_s(PAPER, phase, 1000.0) == pytest.approx(0.0175)
-    tokens = 0.1 * 64 + 0.2 * 256 + 0.4 * 384 + 0.3 * 512  # 364.8 tokens a request
+    tokens = 0.1 * 64 + 0.2 * 256 + 0.4 * 384 + 0.3 * 512  # 364.8 tokens per request
     assert mean_gap_s(PAPER, loaded, 1000.0) == pytest.approx(tokens / 2000.0)
-    params = PAPER.model_copy(
-        update={"workload": PAPER.workload.model_copy(update={"phases": [PAPER.workload.phases[0], loaded]})}
-    )
-    plain, stretched = (paper_load(p, 1, 1000.0)[1].requests for p in (PAPER, params))
-    ratios = np.array([b.arrival_s / a.arrival_s for a, b in zip(plain, stretched, strict=True)])
-    assert ratios == pytest.approx(tokens / 2000.0 / 0.0175)
+    stretched = PAPER.model_copy(update={"phases": [PAPER.phases[0], loaded]})
+    ratios = [
+        b.arrival_s / a.arrival_s
+        for a, b in zip(*(make_load(load, 3000, 1, 1000.0)[1].requests for load in (PAPER, stretched)), strict=True)
+    ]
+    assert ratios == pytest.approx([tokens / 2000.0 / 0.0175] * 2000)
 
 
 def test_requests_carry_what_the_parameters_say():
-    params = Params.parse(
-        {"length_scale": 0.125, "output_length": "natural", "queue_timeout_s": 5.0, "requests": 30}
-        | {"workload": {"label_prefix": False}},
-        "test",
-    )
-    for phase in paper_load(params, 1, 1.0):
-        for request in phase.requests:
-            assert request.fixed_output_tokens is None and not request.prompt.startswith("Request ID")
-            assert request.max_tokens == {"short_qa": 8, "summary": 32, "technical": 48, "report": 64}[request.job_type]
-            assert request.deadline_s == pytest.approx(request.arrival_s + 5.0)
-    for i, phase in zip((0, 1000), paper_load(PAPER, 1, 1.0), strict=True):
-        pinned = phase.requests[0]
-        assert pinned.fixed_output_tokens == pinned.max_tokens
-        assert pinned.prompt.startswith(f"Request ID {i}. Tenant {pinned.tenant}. Job type {pinned.job_type}. ")
-
-
-def changed(phase_changes, **workload_changes):
-    """The paper's load with its first phase changed."""
-    phases = [phase.model_copy(update=phase_changes) for phase in PAPER.workload.phases[:1]]
-    phases = [phase.model_copy(update={"share": 1.0}) for phase in phases]
-    workload = PAPER.workload.model_copy(update={"phases": phases} | workload_changes)
-    return paper_load(PAPER.model_copy(update={"workload": workload}), 3, 1.0)[0].requests
+    natural = WorkloadParams(length_scale=0.125, output_length="natural", queue_timeout_s=5.0, label_prefix=False)
+    for request in requests_of(natural, 1, requests=30):
+        assert request.fixed_output_tokens is None and not request.prompt.startswith("Request ID")
+        assert request.max_tokens == {"short_qa": 8, "summary": 32, "technical": 48, "report": 64}[request.job_type]
+        assert request.deadline_s == pytest.approx(request.arrival_s + 5.0)
+    for i, phase in zip((0, 1000), make_load(PAPER, 3000, 1, 1.0), strict=True):
+        fixed = phase.requests[0]
+        assert fixed.fixed_output_tokens == fixed.max_tokens and fixed.deadline_s is None
+        assert fixed.prompt.startswith(f"Request ID {i}. Tenant {fixed.tenant}. Job type {fixed.job_type}. ")
 
 
 @pytest.mark.parametrize("cv", [1.0, 3.0])
 def test_gamma_gaps_have_the_mean_of_the_uniform_ones_and_their_own_variation(cv):
-    gaps = np.diff([request.arrival_s for request in changed({"arrival_cv": cv})])
+    gaps = np.diff([request.arrival_s for request in requests_of(one_phase({"arrival_cv": cv}), 3)])
     assert gaps.mean() == pytest.approx(0.1, rel=0.2) and gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.2)
     shape = 1 / cv**2
     assert stats.kstest(gaps, stats.gamma(shape, scale=0.1 / shape).cdf).pvalue > 0.001
 
 
 def test_the_first_tenants_send_most_under_zipf():
-    tenants = {f"tenant-{i}": TIERS[i % 3] for i in range(30)}
-    counts = Counter(request.tenant for request in changed({}, tenants=tenants, zipf=1.0))
+    tenants = {f"tenant-{i}": list(TIERS)[i % 3] for i in range(30)}
+    counts = Counter(request.tenant for request in requests_of(one_phase(tenants=tenants, zipf=1.0), 3))
     expected = 1 / np.arange(1, 31)
     observed = [counts[tenant] for tenant in tenants]
     assert stats.chisquare(observed, expected / expected.sum() * sum(observed)).pvalue > 0.001

@@ -18,7 +18,6 @@ STEP_COLUMNS = (
     "kv_cache_usage",
 )
 """Columns of `steps.parquet`, one row per iteration: when it ended, how long it took, what it held and made."""
-
 MAX_WAIT_S = 0.1
 """A step waits at most this long for time to pass or for a server, so that its caller can stop in between."""
 

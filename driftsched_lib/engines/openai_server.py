@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -24,18 +24,15 @@ from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.requests import Output, Request
 
 RETRIES = 5
-FIRST_PAUSE_S = 0.2
-"""Doubled from one retry to the next."""
+FIRST_PAUSE_S = 0.2  # doubled from one retry to the next
 BUSY = {429, 503}
 PROBE_TIMEOUT_S = 5.0
-IDLE_S = 1.0
-"""Idle connections are dropped after this time: a server (uvicorn after 5 s) may drop one just as it is used."""
-
+IDLE_S = 1.0  # then a connection is dropped, before the server (uvicorn after 5 s) drops it just as it is used
 T = TypeVar("T")
 
 
-class _Refused(Exception):
-    """The server is busy and has not begun with a request."""
+class _Busy(Exception):
+    """The server has not begun with a request."""
 
 
 async def _retried(send: Callable[[], Awaitable[T]], *errors: type[Exception]) -> T:
@@ -74,10 +71,10 @@ class OpenAIServer:
         self.max_num_seqs = server.max_in_flight
         self.steps: list[tuple] = []
         self._server = server
-        headers = {}
-        if (name := server.api_key_env) is not None:
-            if name not in os.environ:
-                raise ParamsError(f"engine.server.api_key_env: the environment holds no {name}")
+        headers, name = {}, server.api_key_env
+        if name is not None and name not in os.environ:
+            raise ParamsError(f"engine.server.api_key_env: the environment holds no {name}")
+        if name is not None:
             headers["Authorization"] = f"Bearer {os.environ[name]}"
         connections = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S)
         self._client = httpx.AsyncClient(headers=headers, timeout=server.timeout_s, limits=connections)
@@ -109,8 +106,7 @@ class OpenAIServer:
         self._in_flight[request.request_id] = asyncio.run_coroutine_threadsafe(self._serve(request), self._loop)
 
     def abort(self, request_id: str) -> None:
-        task = self._in_flight.pop(request_id, None)
-        if task is not None:
+        if (task := self._in_flight.pop(request_id, None)) is not None:
             task.cancel()
 
     def step(self, until: float) -> list[Output]:
@@ -127,8 +123,7 @@ class OpenAIServer:
             while True:
                 done.append(self._done.get_nowait())
         outputs = [one for one in done if isinstance(one, Output)]
-        # An output may have been on its way here when its request was aborted.
-        ended = [output for output in outputs if self._in_flight.pop(output.request.request_id, None) is not None]
+        ended = [one for one in outputs if self._in_flight.pop(one.request.request_id, None)]  # others were aborted
         if gone := [one for one in done if isinstance(one, RunError)]:
             if not ended:
                 for request_id in list(self._in_flight):
@@ -170,13 +165,12 @@ class OpenAIServer:
         """Serve a request and put its output where `step` finds it."""
         try:
             async with asyncio.timeout(self._server.timeout_s):
-                not_begun = (httpx.ConnectError, httpx.ConnectTimeout, _Refused)
-                output = await _retried(lambda: self._stream(request), *not_begun)
+                send = partial(self._stream, request)
+                output = await _retried(send, httpx.ConnectError, httpx.ConnectTimeout, _Busy)
         except Exception as error:  # any: `step` would wait for ever for an output that is not put
-            reason = f"{type(error).__name__}: {error}".removeprefix("_Refused: ")
-            if isinstance(error, TimeoutError):
-                reason = f"took longer than {self._server.timeout_s:g} s"
-            output = Output(request, 0, 0, None, None, self.now(), error=reason)
+            late = isinstance(error, TimeoutError)
+            reason = f"took longer than {self._server.timeout_s:g} s" if late else f"{type(error).__name__}: {error}"
+            output = Output(request, 0, 0, None, None, self.now(), error=reason.removeprefix("_Busy: "))
         gone = output.error and await self._why_gone()
         self._done.put(RunError(f"{self.url} is gone: {gone}") if gone else output)
 
@@ -195,7 +189,7 @@ class OpenAIServer:
         text, usage, times = [], None, []
         async with self._client.stream("POST", f"{self.url}/v1/completions", json=self._content(request)) as answer:
             if answer.status_code in BUSY:
-                raise _Refused(f"HTTP {answer.status_code}, {RETRIES} times")
+                raise _Busy(f"HTTP {answer.status_code}, {RETRIES} times")
             if answer.is_error:
                 raise ValueError(f"HTTP {answer.status_code}: {(await answer.aread()).decode(errors='replace')[:300]}")
             async for line in answer.aiter_lines():
@@ -211,17 +205,11 @@ class OpenAIServer:
                 usage = part.get("usage") or usage
         if usage is None:
             raise ValueError("the server sent no usage, so the tokens cannot be counted")
-        tokens = int(usage["completion_tokens"])
-        return Output(
-            request=request,
-            prompt_tokens=int(usage["prompt_tokens"]),
-            tokens=tokens,
-            words=len("".join(text).split()),
-            first_token_s=times[0] if times else None,
-            finish_s=times[-1] if times else self.now(),
-            error=length_error(request, tokens, "the server made"),
-            longest_itl_s=max((after - before for before, after in pairwise(times)), default=None),
-        )
+        prompt_tokens, tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+        words, error = len("".join(text).split()), length_error(request, tokens, "the server made")
+        first_s, last_s = (times[0], times[-1]) if times else (None, self.now())
+        longest_itl_s = max((after - before for before, after in pairwise(times)), default=None)
+        return Output(request, prompt_tokens, tokens, words, first_s, last_s, error, longest_itl_s)
 
     def _content(self, request: Request) -> dict[str, Any]:
         content = {

@@ -20,8 +20,7 @@ class StepCost(Validated):
         per_prefill_token_s: per prompt token.
         decode_s: for all decoding sequences together, by their number: linear between the given numbers, proportional
             beyond the last, nothing for none.  Kernels made for certain sizes let two sequences cost more than three.
-        per_context_token_s: per token that a decoding sequence attends to, summed over sequences (its KV entry is
-            read).
+        per_context_token_s: per token that a decoding sequence attends to (its KV entry is read).
     """
 
     base_s: Positive
@@ -47,10 +46,8 @@ class StepCost(Validated):
 class EngineLimits(Validated):
     """What an engine holds and how it schedules, under vLLM's names.
 
-    Attributes:
-        kv_blocks: KV blocks that requests can use.
-        async_scheduling: an iteration is launched before the results of the previous one are known, vLLM's default on a
-            GPU.
+    `kv_blocks` are those that requests can use.  With `async_scheduling`, vLLM's default on a GPU, an iteration is
+    launched before the results of the previous one are known.
     """
 
     max_num_seqs: Count
@@ -70,10 +67,8 @@ class EngineLimits(Validated):
 class FitError(Validated):
     """How well the costs explain the iterations they were fitted to.
 
-    Attributes:
-        median_relative_error: median of |predicted - measured| / measured.
-        slow_share: share of all seconds beyond what is typical of each iteration's contents; it was spread over all
-            costs.
+    `median_relative_error` is the median of |predicted - measured| / measured; `slow_share` is the share of all seconds
+    beyond what is typical of each iteration's contents, which was spread over all costs.
     """
 
     iterations: int

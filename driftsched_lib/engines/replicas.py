@@ -12,19 +12,13 @@ from driftsched_lib.requests import Output, Request
 
 @dataclass
 class Replica:
-    """One engine behind the router.
-
-    Attributes:
-        busy: it is in an iteration.
-        outstanding: the estimated total tokens of each request that it has not finished, by id.
-        outputs: of the iteration that it is in.
-    """
+    """One engine behind the router."""
 
     index: int
     engine: SimulatedEngine
-    busy: bool = False
-    outstanding: dict[str, int] = field(default_factory=dict)
-    outputs: list[Output] = field(default_factory=list)
+    busy: bool = False  # in an iteration
+    outstanding: dict[str, int] = field(default_factory=dict)  # estimated total tokens of its requests, by id
+    outputs: list[Output] = field(default_factory=list)  # of the iteration that it is in
 
 
 Router = Callable[[Replica, int], Any]

@@ -61,7 +61,9 @@ class SimulatedEngine:
         self.limits, self._cost = profile.limits, profile.step
         self.max_num_seqs = profile.limits.max_num_seqs
         self.log_steps = log_steps
-        self._lengths = lengths or self._own_lengths
+        self._lengths = lengths or (
+            lambda one: (self.count_tokens(one.prompt), one.fixed_output_tokens or one.max_tokens)
+        )
         self._async_scheduling = profile.limits.async_scheduling
         self._behind = int(self._async_scheduling and not profile.launch_bound)  # iterations that the clock lags
         self._decode_s = [profile.step.decoding_s(n) for n in range(self.max_num_seqs + 1)]
@@ -109,18 +111,14 @@ class SimulatedEngine:
         prompt, output = self._lengths(request)
         limits = self.limits
         if not 1 <= prompt < limits.max_model_len:
-            raise ValueError(
-                f"the prompt has {prompt} tokens, and a context of {limits.max_model_len} takes 1 to "
-                f"{limits.max_model_len - 1}, to leave one for the output"
-            )
+            most = limits.max_model_len - 1
+            raise ValueError(f"the prompt has {prompt} tokens, and the context takes 1 to {most} and an output token")
         if output < 1:
             raise ValueError(f"the output has {output} tokens, it must have at least one")
         output = min(output, limits.max_model_len - prompt)
         if self._blocks(prompt + output - 1) > limits.kv_blocks:
-            raise ValueError(
-                f"{prompt} prompt and {output} output tokens can never fit the KV cache, "
-                f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
-            )
+            held = f"{limits.kv_blocks} blocks of {limits.block_size} tokens"
+            raise ValueError(f"{prompt} prompt and {output} output tokens can never fit the KV cache, {held}")
         blocks = self._blocks(prompt + output)
         sequence = _Sequence(request, prompt, output, blocks, request.num_output_tokens, request.first_token_s)
         self._in_flight[request.request_id] = sequence
@@ -132,14 +130,7 @@ class SimulatedEngine:
         if sequence is None:
             return
         self._forget(sequence)
-        if request_id in self._decoding:
-            self._interrupt(sequence)
-        elif sequence is self._prefilling:
-            self._prefilling = None
-        elif sequence in self._ended:
-            self._ended.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        self._take_out(sequence)
 
     def num_output_tokens(self) -> dict[str, int]:
         """Return the output tokens so far, by id, of each request that has more to make."""
@@ -204,12 +195,9 @@ class SimulatedEngine:
         while not self._fits(1, self._next_chunk_blocks()):
             sequence = self._prefilling or next(reversed(self._decoding.values()))
             sequence = max([sequence, *self._ended], key=lambda one: one.admitted if one.num_computed_tokens else -1)
-            if sequence is self._prefilling:
-                self._prefilling = None
-                self._waiting.appendleft(sequence)
-            elif sequence not in self._ended:  # which need not come back
-                sequence.num_output_tokens = self._iteration - sequence.origin
-                self._interrupt(sequence)
+            if sequence not in self._ended:  # which need not come back
+                sequence.num_output_tokens = self._made(sequence)
+                self._take_out(sequence)
                 self._waiting.appendleft(sequence)
             sequence.num_computed_tokens = 0
             preempted += 1
@@ -293,16 +281,9 @@ class SimulatedEngine:
 
     def _output(self, sequence: _Sequence) -> Output:
         self._forget(sequence)
-        tokens, per_token = sequence.output_tokens, self.profile.words_per_output_token
-        return Output(
-            request=sequence.request,
-            prompt_tokens=sequence.prompt_tokens,
-            tokens=tokens,
-            words=None if per_token is None else round(tokens * per_token),
-            first_token_s=sequence.first_token_s,
-            finish_s=self._now,
-            error=length_error(sequence.request, tokens),
-        )
+        request, tokens, per_token = sequence.request, sequence.output_tokens, self.profile.words_per_output_token
+        words, error = None if per_token is None else round(tokens * per_token), length_error(request, tokens)
+        return Output(request, sequence.prompt_tokens, tokens, words, sequence.first_token_s, self._now, error)
 
     def _made(self, sequence: _Sequence) -> int:
         """Return the output tokens of a sequence so far."""
@@ -313,11 +294,18 @@ class SimulatedEngine:
         self._promised -= sequence.blocks
         del self._in_flight[sequence.request.request_id]
 
-    def _interrupt(self, sequence: _Sequence) -> None:
-        """Stop a sequence that decodes before its end."""
-        self._stop_decoding(sequence)
-        self._ends = [end for end in self._ends if end[2] is not sequence]
-        heapify(self._ends)
+    def _take_out(self, sequence: _Sequence) -> None:
+        """Remove a sequence, before its end is known, from wherever it is."""
+        if sequence.request.request_id in self._decoding:
+            self._stop_decoding(sequence)
+            self._ends = [end for end in self._ends if end[2] is not sequence]
+            heapify(self._ends)
+        elif sequence is self._prefilling:
+            self._prefilling = None
+        elif sequence in self._ended:
+            self._ended.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
 
     def _stop_decoding(self, sequence: _Sequence) -> None:
         self._rebase()
@@ -371,6 +359,3 @@ class SimulatedEngine:
         again = [tokens for sequence, tokens in prefills if sequence.first_token_s is not None]
         decoding = len(self._decoding)
         return len(prompts), sum(prompts), decoding + len(again), decoding + sum(again), preemptions
-
-    def _own_lengths(self, request: Request) -> tuple[int, int]:
-        return self.count_tokens(request.prompt), request.fixed_output_tokens or request.max_tokens

@@ -49,23 +49,15 @@ class _StepLog(StatLoggerBase):
         pass
 
     def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0):
-        details = scheduler_stats and scheduler_stats.iteration_details
-        if details is None:
+        if scheduler_stats is None or (held := scheduler_stats.iteration_details) is None:
             return
         now = time.monotonic()
-        row = (
-            now,
-            now - self.step_began,
-            scheduler_stats.num_running_reqs,
-            scheduler_stats.num_waiting_reqs,
-            details.num_ctx_requests,
-            details.num_ctx_tokens,
-            details.num_generation_requests,
-            details.num_generation_tokens,
-            iteration_stats.num_preempted_reqs if iteration_stats else 0,
-            scheduler_stats.kv_cache_usage,
-        )
-        self.rows.append(row)
+        queues = (scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs)
+        prompts = (held.num_ctx_requests, held.num_ctx_tokens)
+        outputs = (held.num_generation_requests, held.num_generation_tokens)
+        preemptions = iteration_stats.num_preempted_reqs if iteration_stats else 0
+        usage = scheduler_stats.kv_cache_usage
+        self.rows.append((now, now - self.step_began, *queues, *prompts, *outputs, preemptions, usage))
 
 
 class VllmEngine:
@@ -75,12 +67,8 @@ class VllmEngine:
     output is still text.  Any other ends by itself or at its `max_tokens`.
 
     Parameters:
-        model: a Hugging Face model id or a folder.
-        engine_args: any of vLLM's `EngineArgs` by name.
+        engine_args: any of vLLM's `EngineArgs` by name; ValueError for one that vLLM does not know.
         temperature: sampling temperature of requests without their own.
-
-    Raises:
-        ValueError: vLLM does not know an engine argument.
     """
 
     def __init__(self, model: str, engine_args: Mapping[str, Any], temperature: float):
@@ -91,15 +79,15 @@ class VllmEngine:
         self._log = _StepLog()
         self._llm = LLMEngine.from_vllm_config(config, stat_loggers=[lambda config, index: self._log])
         self.tokenizer = self._llm.get_tokenizer()
-        config = self._llm.vllm_config
-        self.max_num_seqs = config.scheduler_config.max_num_seqs
+        scheduler, cache = self._llm.vllm_config.scheduler_config, self._llm.vllm_config.cache_config
+        self.max_num_seqs = scheduler.max_num_seqs
         self.limits = EngineLimits(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
-            max_model_len=config.model_config.max_model_len,
-            block_size=config.cache_config.block_size,
-            kv_blocks=config.cache_config.num_gpu_blocks - 1,  # vLLM keeps one that no request gets
-            async_scheduling=bool(config.scheduler_config.async_scheduling),
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_batched_tokens=scheduler.max_num_batched_tokens,
+            max_model_len=self._llm.vllm_config.model_config.max_model_len,
+            block_size=cache.block_size,
+            kv_blocks=cache.num_gpu_blocks - 1,  # vLLM keeps one that no request gets
+            async_scheduling=bool(scheduler.async_scheduling),
         )
         self.temperature = temperature
         self._in_flight: dict[str, Request] = {}
@@ -163,12 +151,7 @@ class VllmEngine:
 
     def _finished(self, output, now: float) -> Output:
         request, token_ids = self._in_flight.pop(output.request_id), output.outputs[0].token_ids
-        return Output(
-            request=request,
-            prompt_tokens=len(output.prompt_token_ids),
-            tokens=len(token_ids),
-            words=len(self.tokenizer.decode(token_ids, skip_special_tokens=True).split()),
-            first_token_s=output.metrics.first_token_ts - self._started,
-            finish_s=now,
-            error=length_error(request, len(token_ids)),
-        )
+        prompt_tokens, tokens = len(output.prompt_token_ids), len(token_ids)
+        words = len(self.tokenizer.decode(token_ids, skip_special_tokens=True).split())
+        first_s, error = output.metrics.first_token_ts - self._started, length_error(request, tokens)
+        return Output(request, prompt_tokens, tokens, words, first_s, now, error)

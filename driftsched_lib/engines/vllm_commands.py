@@ -7,13 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from threading import Event
 from typing import IO
 
 import httpx
@@ -57,10 +55,8 @@ _RESULTS = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "
 def child(code: str, *arguments: str, **options) -> Iterator[subprocess.Popen]:
     """Run Python code in a process with its own session, and end that session afterwards.
 
-    The session also ends when this process does, killed or not: a restarted kernel leaves no server behind.
-
-    Parameters:
-        options: of `subprocess.Popen`, except `stdin`.
+    The session also ends when this process does, killed or not: a restarted kernel leaves no server behind.  `options`
+    are those of `subprocess.Popen`, except `stdin`.
     """
     command = [sys.executable, "-c", _END_WITH_PARENT + code, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **options) as process:
@@ -129,8 +125,11 @@ class TenantLoad:
     prompts: Sequence[tuple[str, int]]
 
 
-def send(url: str, model: str, loads: Sequence[TenantLoad]) -> pd.DataFrame:
+def send(url: str, model: str, loads: Sequence[TenantLoad], watch: Callable[[], object] = lambda: None) -> pd.DataFrame:
     """Let all tenants send at once through vLLM's benchmark client; return one row per request, as its client saw it.
+
+    Parameters:
+        watch: called every half second meanwhile.
 
     Returns:
         Columns `tenant`, `tier`, `start_s` (since the first of all), `ttft_s`, `e2e_s`, `output_tokens`, `error`.
@@ -148,13 +147,15 @@ def send(url: str, model: str, loads: Sequence[TenantLoad]) -> pd.DataFrame:
             mine |= {
                 "num-prompts": len(rows),
                 "request-rate": load.rate_per_s,
-                "seed": i,
+                "seed": i + 1,
                 "extra-body": json.dumps(body),
             }
             commands.append([*_CLIENT_OPTIONS.split(), *(f"--{name}={value}" for name, value in mine.items())])
-        out, quietly = Path(folder, "results.json"), suppress(subprocess.TimeoutExpired)
-        with child(_CLIENTS, json.dumps(commands), str(out), stdout=log, stderr=log) as clients, quietly:
-            clients.wait(TIMEOUT_S)
+        out, until = Path(folder, "results.json"), time.monotonic() + TIMEOUT_S
+        with child(_CLIENTS, json.dumps(commands), str(out), stdout=log, stderr=log) as clients:
+            while clients.poll() is None and time.monotonic() < until:
+                watch()
+                time.sleep(0.5)
         if clients.returncode != 0:
             raise _failure("a client", log)
         results = json.loads(out.read_text())
@@ -166,28 +167,13 @@ def send(url: str, model: str, loads: Sequence[TenantLoad]) -> pd.DataFrame:
     return table.assign(start_s=table.start_s - table.start_s.min())
 
 
-@contextmanager
-def sampled(url: str, prefix: str, interval_s: float = 0.5) -> Iterator[list[pd.DataFrame]]:
-    """Yield a list that grows by one `scrape` per interval, each with `time_s`, seconds since the start."""
-    tables: list[pd.DataFrame] = []
-    over, started = Event(), time.monotonic()
-
-    def watch() -> None:
-        while not over.wait(interval_s):
-            tables.append(scrape(url, prefix).assign(time_s=time.monotonic() - started))
-
-    with ThreadPoolExecutor() as pool:
-        pool.submit(watch)
-        try:
-            yield tables
-        finally:
-            over.set()
-
-
 def scrape(url: str, prefix: str = "driftsched_") -> pd.DataFrame:
     """Return the metrics at `/metrics` whose names begin with `prefix`: columns `name`, `labels` (text), `value`."""
     families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text)
-    samples = [sample for family in families for sample in family.samples if sample.name.startswith(prefix)]
-    texts = [", ".join(f"{key}={value}" for key, value in one.labels.items() if key != "pid") for one in samples]
-    rows = [(one.name, text, one.value) for one, text in zip(samples, texts, strict=True)]
+    rows = [
+        (sample.name, ", ".join(f"{key}={value}" for key, value in sample.labels.items() if key != "pid"), sample.value)
+        for family in families
+        for sample in family.samples
+        if sample.name.startswith(prefix)
+    ]
     return pd.DataFrame(rows, columns=["name", "labels", "value"])

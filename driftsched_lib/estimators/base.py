@@ -8,15 +8,13 @@ from typing import Annotated, Any, Protocol, final
 from pydantic import AfterValidator, Field
 
 from driftsched_lib.requests import BASE_TOKENS, Category, Estimate, Request
+from driftsched_lib.validation import choice
 
 MAX_TOKENS = 10_000_000
 """Longest length that is believed (tokens); a longer one is a counting error."""
-MIN_VARIANCE = 1e-4
-"""Of a log length, where an estimator divides by it: a spread of one percent."""
-MAX_LOG_RATIO = 20.0
-"""Largest log ratio that an estimate uses: above that of `MAX_TOKENS`, far below what overflows."""
-MAX_LOG = 100.0
-"""Largest part of a log ratio; other parts may cancel it."""
+MIN_VARIANCE = 1e-4  # of a log length: a spread of one percent
+MAX_LOG_RATIO = 20.0  # that an estimate uses: above that of `MAX_TOKENS`, far below what overflows
+MAX_LOG = 100.0  # of one part of a log ratio; other parts may cancel it
 
 
 def _all_categories(base_tokens: dict[str, int]) -> dict[str, int]:
@@ -45,12 +43,11 @@ class Feedback:
 
 
 class Estimator(Protocol):
-    """Estimates the output length of a request at its admission, and learns from the length of its output.
+    """Estimates output lengths at admission, and learns from outputs; `IntervalEstimator` does most of it for its own.
 
     Known at admission are `category`, `tier`, `tenant`, `input_tokens`, `max_tokens`, `prompt` and `arrival_s`.  To be
     saved, an estimator keeps each constructor argument under its own name, and all that it learns in `state_`, a
-    dataclass of numbers, lists and mappings (None if it learns nothing).  `interval.IntervalEstimator` does most of
-    this for a subclass.
+    dataclass of numbers, lists and mappings (None if it learns nothing).
 
     `observe` returns what changed if the estimator keeps one bias per category, else None.  Both raise ValueError and
     learn nothing if `checked_base` or `checked_length` refuses the request; the message names it.
@@ -73,35 +70,25 @@ def checked_bases(base_tokens: Mapping[str, int]) -> dict[str, int]:
 def checked_base(base_tokens: Mapping[str, int], request: Request) -> int:
     """Return the base of a request's category (tokens).
 
-    Raises:
-        ValueError: the category has no base, or a number known at admission is not finite or too small.
+    Raises ValueError if it has none, or if a number known at admission is not finite or too small.
     """
     for name, least in (("arrival_s", 0), ("input_tokens", 0), ("max_tokens", 1)):
         if not least <= (value := getattr(request, name)) < inf:
             raise ValueError(f"request {request.request_id!r}: {name} is {value}, it must be finite, {least} or more")
     if request.category not in base_tokens:
-        known = ", ".join(base_tokens)
-        raise ValueError(f"request {request.request_id!r}: category is {request.category!r}, it may be one of {known}")
+        raise ValueError(f"request {request.request_id!r}: category {choice(request.category, base_tokens)}")
     return base_tokens[request.category]
 
 
 def checked_length(request: Request, output_tokens: int) -> int:
-    """Return an observed length as an int, at most the request's limit; whole numbers of other types (12.0) are taken.
-
-    An engine stops at the limit, so a larger count is the counter's error.
-
-    Raises:
-        ValueError: it is no whole number from 0 to `MAX_TOKENS`.
-    """
+    """Return an observed length, at most the request's limit; ValueError unless it is whole and up to `MAX_TOKENS`."""
     try:
         length = int(output_tokens)
     except (TypeError, ValueError, OverflowError):
         length = -1
     if length != output_tokens or not 0 <= length <= MAX_TOKENS:
-        raise ValueError(
-            f"request {request.request_id!r}: {output_tokens!r} output tokens observed, "
-            f"it must be a whole number from 0 to {MAX_TOKENS:,}"
-        )
+        fault = f"{output_tokens!r} output tokens observed, it must be a whole number from 0 to {MAX_TOKENS:,}"
+        raise ValueError(f"request {request.request_id!r}: {fault}")
     return min(length, request.max_tokens)
 
 

@@ -8,13 +8,10 @@ from zlib import crc32
 from driftsched_lib.requests import Request
 
 SLOTS = 2048
-NUMBERS = 4
-"""Numeric features, in slots 0 to 3."""
+NUMBERS = 4  # numeric features, in slots 0 to 3
 HASHED = SLOTS - NUMBERS
-MAX_WORDS = 14
-"""The number of words in the longest of the project's own prompts."""
-READ = 128
-"""Characters read at each end of a prompt; they hold those words unless they are very long."""
+MAX_WORDS = 14  # of the longest of the project's own prompts
+READ = 128  # characters at each end of a prompt; they hold those words unless they are very long
 
 
 def numeric(request: Request, base: int, day_s: float) -> tuple[float, ...]:

@@ -10,18 +10,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from driftsched_lib.estimators.base import Feedback, checked_base, checked_bases, checked_length
-from driftsched_lib.requests import Estimate, Request
+from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
 
 CAPACITY = 100
 SLICES = 10
-_MIDDLES = [[int((i + 0.5) / SLICES * n) for i in range(SLICES)] for n in range(CAPACITY + 1)]
-"""By the number of values: where in their order the middle of each slice lies."""
+_MIDDLES = [[int((i + 0.5) / SLICES * n) for i in range(SLICES)] for n in range(CAPACITY + 1)]  # by number of values
 MISS_RATE = 0.1
-STEP = 0.05
-"""Large enough to settle within a few hundred outcomes; a tenth of it makes intervals a few percent narrower."""
+STEP = 0.05  # settles within a few hundred outcomes; a tenth of it makes intervals a few percent narrower
 MAX_LEVEL = 0.5
-MIN_RATIOS = round(2 / MISS_RATE) - 1
-"""Ratios that an interval at `MISS_RATE` needs for finite ends; with fewer the level does not move."""
+MIN_RATIOS = round(2 / MISS_RATE) - 1  # for finite ends at `MISS_RATE`; with fewer the level does not move
 
 
 @dataclass
@@ -57,12 +54,8 @@ class AdaptiveInterval:
 
     At level a it reaches from the a / 2 to the 1 - a / 2 quantile of the last ratios of outcome to point (split
     conformal, corrected for their number).  After each outcome `a <- a + STEP * (MISS_RATE - missed)`: misses widen the
-    next intervals.  At a <= 0 the interval is everything.  Source: Gibbs and Candes, Adaptive Conformal Inference Under
-    Distribution Shift (2021), equation 2.
-
-    Attributes:
-        level: a, at most `MAX_LEVEL`.  Outcomes that are all alike are never missed, and the level must not run away.
-        ratios: the last outcomes over their points.
+    next intervals.  At a <= 0 the interval is everything; outcomes that are all alike, never missed, raise a to at most
+    `MAX_LEVEL`.  Source: Gibbs and Candes, Adaptive Conformal Inference Under Distribution Shift (2021), equation 2.
     """
 
     level: Annotated[float, Field(ge=-1, le=MAX_LEVEL)] = MISS_RATE
@@ -77,10 +70,7 @@ class AdaptiveInterval:
     def around(self, point: float, max_tokens: int) -> tuple[float, float]:
         """Return the interval around a point (tokens), half a token wider per side, for lengths are whole."""
         low, high = self.bounds()
-        low, high = point * low - 0.5, point * high + 0.5
-        if high > max_tokens:
-            low, high = low if low < max_tokens else max_tokens, max_tokens
-        return low if low > 0 else 0.0, high
+        return max(0.0, min(max_tokens, point * low - 0.5)), min(point * high + 0.5, max_tokens)
 
     def learn(self, ratio: float, missed: bool) -> None:
         if len(self.ratios) >= MIN_RATIOS:
@@ -98,9 +88,9 @@ class State:
 class IntervalEstimator(ABC):
     """Base of the estimators that learn: checks input, and keeps an adaptive interval per category around the point.
 
-    A subclass says what it expects of a request (`expect`) and learns from its length (`learn`).  An outcome counts as
-    missed if the interval that the request would get *now* misses it.  The interval given at admission is as old as the
-    request; a level that follows stale misses swings wider, the longer the queue.
+    A subclass says what it expects of a request (`expect`) and learns from its length (`learn`).  An outcome is missed
+    if the interval that the request would get *now* misses it: with the interval given at admission, levels swing wider
+    the longer the queue.  To be saved, a subclass extends `State` by what it learns (see `base.Estimator`).
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).
@@ -109,15 +99,13 @@ class IntervalEstimator(ABC):
         ValueError: a base is below one token.
 
     >>> class Last(IntervalEstimator):
-    ...     def __init__(self, base_tokens):
-    ...         super().__init__(base_tokens)
-    ...         self.lengths = dict(base_tokens)
+    ...     length = None
     ...     def expect(self, request, base):
-    ...         return self.lengths[request.category]
+    ...         return self.length or base
     ...     def learn(self, request, base, length):
-    ...         self.lengths[request.category] = length
+    ...         self.length = length
     >>> request = Request("1", 0.0, "Summarize DNS.", "acme", "standard", max_tokens=256, category="summary")
-    >>> estimator = Last({"summary": 256})
+    >>> estimator = Last()
     >>> estimator.observe(request, 90)
     >>> estimator.estimate(request).output_tokens
     90
@@ -125,7 +113,7 @@ class IntervalEstimator(ABC):
 
     state_: Any
 
-    def __init__(self, base_tokens: Mapping[str, int]):
+    def __init__(self, base_tokens: Mapping[str, int] = BASE_TOKENS):
         self.base_tokens = checked_bases(base_tokens)
         self.state_ = State({category: AdaptiveInterval() for category in self.base_tokens})
 

@@ -29,9 +29,7 @@ class LocalLevel:
 
     Attributes:
         level, variance: mean and variance of the belief about the level, which is a log(length / base).
-        noise: variance of an observation around the level.
-        gain: the gain in the long run.
-        last: the last standardised innovation.
+        noise, gain, last: variance of an observation, the gain in the long run, the last standardised innovation.
     """
 
     level: LogRatio = 0.0
@@ -42,10 +40,9 @@ class LocalLevel:
     detector: ChangeDetector = field(default_factory=ChangeDetector)
 
     def learn(self, innovation: float, others: float, min_gain: float) -> float:
-        """Move the level; return the variance that was expected of the innovation.
+        """Move the level; return the variance that was expected of the innovation, the value less its expectation.
 
         Parameters:
-            innovation: the value less its expectation.
             others: variance of the other parts of the expectation.
             min_gain: lower bound of the gain in the long run.
         """

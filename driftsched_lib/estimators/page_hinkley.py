@@ -12,13 +12,11 @@ from driftsched_lib.estimators.interval import IntervalEstimator, State
 from driftsched_lib.requests import BASE_TOKENS, Request
 from driftsched_lib.validation import in_range
 
-TOLERANCE = 0.5
-"""Standard deviations; the test is quickest for changes of twice this."""
+TOLERANCE = 0.5  # standard deviations; the test is quickest for changes of twice this
 THRESHOLD = 6.0
-"""Summed standard deviations: one false alarm per 1,300 normal residuals (Siegmund, Sequential Analysis, 1985); a change
-of two standard deviations is found after four or five."""
-WILD = 3.0
-"""Standard deviations that one residual counts for at most, so that no single one is a change."""
+"""Summed standard deviations: one false alarm per 1,300 normal residuals (Siegmund, Sequential Analysis, 1985).
+A change of two standard deviations is found after four or five."""
+WILD = 3.0  # standard deviations that one residual counts for at most, so that no single one is a change
 VARIANCE_GAIN = 0.05
 
 
@@ -26,12 +24,8 @@ VARIANCE_GAIN = 0.05
 class RiseTest:
     """The Page-Hinkley test for a rise of standardised residuals: `excess <- max(0, excess + residual - TOLERANCE)`.
 
-    The excess is the cumulative sum less its minimum, where the change began (Page, Continuous Inspection Schemes,
-    1954; Hinkley, 1971).
-
-    Attributes:
-        excess: the test's statistic (standard deviations).
-        count, total: number and sum of the values since it was last 0.
+    The excess is the cumulative sum (standard deviations) less its minimum, where the change began; `count` and `total`
+    are number and sum of the values since (Page, Continuous Inspection Schemes, 1954; Hinkley, 1971).
     """
 
     excess: Annotated[float, Field(ge=0, le=THRESHOLD)] = 0.0
@@ -57,11 +51,7 @@ class ChangeDetector:
     fall: RiseTest = field(default_factory=RiseTest)
 
     def learn(self, residual: float, value: float) -> tuple[float, int] | None:
-        """Take in a standardised residual and the value behind it.
-
-        Returns:
-            After a change, the mean and number of the values since it began, and the tests start anew; else None.
-        """
+        """Take in a standardised residual and its value; at a change, return mean and number of the values since."""
         residual = min(max(residual, -WILD), WILD)
         for test, rise in ((self.rise, residual), (self.fall, -residual)):
             test.learn(rise, value)

@@ -35,9 +35,6 @@ class PaperEstimator(IntervalEstimator):
         input_scale: input length that would double the estimate without that bound (tokens).
         tiers: tiers by name, for their safety factors.
 
-    Raises:
-        ValueError: a parameter is out of range.
-
     >>> request = Request("1", 0.0, "?", "acme", "premium", 256, category="summary", input_tokens=100)
     >>> estimator = PaperEstimator(alpha=0.1)
     >>> estimator.estimate(request).output_tokens  # 256 * 1 * 1.2 * 1.1 = 337.92

@@ -27,8 +27,7 @@ class AgedMean:
         checked_sum(self.total, self.count)
 
     def learn(self, value: float, gain: float) -> None:
-        self.count = (1 - gain) * self.count + 1.0
-        self.total = (1 - gain) * self.total + value
+        self.count, self.total = (1 - gain) * self.count + 1.0, (1 - gain) * self.total + value
 
 
 @dataclass
@@ -70,9 +69,8 @@ class Pooled(IntervalEstimator):
 
     >>> estimator = Pooled()
     >>> chat, docs = (Request("1", 0.0, "?", tenant, "standard", 512, category="report") for tenant in ("chat", "docs"))
-    >>> for _ in range(50):
-    ...     estimator.observe(chat, 50), estimator.observe(docs, 400)
-    (None, None)
+    >>> for request, length in [(chat, 50), (docs, 400)] * 50:
+    ...     estimator.observe(request, length)
     >>> estimator.estimate(chat).output_tokens < 70 < 300 < estimator.estimate(docs).output_tokens
     True
     """

@@ -39,10 +39,7 @@ class RunningQuantiles(IntervalEstimator):
     state_: QuantilesState
 
     def __init__(
-        self,
-        base_tokens: Mapping[str, int] = BASE_TOKENS,
-        min_observations: int = 30,
-        max_tenants: int = 1000,
+        self, base_tokens: Mapping[str, int] = BASE_TOKENS, min_observations: int = 30, max_tenants: int = 1000
     ):
         super().__init__(base_tokens)
         self.min_observations = int(in_range("min_observations", min_observations, 0, 100))

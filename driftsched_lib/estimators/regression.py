@@ -14,18 +14,13 @@ from driftsched_lib.estimators.kalman import LocalLevel
 from driftsched_lib.requests import BASE_TOKENS, Request
 from driftsched_lib.validation import in_range
 
-PRIOR_VARIANCE = 0.02
-"""Of a weight: most features change a length by less than a quarter."""
-SHARE_OF_DRIFT = 0.03
-"""Process noise of a weight over that of a level: a dozen features share it, and a word's worth hardly changes."""
+PRIOR_VARIANCE = 0.02  # of a weight: most features change a length by less than a quarter
+SHARE_OF_DRIFT = 0.03  # of a level's process noise in a weight: a dozen share it, and a word's worth hardly changes
 
 
 @dataclass
 class RegressionState(State):
-    """The level and the interval of each category; mean and variance of each feature's weight, by slot.
-
-    Drift makes no weight less known than at first: `PRIOR_VARIANCE` is the upper bound.
-    """
+    """Level and interval per category; mean and variance per feature's weight, never less known than at first."""
 
     levels: dict[str, LocalLevel]
     means: list[LogRatio] = field(default_factory=lambda: [0.0] * SLOTS)
@@ -85,6 +80,6 @@ class Regression(IntervalEstimator):
             variances[slot] = variance if variance < PRIOR_VARIANCE else PRIOR_VARIANCE
 
     def _log_ratio(self, request: Request, slots: tuple[int, ...], numbers: tuple[float, ...]) -> float:
-        means = self.state_.means
-        level = self.state_.levels[request.category].level
-        return level + sum(map(means.__getitem__, slots)) + sum(map(mul, numbers, means))
+        means, level = self.state_.means, self.state_.levels[request.category].level
+        ratio: float = level + sum(map(means.__getitem__, slots)) + sum(map(mul, numbers, means))
+        return ratio

@@ -13,7 +13,7 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import ESTIMATORS, Estimator
 from driftsched_lib.validation import JsonFile, choice, in_one_move
 
-_ANY = TypeAdapter[Any](Any)
+_ANY = TypeAdapter[Any](Any, config={"ser_json_inf_nan": "constants"})
 
 
 def _class_of(name: Any) -> type:
@@ -25,11 +25,8 @@ def _class_of(name: Any) -> type:
     return kind
 
 
-class _Strict(JsonFile):
+class _File(JsonFile):
     model_config = JsonFile.model_config | {"strict": True}
-
-
-class _File(_Strict):
     format: Literal["driftsched-estimator"]
     version: Literal[2]
     estimator: Annotated[Any, BeforeValidator(_class_of)]
@@ -41,7 +38,7 @@ def save_estimator(estimator: Estimator, path: str | Path) -> None:
     """Write an estimator's parameters and what it has learnt; a user's class is named `module:Class`.
 
     Raises:
-        ValueError: the estimator does not follow the convention of `Estimator`, or holds a number that is not finite.
+        ValueError: the estimator is not kept as `Estimator` says, or holds a number that is not finite.
     """
     kind = type(estimator)
     names = [name for name, known in ESTIMATORS.items() if known is kind] or [f"{kind.__module__}:{kind.__qualname__}"]
@@ -73,7 +70,7 @@ def load_estimator(path: str | Path) -> Estimator:
     kind = _File.load(path).estimator
     arguments = inspect.signature(kind, eval_str=True).parameters
     types = {name: (Any if a.annotation is a.empty else a.annotation, ...) for name, a in arguments.items()}
-    parameters = create_model("Parameters", __base__=_Strict, **types)  # type: ignore[call-overload]
+    parameters = create_model("Parameters", __config__=_File.model_config, **types)  # type: ignore[call-overload]
     checked = create_model("File", __base__=_File, parameters=parameters).load(path).parameters
     try:
         estimator: Estimator = kind(**dict(checked))
@@ -87,10 +84,7 @@ def load_estimator(path: str | Path) -> Estimator:
 
 
 def _check_parts(new: Any, loaded: Any, where: str) -> None:
-    """Raise ParamsError unless a loaded state has every category and slot of a new one, and no others.
-
-    What is empty in a new one, tenants and windows, may hold anything.
-    """
+    """Raise ParamsError unless a loaded state has all parts of a new one; what is empty there may grow."""
     if isinstance(new, list) and new:
         new, loaded = dict(enumerate(new)), dict(enumerate(loaded))
     if isinstance(new, dict) and new:

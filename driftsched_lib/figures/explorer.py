@@ -106,7 +106,7 @@ def _tails(axis: Axes, done: pd.DataFrame, depth: pd.DataFrame) -> Ends:
 
 def _depth(axis: Axes, done: pd.DataFrame, depth: pd.DataFrame) -> Ends:
     waiting = depth.drop(columns="time_s")
-    axis.stackplot(depth.time_s, *waiting.to_numpy().T, colors=map(color_of, waiting), labels=waiting.columns)
+    axis.stackplot(depth.time_s, *waiting.to_numpy().T, colors=list(map(color_of, waiting)), labels=waiting.columns)
     return 0, depth.time_s.max(), 0, max(1, 1.05 * waiting.sum(axis=1).max())
 
 

@@ -137,10 +137,7 @@ def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int
 
 def coverage_over_time(windows: pd.DataFrame) -> Figure:
     """Draw coverage and width of 90% intervals, of `drift_lab.over_time`, with 95% bands: a column per scenario."""
-    names, by = (
-        {"coverage": "in the interval (%)", "width_tokens": "its width (tokens)"},
-        ["of", "scenario", "estimator"],
-    )
+    names = {"coverage": "in the interval (%)", "width_tokens": "its width (tokens)"}
     windows = windows.assign(coverage=100 * windows.coverage, scenario=windows.scenario.str.replace("_", " "))
     long = windows.rename(columns=names).melt(["scenario", "estimator", "window"], list(names.values()), "of")
     table = pd.concat(

@@ -1,8 +1,8 @@
 """Policy interface, the two queues that policies are built on, and the sizes that they share."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sized
 from copy import deepcopy
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,7 @@ from driftsched_lib.requests import TIERS, Estimate, Request
 Lane = TypeVar("Lane", bound=Hashable)
 
 
-class Policy(ABC):
+class Policy(Sized, Iterable[Request]):
     """Queue requests with unique ids; `now` is in seconds since the start of the run and never goes back.
 
     Iteration yields the order in which `pop` would return what is queued.  If that depends on time, iteration uses the
@@ -37,12 +37,6 @@ class Policy(ABC):
     def remove(self, request_id: str) -> Request:
         """Remove and return a request; raise KeyError if it is not queued."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[Request]: ...
-
     def on_finish(self, request: Request, output_tokens: int) -> None:  # noqa: B027
         """Note that a popped request has ended, completed or not: once per request, however often it was preempted."""
 
@@ -55,13 +49,10 @@ Entry = tuple[float, int, Request]  # key, place in the order of arrival, reques
 
 
 class KeyedQueue(Policy):
-    """Serve the smallest `key(request)` first, ties in order of arrival.  Cost: O(log n) per operation, amortised.
-
-    A removed request leaves a dead entry in the heap; the heap is rebuilt when the dead outnumber the living.
-    """
+    """Serve the smallest `key(request)` first, ties in order of arrival.  Cost: O(log n) per operation, amortised."""
 
     def __init__(self) -> None:
-        self._heap: list[Entry] = []
+        self._heap: list[Entry] = []  # a removed request leaves a dead entry
         self._alive: dict[str, Entry] = {}
         self._added = 0
 
@@ -73,10 +64,7 @@ class KeyedQueue(Policy):
         self._push(self._heap, request)
 
     def pop(self, now: float) -> Request:
-        request = self.peek(now)
-        heappop(self._heap)
-        del self._alive[request.request_id]
-        return request
+        return self.remove(self.peek(now).request_id)
 
     def peek(self, now: float) -> Request:
         while self._is_dead(self._heap[0]):
@@ -85,7 +73,7 @@ class KeyedQueue(Policy):
 
     def remove(self, request_id: str) -> Request:
         entry = self._alive.pop(request_id)
-        rebuild_half_dead(self._heap, self._alive)
+        self._drop_dead(self._alive)
         return entry[2]
 
     def _push(self, heap: list[Entry], request: Request) -> None:
@@ -94,6 +82,12 @@ class KeyedQueue(Policy):
         self._added += 1
         entry = self._alive[request.request_id] = (self.key(request), self._added, request)
         heappush(heap, entry)
+
+    def _drop_dead(self, alive: Mapping[str, Entry]) -> None:
+        """Rebuild the heap if its dead entries outnumber the living."""
+        if len(self._heap) > 2 * len(alive):
+            self._heap = list(alive.values())
+            heapify(self._heap)
 
     def _is_dead(self, entry: Entry) -> bool:
         return self._alive.get(entry[2].request_id) is not entry
@@ -104,14 +98,15 @@ class KeyedQueue(Policy):
     def __iter__(self) -> Iterator[Request]:
         return (request for _, _, request in sorted(self._alive.values()))
 
+    def _popped_by_a_copy(self, now: float) -> Iterator[Request]:
+        copy = deepcopy(self, {id(request): request for _, _, request in self._alive.values()})  # shares the requests
+        return (copy.pop(now) for _ in range(len(copy)))
+
 
 class Lanes(KeyedQueue, Generic[Lane]):
     """Serve the first request of the lane that `choose(now)` returns; within a lane the smallest key, by default FIFO.
 
-    Cost: O(log n) per operation, amortised, and that of `choose`.
-
-    Parameters:
-        lane: returns the lane of a request, which stays the same while it is queued.
+    `lane(request)` stays the same while it is queued.  Cost: O(log n) per operation, amortised, and that of `choose`.
     """
 
     def __init__(self, lane: Callable[[Request], Lane]) -> None:
@@ -134,9 +129,6 @@ class Lanes(KeyedQueue, Generic[Lane]):
         self._push(heap, request)
         self._lanes[lane] = heap
         self._latest_s = max(self._latest_s, request.arrival_s)
-
-    def pop(self, now: float) -> Request:
-        return self.remove(self.peek(now).request_id)
 
     def peek(self, now: float) -> Request:
         if not self._alive:
@@ -161,20 +153,7 @@ class Lanes(KeyedQueue, Generic[Lane]):
         return request
 
     def __iter__(self) -> Iterator[Request]:
-        return in_pop_order(self, [request for _, _, request in self._alive.values()], self._latest_s)
-
-
-def in_pop_order(policy: Policy, queued: Iterable[Request], now: float = 0.0) -> Iterator[Request]:
-    """Yield what a copy of the policy pops at `now`; the copy shares the `queued` requests, given in any order."""
-    copy = deepcopy(policy, {id(request): request for request in queued})
-    return (copy.pop(now) for _ in range(len(copy)))
-
-
-def rebuild_half_dead(heap: list[Entry], alive: Mapping[str, Entry]) -> None:
-    """Rebuild a heap in which the dead entries outnumber the living."""
-    if len(heap) > 2 * len(alive):
-        heap[:] = alive.values()
-        heapify(heap)
+        return self._popped_by_a_copy(self._latest_s)
 
 
 def total_tokens(request: Request) -> int:

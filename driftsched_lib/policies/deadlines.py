@@ -12,8 +12,7 @@ class EarliestDeadline(KeyedQueue):
     late requests stay first and make the next ones late.  None starves: a request is passed only by those that arrive
     at most the difference of two objectives later.  Source: Liu and Layland, 1973.  Cost: O(log n).
 
-    >>> batch, premium = example_request("b", tier="batch"), example_request("p", tier="premium", arrival_s=50.0)
-    >>> example_order(EarliestDeadline(), batch, premium)
+    >>> example_order(EarliestDeadline(), example_request("b", tier="batch"), example_request("p", arrival_s=50.0))
     ['p', 'b']
     """
 

@@ -5,13 +5,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from math import inf
 
-from driftsched_lib.policies.base import KeyedQueue, example_order, example_request, in_pop_order  # noqa: F401
+from driftsched_lib.policies.base import KeyedQueue, example_order, example_request  # noqa: F401
 from driftsched_lib.policies.tenants import MAX_IDLE_TENANTS
 from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import not_negative
 
-RECENT = 512
-"""Requests over which the quantile is taken."""
+RECENT = 512  # requests over which the quantile is taken
 
 
 class Express(KeyedQueue):
@@ -26,9 +25,9 @@ class Express(KeyedQueue):
     tag is the end of the tenant's last express request, or the virtual time if that is later.  So per weight a tenant's
     express requests get at most an equal share of the engine, plus `lead_tokens` and one request.
 
-    **Starvation.**  The oldest request goes next when `fifo_share` of the tokens dispatched since it was last served
-    covers it.  While a request waits, at most `(A + 2 L) / fifo_share` tokens are dispatched: `A` were queued before
-    it, and `L` is the largest request.  Cost: O(log n), and the number of quantiles.
+    **Starvation.**  A credit grows by `fifo_share` of the tokens dispatched; the oldest request goes next, and spends
+    it, when it covers its size.  While a request waits, at most `(A + 2 L) / fifo_share` tokens are dispatched: `A`
+    were queued before it, and `L` is the largest request.  Cost: O(log n), and the number of quantiles.
 
     Parameters:
         express_share: share of requests below the cap, from 0 (FIFO) to 1 (no cap).
@@ -58,8 +57,9 @@ class Express(KeyedQueue):
         self.uncertainty = not_negative("uncertainty", uncertainty)
         self.input_price = not_negative("input_price", input_price)
         self.weights = {name: tier.weight for name, tier in tiers.items()}
-        self._waiting: OrderedDict[str, float] = OrderedDict()  # size by request id, the oldest first
-        self._dispatched: dict[str, tuple[float, float]] = {}  # by id of a popped request: rank and size
+        self._alive = OrderedDict()  # the oldest is found in O(1)
+        self._counted: dict[str, tuple[float, float]] = {}  # by id of a request that has not ended: rank and size
+        self._dispatched: set[str] = set()
         self._credit = 0.0
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
@@ -70,52 +70,66 @@ class Express(KeyedQueue):
         self._forget_at = MAX_IDLE_TENANTS
 
     def key(self, request: Request) -> float:
-        weight = self.weights[request.tier]
-        self._join(request.tenant, weight)
-        if request.request_id in self._dispatched:  # preempted, and counted before
-            rank, self._waiting[request.request_id] = self._dispatched[request.request_id]
-            return rank
-        size = self._waiting[request.request_id] = self._size(request)
-        per_weight = size / weight
-        start = max(self._tags.get(request.tenant, 0.0), self._virtual_time)
-        if not self._is_small(per_weight) or start > self._virtual_time + self.lead_tokens:
-            return inf
-        self._tags[request.tenant] = start + per_weight
-        if len(self._tags) > self._forget_at:
-            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > self._virtual_time}
-            self._forget_at = 2 * len(self._tags) + MAX_IDLE_TENANTS
-        return per_weight
+        if request.request_id in self._counted:  # it was preempted
+            return self._counted[request.request_id][0]
+        size = self._size(request)
+        rank = self._rank(request.tenant, size / self.weights[request.tier])
+        self._counted[request.request_id] = rank, size
+        return rank
+
+    def add(self, request: Request) -> None:
+        super().add(request)
+        queued, weight = self._present.get(request.tenant, (0, self.weights[request.tier]))
+        self._present[request.tenant] = queued + 1, weight
+        self._weight_present += 0 if queued else weight
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
         request_id = request.request_id
         if request_id not in self._dispatched:
-            size = self._waiting[request_id]
-            self._dispatched[request_id] = self._alive[request_id][0], size
+            self._dispatched.add(request_id)
+            size = self._counted[request_id][1]
             self._credit += self.fifo_share * size
-            if request_id == next(iter(self._waiting)):
+            if request_id == next(iter(self._alive)):
                 self._credit = max(0.0, self._credit - size)
             self._virtual_time += size / self._weight_present
-        return self._leave(request_id)
+        return self.remove(request_id)
 
     def peek(self, now: float) -> Request:
-        if self._waiting:
-            oldest, size = next(iter(self._waiting.items()))
-            if self._credit >= size:
+        if self._alive:
+            oldest = next(iter(self._alive))
+            if self._credit >= self._counted[oldest][1]:
                 return self._alive[oldest][2]
         return super().peek(now)
 
     def remove(self, request_id: str) -> Request:
-        rank = self._alive[request_id][0]
-        request = self._leave(request_id)
+        request = super().remove(request_id)
+        queued, weight = self._present.pop(request.tenant)
+        if queued > 1:
+            self._present[request.tenant] = queued - 1, weight
+        else:
+            self._weight_present -= weight
         if request_id not in self._dispatched:
+            rank, _ = self._counted.pop(request_id)
             self._correct(request.tenant, rank, -rank)
         return request
 
     def on_finish(self, request: Request, output_tokens: int) -> None:
-        rank, size = self._dispatched.pop(request.request_id)
+        self._dispatched.remove(request.request_id)
+        rank, size = self._counted.pop(request.request_id)
         wrong_by = self.input_price * request.input_tokens + output_tokens - size
         self._correct(request.tenant, rank, wrong_by / self.weights[request.tier])
+
+    def _rank(self, tenant: str, per_weight: float) -> float:
+        """Return the size per weight of an express request, and infinity for others."""
+        start = max(self._tags.get(tenant, 0.0), self._virtual_time)
+        if not self._is_small(per_weight) or start > self._virtual_time + self.lead_tokens:
+            return inf
+        self._tags[tenant] = start + per_weight
+        if len(self._tags) > self._forget_at:
+            self._tags = {tenant: tag for tenant, tag in self._tags.items() if tag > self._virtual_time}
+            self._forget_at = 2 * len(self._tags) + MAX_IDLE_TENANTS
+        return per_weight
 
     def _correct(self, tenant: str, rank: float, by: float) -> None:
         """Correct what an express request counted for its tenant."""
@@ -137,20 +151,5 @@ class Express(KeyedQueue):
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         return place < self.express_share * len(self._sorted)
 
-    def _join(self, tenant: str, weight: float) -> None:
-        queued, weight_before = self._present.get(tenant, (0, weight))
-        self._present[tenant] = queued + 1, weight_before
-        self._weight_present += 0 if queued else weight
-
-    def _leave(self, request_id: str) -> Request:
-        request = super().remove(request_id)
-        del self._waiting[request_id]
-        queued, weight = self._present.pop(request.tenant)
-        if queued > 1:
-            self._present[request.tenant] = queued - 1, weight
-        else:
-            self._weight_present -= weight
-        return request
-
     def __iter__(self) -> Iterator[Request]:
-        return in_pop_order(self, [request for _, _, request in self._alive.values()])
+        return self._popped_by_a_copy(now=0.0)

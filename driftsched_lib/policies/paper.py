@@ -22,9 +22,7 @@ class Fifo(KeyedQueue):
 
 
 class Priority(KeyedQueue):
-    """Serve the best tier first, FIFO within.  Nothing bounds the wait of the last tier.
-
-    Source: the paper.  Cost: O(log n).
+    """Serve the best tier first, FIFO within; nothing bounds the wait of the last.  Source: the paper.  Cost: O(log n).
 
     >>> example_order(Priority(), example_request("b", tier="batch"), example_request("p", tier="premium"))
     ['p', 'b']
@@ -65,8 +63,7 @@ class AgingPriority(KeyedQueue):
     A request overtakes those of the next better tier that arrive more than `1 / rate` seconds after it.  All queued
     requests age alike, so a heap ordered by `rank + rate * arrival` suffices.  Source: the paper.  Cost: O(log n).
 
-    >>> old, new = example_request("old", tier="standard"), example_request("new", tier="premium", arrival_s=101.0)
-    >>> example_order(AgingPriority(rate=0.01), new, old)
+    >>> example_order(AgingPriority(), example_request("new", arrival_s=101.0), example_request("old", tier="standard"))
     ['old', 'new']
     """
 
@@ -82,12 +79,12 @@ class AgingPriority(KeyedQueue):
 class Weighted(Lanes[str]):
     """Give each tier as many consecutive turns per cycle as its weight, FIFO within; an empty tier passes its turns on.
 
-    Source: the paper, with 5 turns for premium, 3 for standard and 2 for batch.  Cost: O(log n), and the length of the
-    cycle.  A weight that is not a whole number raises ValueError.
+    Source: the paper (5 turns for premium, 3 for standard, 2 for batch).  Weights must be whole numbers; else the
+    constructor raises ValueError.  Cost: O(log n), and the cycle's length.
 
-    >>> requests = [example_request(f"{tier[0]}{i}", tier=tier) for i in range(7) for tier in ("batch", "premium")]
+    >>> requests = [example_request(f"{tier[0]}{i}", tier=tier) for i in range(6) for tier in ("batch", "premium")]
     >>> example_order(Weighted(), *requests)
-    ['p0', 'p1', 'p2', 'p3', 'p4', 'b0', 'b1', 'p5', 'p6', 'b2', 'b3', 'b4', 'b5', 'b6']
+    ['p0', 'p1', 'p2', 'p3', 'p4', 'b0', 'b1', 'p5', 'b2', 'b3', 'b4', 'b5']
     """
 
     def __init__(self, tiers: Tiers = TIERS):
@@ -109,13 +106,12 @@ class Weighted(Lanes[str]):
 class Grouped(Lanes[str]):
     """Serve the oldest request, and at the same moment others of its category; then the oldest again.
 
-    This control tells what SJF owes to batches of equal length from what it owes to its order.  A static batch is
-    popped at one moment, so it holds like requests, none preferred for its length.  Requests popped at different
-    moments are served FIFO.  Cost: O(log n), and the number of categories.
+    A static batch is popped at one moment, so it holds like requests, none preferred for its length.  This separates
+    what SJF owes to batches of equal length from what it owes to its order.  Requests popped at different moments are
+    FIFO.  Cost: O(log n), and the number of categories.
 
-    >>> requests = [example_request(f"{category}{i}", category=category) for i in (0, 1) for category in "ab"]
-    >>> example_order(Grouped(), *requests)
-    ['a0', 'a1', 'b0', 'b1']
+    >>> example_order(Grouped(), *[example_request(i, category=i[0]) for i in ("a1", "b1", "a2")])
+    ['a1', 'a2', 'b1']
     """
 
     def __init__(self) -> None:

@@ -14,10 +14,9 @@ class ShortestRemaining(KeyedQueue):
 
     The first queued request preempts the running one that has the most tokens to come, if these are more than its own.
     Each of its tokens in the KV cache counts against that as `recompute` output tokens.  A request that has outlived
-    its estimate is left alone, so nothing is preempted for ever.  Nothing bounds the wait of a long request.
-
-    Source: Schrage, 1968: no policy has a lower mean response time on one server with known sizes and free preemption.
-    Cost: O(log n), and O(running requests) to find a victim.
+    its estimate is left alone, so nothing is preempted for ever.  Nothing bounds the wait of a long request.  Source:
+    Schrage, 1968, who proved that with known sizes and free preemption no policy has a lower mean response time on one
+    server.  Cost: O(log n), and O(running requests) to find a victim.
 
     >>> queue, long = ShortestRemaining(), example_request("long", 400)
     >>> queue.add(example_request("short", 20))
@@ -49,19 +48,12 @@ class ShortestRemaining(KeyedQueue):
 class MultilevelFeedback(KeyedQueue):
     """Serve the highest level first, FIFO within; requests sink as they run (MLFQ).  It needs no estimate.
 
-    A request is at the top for its first `quantum_tokens`, at the next level for twice as many, and so on.  The first
-    queued request preempts a running one of a lower level.  At a boost all queued requests return to the top in order
-    of queueing, with a new quantum.  So none waits longer than until the next boost, and then as under FIFO.
-
+    A request is at the top of so many `levels` for its first `quantum_tokens` of output, at the next for twice as many,
+    and so on.  The first queued request preempts a running one of a lower level.  Every `boost_s` seconds all queued
+    requests return to the top in order of queueing, with a new quantum, so each waits only for those before it.
     Source: Corbato et al., 1962.  Cost: O(log n), O(running requests) to find a victim, and O(n) per boost.
 
-    Parameters:
-        quantum_tokens: output tokens at the top level.
-        levels: number of levels.
-        boost_s: seconds from one boost to the next.
-
-    >>> queue, long = MultilevelFeedback(quantum_tokens=64), example_request("long")
-    >>> long.num_output_tokens = 64
+    >>> queue, long = MultilevelFeedback(quantum_tokens=64), example_request("long", num_output_tokens=64)
     >>> queue.add(example_request("new"))
     >>> queue.victim([long], now=0.0) is long
     True
@@ -71,10 +63,8 @@ class MultilevelFeedback(KeyedQueue):
 
     def __init__(self, quantum_tokens: int = 64, levels: int = 5, boost_s: float = 60.0):
         super().__init__()
-        positive("quantum_tokens", quantum_tokens)
-        positive("levels", levels)
-        self.quantum_tokens = quantum_tokens
-        self.levels = levels
+        self.quantum_tokens = int(positive("quantum_tokens", quantum_tokens))
+        self.levels = int(positive("levels", levels))
         self.boost_s = positive("boost_s", boost_s)
         self._boost_at_s = -inf
         self._made_before: dict[str, int] = {}  # by id: output tokens at its last boost, if there were any

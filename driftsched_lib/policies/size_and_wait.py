@@ -12,18 +12,13 @@ from driftsched_lib.validation import not_negative, positive
 
 
 class AgingShortestJobFirst(KeyedQueue):
-    """Serve the smallest `f(size) - rate * seconds waited` first, with `f(size) = size / (1 + size / scale)`.
+    """Serve the smallest `f(size) - rate * seconds waited` first, with `f(size) = size / (1 + size / scale_tokens)`.
 
-    Without a scale `f` is the size.  Then a request overtakes one that is `d` tokens longer only if it arrives at most
-    `d / rate` seconds after it.  Source: SGLang's pull request 30806.  With a scale it orders as TensorRT-LLM's pull
-    request 12428, whose defaults are a rate of 6,554 and a scale of 32,768.  Cost: O(log n).
+    `rate` is in tokens per second.  Without a scale `f` is the size, as in SGLang's pull request 30806; then a request
+    overtakes one that is `d` tokens longer only if it arrives at most `d / rate` seconds after it.  With a scale it
+    orders as TensorRT-LLM's pull request 12428 (a rate of 6,554 and a scale of 32,768 tokens).  Cost: O(log n).
 
-    Parameters:
-        rate: tokens of size that a second of waiting makes up for.
-        scale_tokens: size at which `f` is half of its bound; None for no bound.
-
-    >>> old, new = example_request("old", 100), example_request("new", 60, arrival_s=11.0)
-    >>> example_order(AgingShortestJobFirst(rate=4.0), old, new)
+    >>> example_order(AgingShortestJobFirst(), example_request("old", 100), example_request("new", 60, arrival_s=11.0))
     ['old', 'new']
     """
 
@@ -42,15 +37,14 @@ class AgingShortestJobFirst(KeyedQueue):
 class OldestOfEachSize(Lanes[int]):
     """Serve the largest `scores(wait, worth(size))` first, ties in order of adding; waiting never lowers a score.
 
-    So only the oldest request of each size competes; the context's length bounds how many sizes there are.
-    Cost: O(log n), and one vectorised pass over the distinct sizes queued.
+    So only the oldest of each size competes.  Cost: O(log n), and one vectorised pass over the distinct sizes queued.
     """
 
     def __init__(self) -> None:
         super().__init__(total_tokens)
         self._slots: dict[int, int] = {}
-        self._sizes: list[int] = []  # by slot, as the columns of
-        self._table = np.empty((2, 64))  # the oldest arrival of each size, and what the size is worth
+        self._sizes: list[int] = []
+        self._arrivals, self._worths = np.empty(64), np.empty(64)  # by slot: the oldest arrival, and the size's worth
 
     @abstractmethod
     def worth(self, size: int) -> float:
@@ -69,26 +63,27 @@ class OldestOfEachSize(Lanes[int]):
         slot = self._slots.setdefault(size, len(self._sizes))
         if slot == len(self._sizes):
             self._sizes.append(size)
-            if slot == self._table.shape[1]:
-                self._table = np.hstack([self._table, self._table])
-            self._table[1, slot] = self.worth(size)
-        self._table[0, slot] = self._lanes[size][0][0]
+            if slot == len(self._worths):
+                self._arrivals, self._worths = np.resize(self._arrivals, 2 * slot), np.resize(self._worths, 2 * slot)
+            self._worths[slot] = self.worth(size)
+        self._arrivals[slot] = self._lanes[size][0][0]
 
     def remove(self, request_id: str) -> Request:
         request = super().remove(request_id)
         size = total_tokens(request)
         if size in self._lanes:
-            self._table[0, self._slots[size]] = self._lanes[size][0][0]
+            self._arrivals[self._slots[size]] = self._lanes[size][0][0]
             return request
         slot, last = self._slots.pop(size), self._sizes.pop()
         if last != size:  # the last slot moves to the free one
             self._slots[last], self._sizes[slot] = slot, last
-            self._table[:, slot] = self._table[:, len(self._sizes)]
+            for column in (self._arrivals, self._worths):
+                column[slot] = column[len(self._sizes)]
         return request
 
     def choose(self, now: float) -> int:
-        arrivals, worths = self._table[:, : len(self._sizes)]
-        scores = self.scores(now - arrivals, worths)
+        n = len(self._sizes)
+        scores = self.scores(now - self._arrivals[:n], self._worths[:n])
         best = int(scores.argmax())
         most, scores[best] = scores[best], -np.inf
         if scores[scores.argmax()] < most:
@@ -101,13 +96,10 @@ class Hrrn(OldestOfEachSize):
     """Serve the largest `wait / size ** exponent` first; with an exponent of 1, highest response ratio next.
 
     The exponent, from 0 to 16, leads from FIFO (0) towards SJF.  None starves: a request that has waited `t` seconds is
-    passed only by those that have waited `t * (smaller size / its own) ** exponent`.
+    passed only by those that have waited `t * (smaller size / its own) ** exponent`.  Source: Brinch Hansen, 1971; the
+    generalised c-mu index of a cost `wait ** (1 + 1 / exponent)` (van Mieghem, 1995).  Cost: as `OldestOfEachSize`.
 
-    Source: Brinch Hansen, 1971; the generalised c-mu index of a cost `wait ** (1 + 1 / exponent)` (van Mieghem, 1995).
-    Cost: O(log n), and one vectorised pass over the distinct sizes queued.
-
-    >>> old, new = example_request("old", 100), example_request("new", 10, arrival_s=90.0)
-    >>> example_order(Hrrn(), new, old, now=95.0)
+    >>> example_order(Hrrn(), example_request("new", 10, arrival_s=90.0), example_request("old", 100), now=95.0)
     ['old', 'new']
     """
 
@@ -125,13 +117,9 @@ class Hrrn(OldestOfEachSize):
 class SigmoidShortestJobFirst(OldestOfEachSize):
     """Serve the largest weighted sum of two sigmoids first: one rises with the wait, the other falls with the size.
 
-    Each is centred at its median and as wide.  Under overload all waits score alike, so it starves as SJF does.
-    Source: vLLM's pull request 29366, whose size is the prompt's.  Cost: as `Hrrn`.
-
-    Parameters:
-        wait_median_s: wait in seconds that scores half.
-        size_median: size in tokens that scores half.
-        wait_weight: weight of the wait, from 0 to 1; the size has the rest.
+    Each scores half at its median, in seconds or tokens, and is as wide; the size has what `wait_weight` leaves of 1.
+    Under overload all waits score alike, so it starves as SJF does.  Source: vLLM's pull request 29366, whose size is
+    the prompt's.  Cost: as `OldestOfEachSize`.
 
     >>> old, new = example_request("old", 100), example_request("new", 10, arrival_s=4.0)
     >>> example_order(SigmoidShortestJobFirst(), new, old, now=5.0)

@@ -4,12 +4,11 @@ from abc import abstractmethod
 from heapq import heappop, heappush
 from operator import attrgetter
 
-from driftsched_lib.policies.base import Entry, Lanes, example_order, example_request, rebuild_half_dead, total_tokens  # noqa: F401
+from driftsched_lib.policies.base import Entry, Lanes, example_order, example_request, total_tokens  # noqa: F401
 from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import not_negative, positive
 
-MAX_IDLE_TENANTS = 64
-"""Idle tenants that may be remembered beyond twice those that matter, so that looking for them is O(1), amortised."""
+MAX_IDLE_TENANTS = 64  # remembered beyond twice those that matter, so that forgetting is O(1), amortised
 
 
 class LeastServed(Lanes[str]):
@@ -71,7 +70,7 @@ class LeastServed(Lanes[str]):
             _, age, request = self._lanes[tenant][0]
             head = self._heads[tenant] = (self.had[tenant], age, request)
             heappush(self._heap, head)
-            rebuild_half_dead(self._heap, self._heads)
+            self._drop_dead(self._heads)
         else:
             self._heads.pop(tenant, None)
 
@@ -86,16 +85,13 @@ class LeastServed(Lanes[str]):
 class VirtualTokenCounter(LeastServed):
     """Serve the tenant with the smallest virtual token counter first, FIFO within (VTC).
 
-    A counter grows by `(input_price * input + output_price * output) / weight` of the tier.  Dispatch charges the
-    estimated output; the end corrects it.  A tenant that joins is lifted to the smallest counter of those queued, or
-    else to the last one's.  While two tenants both have requests queued, their service per weight differs by at most
-    the largest request's cost, and the errors of running requests' estimates.
+    A counter grows by a request's price, `input_price` and `output_price` per token, over its tier's weight.  Dispatch
+    charges the estimated output; the end corrects it.  A tenant that joins is lifted to the smallest counter of those
+    queued, or else to the last one's.  While two tenants both have requests queued, their counters differ by at most
+    the largest request and the errors of running estimates.  Source: Sheng et al., OSDI 2024.  Cost: O(log n).
 
-    Source: Sheng et al., OSDI 2024.  Cost: O(log n).  The prices are per token, in any unit.
-
-    >>> requests = [example_request(name, tenant=name[0]) for name in ("a1", "a2", "a3", "b1")]
-    >>> example_order(VirtualTokenCounter(), *requests)
-    ['a1', 'b1', 'a2', 'a3']
+    >>> example_order(VirtualTokenCounter(), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
+    ['a1', 'b1', 'a2']
     """
 
     def __init__(self, input_price: float = 1.0, output_price: float = 2.0, tiers: Tiers = TIERS):
@@ -129,13 +125,10 @@ class WeightedFairQueueing(LeastServed):
     A tag grows by the estimated total over the tier's weight per request dispatched.  A tenant joins at no less than
     the virtual time: the tag served last or, once nothing is queued, the end of all.  While two tenants both have
     requests queued, their tokens per weight differ by at most the largest request of each, over its weight.  Tags are
-    never corrected, so a tenant gains by requests longer than estimated.
+    never corrected, so a tenant gains by underestimated requests.  Source: Goyal, Vin and Cheng, 1996.  Cost: O(log n).
 
-    Source: Goyal, Vin and Cheng, 1996, which tags requests at arrival, in the same order.  Cost: O(log n).
-
-    >>> requests = [example_request(name, tenant=name[0]) for name in ("a1", "a2", "a3", "b1")]
-    >>> example_order(WeightedFairQueueing(), *requests)
-    ['a1', 'b1', 'a2', 'a3']
+    >>> example_order(WeightedFairQueueing(), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
+    ['a1', 'b1', 'a2']
     """
 
     def __init__(self, tiers: Tiers = TIERS):
@@ -166,15 +159,13 @@ class DeficitRoundRobin(Lanes[str]):
     queued, their tokens per weight differ by at most one quantum and the largest request of each, over its weight.
     Source: Shreedhar and Varghese, 1995.  Cost: O(log n), if a quantum is not much smaller than a request.
 
-    >>> requests = [example_request(name, tenant=name[0]) for name in ("a1", "a2", "a3", "b1")]
-    >>> example_order(DeficitRoundRobin(quantum_tokens=20), *requests)
-    ['a1', 'b1', 'a2', 'a3']
+    >>> example_order(DeficitRoundRobin(20), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
+    ['a1', 'b1', 'a2']
     """
 
     def __init__(self, quantum_tokens: int = 128, tiers: Tiers = TIERS):
         super().__init__(attrgetter("tenant"))
-        positive("quantum_tokens", quantum_tokens)
-        self.quantum_tokens = quantum_tokens
+        self.quantum_tokens = positive("quantum_tokens", quantum_tokens)
         self.weights = {name: tier.weight for name, tier in tiers.items()}
         self._left: dict[str, float] = {}  # by tenant with requests queued: tokens that it may still spend
         self._paid: set[str] = set()  # ids of popped requests
@@ -202,7 +193,8 @@ class DeficitRoundRobin(Lanes[str]):
         request = super().remove(request_id)
         if request.tenant not in self._lanes:
             self._left.pop(request.tenant, None)
-            self._turn = None if self._turn == request.tenant else self._turn
+            if self._turn == request.tenant:
+                self._turn = None
         return request
 
     def on_finish(self, request: Request, output_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Policies that use the distribution of a size.  Where it is a single length, Gittins and TIE are SJF."""
+"""Policies that use the distribution of a size; where it is a single length, Gittins and TIE are SJF."""
 
 from math import ceil, exp, expm1, fsum, inf, log
 
@@ -14,9 +14,8 @@ class Gittins(KeyedQueue):
     `t`.  It minimises the mean response time if requests may be preempted.  Here they are not; then the best index is
     `1 / E[size]`, which is TIE with `weight=0`.  Source: Gittins, 1979.  Cost: O(log n), and the number of quantiles.
 
-    >>> gamble = example_request("gamble", 50, quantiles=(1, 1, 100, 100))
-    >>> example_order(Gittins(), example_request("sure", 20), gamble)
-    ['gamble', 'sure']
+    >>> example_order(Gittins(), example_request("sure", 20), example_request("bet", 50, quantiles=(1, 1, 100, 100)))
+    ['bet', 'sure']
     """
 
     def key(self, request: Request) -> float:
@@ -33,16 +32,13 @@ class Gittins(KeyedQueue):
 class TailInflatedExpectation(KeyedQueue):
     """Serve the smallest `E[size] + weight * E[size | size is in its largest tail]` first (TIE).
 
+    `tail` is the tail's share, above 0 and at most 1.  A `weight` of 0 is shortest expected processing time (SEPT).
     Nothing bounds the wait of a long request.  Source: Zheng et al., 2026 (arXiv 2604.00499), who use a log-t
     distribution, a weight that follows the queue's length, and aging.  Cost: O(log n), and the number of quantiles.
 
-    Parameters:
-        weight: factor on the tail's mean; 0 is shortest expected processing time (SEPT).
-        tail: share of the distribution that is its tail, above 0 and at most 1.
-
-    >>> gamble = example_request("gamble", 50, quantiles=(1, 1, 100, 100))
-    >>> example_order(TailInflatedExpectation(), gamble, example_request("sure", 60))
-    ['sure', 'gamble']
+    >>> bet = example_request("bet", 50, quantiles=(1, 1, 100, 100))
+    >>> example_order(TailInflatedExpectation(), bet, example_request("sure", 60))
+    ['sure', 'bet']
     """
 
     def __init__(self, weight: float = 0.3, tail: float = 0.1):
@@ -59,17 +55,13 @@ class TailInflatedExpectation(KeyedQueue):
 class Boost(KeyedQueue):
     """Serve in order of arrival, but each request counts as `log(m / (m - 1)) / decay` seconds older than it is.
 
-    `m` is the mean of `exp(decay * size / tokens_per_s)` over the possible sizes.  If `decay` is that of the tail of
-    response times, no order by arrival and size makes this tail fall faster.  A request is passed only by those that
-    arrive within the difference of two boosts.  Source: Yu and Scully, "Strongly Tail-Optimal Scheduling in the
-    Light-Tailed M/G/1", 2024.  Cost: O(log n), and the number of quantiles.
+    `m` is the mean of `exp(decay * size / tokens_per_s)` over the possible sizes, with the engine's rate when all slots
+    are taken.  If `decay`, per second, is that of the tail of response times, no order by arrival and size makes this
+    tail fall faster.  Towards 0 it becomes SJF, a large one is FIFO.  A request is passed only by those that arrive
+    within the difference of two boosts.  Source: Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed
+    M/G/1", 2024.  Cost: O(log n), and the number of quantiles.
 
-    Parameters:
-        decay: rate per second; towards 0 it becomes SJF, a large one is FIFO.
-        tokens_per_s: the engine's tokens per second with all slots taken.
-
-    >>> old, new = example_request("old", 400), example_request("new", 20, arrival_s=9.0)
-    >>> example_order(Boost(), old, new)
+    >>> example_order(Boost(), example_request("old", 400), example_request("new", 20, arrival_s=9.0))
     ['new', 'old']
     """
 

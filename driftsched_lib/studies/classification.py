@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifier, TextWeights, words_of
 from driftsched_lib.requests import CATEGORIES
-from driftsched_lib.workloads.prompts import STYLES, TOPICS, build_prompt
+from driftsched_lib.workloads.prompts import STYLES, TEMPLATES, TOPICS, build_prompt, label_prefix
 
 FOLDS = 5
 """The number of wordings in a category."""
@@ -19,8 +19,8 @@ OTHER_WORDINGS = {
         "Define an API gateway in one line.",
     ),
     "summary": (
-        "Give me a summary of how Terraform works.", "Sum up the key ideas of OAuth.",
-        "TL;DR of PagedAttention please.", "Briefly recap the history of Docker.", "Condense the main points about CDNs.",
+        "Give me a summary of how Terraform works.", "Condense the main points about CDNs.",
+        "Sum up the key ideas of OAuth.", "TL;DR of PagedAttention please.", "Briefly recap the history of Docker.",
     ),
     "technical": (
         "Describe the internals of PostgreSQL replication.", "Walk me through the architecture of a service mesh.",
@@ -89,3 +89,15 @@ def held_out_accuracy() -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["how", "category", "right"])
     shares = table.pivot_table("right", "category", "how", sort=False)
     return pd.concat([shares, shares.mean().rename("all").to_frame().T]).rename_axis("category")
+
+
+def classified_prompts() -> pd.DataFrame:
+    """Return every prompt of the load behind the paper's classifier, with and without the label prefix, one per row."""
+    classify = KeywordClassifier().classify
+    rows = []
+    for category, topic in product(CATEGORIES, TOPICS):
+        for template in range(len(TEMPLATES[category])):
+            prompt = build_prompt(category, topic, template)
+            rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
+            rows.append(("without it", category, classify(prompt)))
+    return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])

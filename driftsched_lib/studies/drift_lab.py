@@ -92,18 +92,11 @@ def accuracy(replay: pd.DataFrame) -> pd.Series:
     An empty output counts as one token in MAPE.
     """
     estimated, actual, low, high = replay[COLUMNS[2:6]].to_numpy(dtype=float).T
-    error = estimated - actual
-    return pd.Series(
-        {
-            "mae_tokens": np.abs(error).mean(),
-            "rmse_tokens": np.sqrt((error**2).mean()),
-            "mape": np.abs(error / np.maximum(actual, 1)).mean(),
-            "bias_tokens": error.mean(),
-            "kendall_tau": kendalltau(estimated, actual).statistic,
-            "coverage": ((low <= actual) & (actual <= high)).mean(),
-            "width_tokens": (high - low).mean(),
-        }
-    )
+    error, covered = estimated - actual, (low <= actual) & (actual <= high)
+    values = {"mae_tokens": np.abs(error).mean(), "rmse_tokens": np.sqrt((error**2).mean())}
+    values |= {"mape": np.abs(error / np.maximum(actual, 1)).mean(), "bias_tokens": error.mean()}
+    values |= {"kendall_tau": kendalltau(estimated, actual).statistic, "coverage": covered.mean()}
+    return pd.Series(values | {"width_tokens": (high - low).mean()})
 
 
 def accuracy_table(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:

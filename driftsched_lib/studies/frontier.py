@@ -11,12 +11,7 @@ from driftsched_lib.experiments import metrics, results
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import behind_best, paired_change, select
 
-RELATIVE = {
-    "mean_e2e_s": "mean E2E",
-    "p50_e2e_s": "P50 E2E",
-    "p99_e2e_s": "P99 E2E",
-    "longest_wait_s": "longest wait",
-}
+RELATIVE = {"mean_e2e_s": "mean E2E", "p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "longest wait"}
 """Measures that are compared by their ratio, with their names."""
 COMPARED = ("p50_e2e_s", "p99_e2e_s", "longest_wait_s")
 SETTING = ["workload", "batching", "rate"]
@@ -58,12 +53,8 @@ def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = 
 
 
 def _latencies(done: pd.DataFrame) -> dict[str, float]:
-    return {
-        "p50_e2e_s": done.e2e_s.median(),
-        "p99_e2e_s": done.e2e_s.quantile(0.99),
-        "p50_ttft_s": done.ttft_s.median(),
-        "p50_slowdown": done.slowdown.median(),
-    }
+    medians = {f"p50_{name}": done[name].median() for name in ("e2e_s", "ttft_s", "slowdown")}
+    return medians | {"p99_e2e_s": done.e2e_s.quantile(0.99)}
 
 
 def frontier(out: str | Path, tiers: Tiers | None = None) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Sequence
 from math import nan
 from operator import attrgetter
@@ -23,13 +24,8 @@ from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 from driftsched_lib.workloads.synthetic import make_load
 
-AS_IN_VLLM = {
-    "scheduler.batching": ["continuous"],
-    "scheduler.token_counter": ["tokenizer"],
-    "scheduler.calibration": [True],
-    "scheduler.queue_capacity": None,
-    "workload.queue_timeout_s": None,
-}
+AS_IN_VLLM = {"scheduler.batching": ["continuous"], "scheduler.token_counter": ["tokenizer"]}
+AS_IN_VLLM |= {"scheduler.calibration": [True], "scheduler.queue_capacity": None, "workload.queue_timeout_s": None}
 """The settings of the scheduler inside vLLM: a grid whose winner is to be deployed there can have no others."""
 
 
@@ -88,7 +84,7 @@ def _served(params: Params, out: str | Path, load_of: str | Path | None, runs: S
     if load_of is not None and not (Path(out) / results.SPEED).exists():
         with results.writing(Path(out)):
             Path(out).mkdir(parents=True, exist_ok=True)
-        results.write_speed(Path(out), results.load_speed(load_of))
+            shutil.copy(Path(load_of) / results.SPEED, out)
     run_grid(params, out, runs)
     return frontier(out)
 

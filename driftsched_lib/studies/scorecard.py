@@ -1,6 +1,7 @@
 """The paper's claims C1 to C7 (arXiv 2606.02982), ruled on by the runs of a results folder."""
 
 from collections import namedtuple
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +78,9 @@ def changes_against_fifo(done: pd.DataFrame) -> pd.DataFrame:
     """Return relative changes of latency quantiles against FIFO, one row per batching and policy."""
     names, rows = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}, {}
     for (batching, policy), _ in done[done.policy != "fifo"].groupby(["batching", "policy"], sort=False):
-        runs = select(done, batching=batching)
-        rows[batching, policy] = {
-            f"P{100 * q:.0f} {name}": relative_change(runs, column, quantile(q), {"policy": policy}, FIFO)
-            for column, name in names.items()
-            for q in (0.50, 0.99)
-        }
+        runs, row = select(done, batching=batching), rows.setdefault((batching, policy), {})
+        for (column, name), q in product(names.items(), (0.50, 0.99)):
+            row[f"P{100 * q:.0f} {name}"] = relative_change(runs, column, quantile(q), {"policy": policy}, FIFO)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

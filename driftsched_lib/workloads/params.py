@@ -12,6 +12,11 @@ from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Val
 from driftsched_lib.workloads.drift import LEARNING_MIX, SCENARIOS, STRESS_MIX
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
 
+PAPER_PHASES: dict[str, dict[str, Any]] = {
+    "learning": {"share": 1 / 3, "mix": LEARNING_MIX, "gap_s": [0.05, 0.15]},
+    "stress": {"share": 2 / 3, "mix": STRESS_MIX, "gap_s": [0.005, 0.03], "pause_s": 15.0},
+}
+
 
 def _check_sum(shares: Iterable[float], tolerance: float) -> None:
     if not isclose(total := sum(shares), 1, rel_tol=0, abs_tol=tolerance):
@@ -29,17 +34,11 @@ def _gap_s(gap_s: list[float]) -> list[float]:
     return gap_s
 
 
-PAPER_PHASES: dict[str, dict[str, Any]] = {
-    "learning": {"share": 1 / 3, "mix": LEARNING_MIX, "gap_s": [0.05, 0.15]},
-    "stress": {"share": 2 / 3, "mix": STRESS_MIX, "gap_s": [0.005, 0.03], "pause_s": 15.0},
-}
-
-
 class Phase(Validated):
     """A stretch of the load with its own category mix and arrival rate.
 
-    It begins `pause_s` after the phase before it has drained.  A phase that is named `learning` or `stress` is the
-    paper's, but for what is given.
+    It begins `pause_s` after the phase before it has drained.  A phase named `learning` or `stress` is the paper's,
+    except for what is given.
 
     Attributes:
         share: of all requests.
@@ -64,13 +63,16 @@ class Phase(Validated):
 
     @model_validator(mode="before")
     @classmethod
-    def _like_the_papers(cls, values: Any) -> Any:
+    def _as_in_the_paper(cls, values: Any) -> Any:
         return PAPER_PHASES.get(values.get("name"), {}) | values if isinstance(values, dict) else values
 
 
 def _phases(phases: list[Phase]) -> list[Phase]:
     _check_sum([phase.share for phase in phases], 1e-6)
     return phases
+
+
+Phases = Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)]
 
 
 class TraceParams(Validated):

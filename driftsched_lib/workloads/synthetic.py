@@ -72,7 +72,7 @@ def make_load(
 
 
 def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tiers = TIERS) -> None:
-    """Read the files that a workload names, so that a wrong one is refused before an engine is loaded.
+    """Read the files that a workload names, and warn of bad rows of a trace: before an engine is loaded.
 
     Parameters:
         windows: how many stretches of `requests` rows a trace must hold.

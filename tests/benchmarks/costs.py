@@ -123,7 +123,6 @@ def estimator_costs(requests: int = 6000, size: int = 50, words: Sequence[int] =
 
 
 def _learn(estimator: Estimator, request: Request) -> None:
-    request.features = None  # another estimator's
     request.estimate = estimator.estimate(request)
     estimator.observe(request, request.fixed_output_tokens)
 

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from driftsched_lib.estimators.conformal import MAX_LEVEL, MIN_RATIOS, STEP, AdaptiveInterval
-from driftsched_lib.estimators.sliding import CAPACITY
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched_lib.estimators import ESTIMATORS, Kalman
+from driftsched_lib.estimators.interval import CAPACITY, MAX_LEVEL, MIN_RATIOS, STEP, AdaptiveInterval, SlidingWindow
 from driftsched_lib.studies.drift_lab import lab_load, replay
 
 
@@ -21,14 +20,23 @@ def naive_bounds(ratios, level):
     return (0.0, float("inf")) if left_out < 1 else (padded[left_out], padded[n + 1 - left_out])
 
 
+@given(values=st.lists(st.floats(0, 1e6), max_size=3 * CAPACITY))
+def test_a_sliding_window_against_sorting_its_last_values(values):
+    window = SlidingWindow()
+    for value in values:
+        window.add(value)
+    last = values[-CAPACITY:]
+    assert window.values == last and window.ordered == sorted(last)
+    middles = [sorted(last)[int((i + 0.5) / 10 * len(last))] for i in range(10)] if len(last) >= 10 else None
+    assert window.slices() == middles
+
+
 @given(ratios=st.lists(st.floats(0.01, 100), max_size=150), level=st.floats(-0.5, MAX_LEVEL))
 def test_bounds_against_counting(ratios, level):
     interval = AdaptiveInterval(level=level)
     for ratio in ratios:
         interval.ratios.add(ratio)
-    low, high = interval.bounds()
-    assert (low, high) == naive_bounds(ratios[-CAPACITY:], level)
-    assert low <= high
+    assert interval.bounds() == naive_bounds(ratios[-CAPACITY:], level)
 
 
 @given(misses=st.lists(st.booleans(), max_size=300))
@@ -43,8 +51,7 @@ def test_the_level_against_the_update_of_gibbs_and_candes(misses):
 
 @given(seed=st.integers(0, 100), scales=st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_misses_are_a_tenth_whatever_the_outcomes_do(seed, scales):
-    """The bound of Gibbs and Candes, proposition 4.1: the share missed is off by at most (1 + step) / (step * n) for
-    levels from 0 to 1; here they end at `MAX_LEVEL`, which atomless outcomes do not reach."""
+    """Gibbs and Candes, proposition 4.1: the share missed is off by at most (1 + step) / (step * n)."""
     rng = np.random.default_rng(seed)
     interval, missed = AdaptiveInterval(), []
     ratios = np.concatenate([np.exp(scale / 30 * rng.standard_normal(150)) for scale in scales])
@@ -57,12 +64,14 @@ def test_misses_are_a_tenth_whatever_the_outcomes_do(seed, scales):
     assert np.mean(missed) <= 0.1 + (0.1 + STEP) / (STEP * len(missed)) + 1e-9
 
 
+def covered(estimator, scenario, seed, requests, delay):
+    table = replay(estimator, lab_load(scenario, seed=seed, requests=requests), delay=delay)
+    return table.actual_tokens.between(table.low_tokens, table.high_tokens)
+
+
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "oracle"])
 def test_nine_in_ten_outcomes_are_inside_through_an_abrupt_change(name):
-    inside = []
-    for seed in (3, 4, 5):
-        table = replay(ESTIMATORS[name](), lab_load("abrupt", seed=seed, requests=1200), delay=16)
-        inside.append(table.actual_tokens.between(table.low_tokens, table.high_tokens)[200:])
+    inside = [covered(ESTIMATORS[name](), "abrupt", seed, 1200, delay=16)[200:] for seed in (3, 4, 5)]
     windows = np.mean(inside, axis=0).reshape(-1, 200).mean(axis=1)
     assert 0.88 <= np.mean(inside) <= 0.92
     assert windows.min() >= 0.8  # of the change, which outputs from before it cannot know
@@ -71,10 +80,7 @@ def test_nine_in_ten_outcomes_are_inside_through_an_abrupt_change(name):
 @pytest.mark.parametrize("delay", [16, 300, 600])
 def test_coverage_does_not_swing_however_late_outcomes_are_known(delay):
     """Judged by the intervals given at admission, windows of 200 went from 55% to 100%."""
-    inside = []
-    for seed in (1, 2, 3, 4, 5):
-        table = replay(Kalman(), lab_load("stationary", seed=seed), delay=delay)
-        inside.append(table.actual_tokens.between(table.low_tokens, table.high_tokens)[1000:])
+    inside = [covered(Kalman(), "stationary", seed, 2000, delay)[1000:] for seed in (1, 2, 3, 4, 5)]
     windows = np.mean(inside, axis=0).reshape(-1, 200).mean(axis=1)
     assert windows.min() >= 0.86 and windows.max() <= 0.94
 
