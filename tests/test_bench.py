@@ -76,7 +76,7 @@ def test_goals_are_judged_by_the_median_ratio_the_worst_cost_and_the_largest_run
     runs = [(10_000, 10_000, 1, 20), measured.get("last", (1_000_000, 9999, 1499, 10))]
     simulated = pd.DataFrame(runs, columns=["requests", "requests_per_s", "memory_mib", "times_blis"])
     loop, plugin = measured.get("loop", [0.9, 0.98, 0.99]), measured.get("plugin", [0.97, 0.98, 0.99])
-    judged = goals(policies, pd.Series(estimators), loop, plugin, simulated, measured.get("explorer", 0.49))
+    judged = goals(policies, pd.Series(estimators), simulated, loop, plugin, measured.get("explorer", 0.49))
     named = judged.index[judged.met == "no"]
     assert len(named) == len(missed) and all(map(str.startswith, named, missed)), named
 

@@ -1,7 +1,6 @@
 """The explorer as a person meets it: JupyterLab in a browser, a slider moved by mouse, a run on real vLLM watched."""
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -12,10 +11,10 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 from playwright.sync_api import sync_playwright
+from smoke_notebooks import copy_notebook
 
 from driftsched_lib.validation import PROJECT
 
-NOTEBOOK = "notebooks/10_explorer.ipynb"
 SCREENSHOTS = PROJECT / "runs" / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OFFLINE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -25,16 +24,11 @@ REQUESTS = 60
 
 @contextmanager
 def jupyter_lab(root):
-    """The URL of a JupyterLab that serves a folder."""
+    """Yield the URL of a JupyterLab that serves a folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = [
-        f"--port={port}",
-        "--no-browser",
-        "--allow-root",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={root}",
-    ]
+    options = [f"--port={port}", f"--ServerApp.root_dir={root}", "--IdentityProvider.token="]
+    options += ["--no-browser", "--allow-root"]
     env = os.environ | {"JUPYTER_CONFIG_DIR": str(root / "config"), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     url = f"http://127.0.0.1:{port}"
     with open(root / "lab.log", "w") as log:
@@ -54,16 +48,13 @@ def jupyter_lab(root):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "params").symlink_to(PROJECT / "params")
-    text = (PROJECT / NOTEBOOK).read_text().replace("params/quick.yaml", "params/smoke.yaml")
-    (tmp_path / NOTEBOOK).write_text(re.sub(r"requests = \d+", f"requests = {REQUESTS}", text))
+    notebook = copy_notebook("10_explorer", tmp_path, {"requests": REQUESTS})
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with jupyter_lab(tmp_path) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
         page = browser.new_page(viewport={"width": 1440, "height": 1800})
         page.set_default_timeout(PATIENCE_MS)
-        page.goto(f"{url}/lab/tree/{NOTEBOOK}")
+        page.goto(f"{url}/lab/tree/notebooks/{notebook.name}")
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
         page.get_by_role("button", name="No", exact=True).click()  # to news by JupyterLab
         page.get_by_role("menuitem", name="Run", exact=True).click()

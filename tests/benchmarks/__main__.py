@@ -29,26 +29,23 @@ def explorer_seconds(params: Params, changes: int = 9) -> float:
 def main() -> None:
     quick = Params.load(PROJECT / "params" / "quick.yaml")
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before")
-    policies = policy_costs()
-    print(f"\nsubmit + next (and preempt) + complete, microseconds per request, by number queued, {TENANTS} tenants")
-    print(policies.to_string(float_format="{:.2f}".format))
-    estimators = estimator_costs()
-    print("\nestimate + observe, or classify, CPU microseconds per request")
-    print(estimators.to_string(float_format="{:.1f}".format))
-    simulator = simulator_speed()
-    print("\nsimulated on one core")
-    print(simulator.to_string(index=False, float_format="{:,.1f}".format))
+    costs = policy_costs(), estimator_costs(), simulator_speed()
+    titles = (
+        f"submit + next (and preempt) + complete, microseconds per request, by number queued, {TENANTS} tenants",
+        "estimate + observe, or classify, CPU microseconds per request",
+        "simulated on one core",
+    )
+    for title, table in zip(titles, costs, strict=True):
+        print(f"\n{title}\n{table.to_string(float_format='{:,.2f}'.format)}")
     explorer_s = explorer_seconds(quick.changed(requests=300, workload__length_scale=0.5))
     engine = load_engine(quick.engine)
-    ratios = [
-        loop_throughput_ratios(quick.workload, engine),
-        plugin_throughput_ratios(quick.engine, quick.workload, engine),
-    ]
+    loop = loop_throughput_ratios(quick.workload, engine)
+    plugin = plugin_throughput_ratios(quick.engine, quick.workload, engine)
     print("\noutput tokens per second and 95% interval of the median: loop (FIFO) over vLLM, plug-in over vLLM's FCFS")
-    for pairs in ratios:
-        low, high = bootstrap((pairs,), np.median, method="percentile", rng=0).confidence_interval
-        print(*map("{:.3f}".format, pairs), f"[{low:.3f}, {high:.3f}]")
-    print(f"\n{goals(policies, estimators, *ratios, simulator, explorer_s).to_string(float_format='{:.3f}'.format)}")
+    for ratios in (loop, plugin):
+        low, high = bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        print(*map("{:.3f}".format, ratios), f"[{low:.3f}, {high:.3f}]")
+    print(f"\n{goals(*costs, loop, plugin, explorer_s).to_string(float_format='{:.3f}'.format)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 

@@ -15,14 +15,14 @@ MEETS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 def goals(
     policies: pd.DataFrame,
     estimators: pd.Series,
+    simulator: pd.DataFrame,
     loop: Sequence[float],
     plugin: Sequence[float],
-    simulator: pd.DataFrame,
     explorer_s: float,
 ) -> pd.DataFrame:
     """Return one row per goal: what was measured, its range, the goal, and whether it is met.
 
-    Parameters are what the benchmarks return, in the order in which they are printed; `policies` are for `QUEUED`.
+    The arguments are what the benchmarks return, in the order in which they run; `policies` is for `QUEUED`.
     """
     few, many, most = QUEUED
     growth = policies[most] / policies[few]

@@ -3,11 +3,12 @@
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 from time import process_time
 
-import numpy as np
 import pandas as pd
 from helpers import make_scheduler
 
@@ -60,17 +61,10 @@ def _simulate(requests: int) -> None:
 
 def _stress(n: int) -> Iterator[Request]:
     """Yield the paper's stress mix with Poisson arrivals, made as they are needed."""
-    mix, tiers, rng, now = WorkloadParams().phases[-1].mix, list(TIERS), np.random.default_rng(1), 0.0
-    kinds, shares = [(build_prompt(category, "DNS", 0), BASE_TOKENS[category]) for category in mix], list(mix.values())
-    mean_gap_s = sum(share * limit for share, (_, limit) in zip(shares, kinds, strict=True)) / (LOAD * TOKENS_PER_S)
-    for first in range(0, n, 10_000):
-        size = min(10_000, n - first)
-        drawn = (
-            rng.exponential(mean_gap_s, size),
-            rng.choice(len(kinds), size, p=shares),
-            rng.integers(len(tiers), size=size),
-        )
-        for i, (gap, kind, tier) in enumerate(zip(*(draws.tolist() for draws in drawn), strict=True), start=first):
-            now += gap
-            prompt, limit = kinds[kind]
-            yield Request(str(i), now, prompt, "tenant", tiers[tier], limit, fixed_output_tokens=limit)
+    mix, tiers, rng, now = WorkloadParams().phases[-1].mix, cycle(TIERS), Random(1), 0.0
+    prompts = {category: build_prompt(category, "DNS", 0) for category in mix}
+    arrivals_per_s = LOAD * TOKENS_PER_S / sum(share * BASE_TOKENS[category] for category, share in mix.items())
+    for i, category in enumerate(rng.choices(list(mix), list(mix.values()), k=n)):
+        now += rng.expovariate(arrivals_per_s)
+        limit = BASE_TOKENS[category]
+        yield Request(str(i), now, prompts[category], "tenant", next(tiers), limit, fixed_output_tokens=limit)
