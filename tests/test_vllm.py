@@ -8,9 +8,9 @@ import pytest
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import PaperEstimator
-from driftsched_lib.engines.load import load_engine
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.scheduler import Scheduler

@@ -7,6 +7,7 @@ from driftsched_lib.engines.profile import EngineLimits, Profile, Provenance
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import StoredRun, is_complete, load_run
+from driftsched_lib.experiments.run import load_of
 
 
 def profile_of_run(run: StoredRun | str | Path) -> Profile:
