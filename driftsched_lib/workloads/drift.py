@@ -53,12 +53,11 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Habit:
-    """What a scenario does to a request.
+    """What a scenario does to a request; None leaves a value as it is.
 
     Attributes:
         drift: -1 to 1; lengths are multiplied by `factor ** drift`.
-        category, tenant, tier: new values; None leaves them.
-        temperature: of the sampling, in the form `natural`; None is the engine's.
+        temperature: of the sampling, in the form `natural`.
         spread: factor on the spread of fixed log lengths.
     """
 
@@ -159,12 +158,13 @@ def drifted(
         if scenario not in SCENARIOS:
             raise ValueError(f"scenario: {choice(scenario, SCENARIOS)}")
         scenario = SCENARIOS[scenario]
-    rng, n, names = np.random.default_rng(seed), len(requests), list(tiers)
+    rng, n, tiers = np.random.default_rng(seed), len(requests), list(tiers)
     dice, normals, wordings = rng.random(n).tolist(), rng.standard_normal(n).tolist(), rng.random(n).tolist()
-    tenants = _tenant_factors(requests)
+    names = sorted({request.tenant for request in requests})  # their lengths are evenly spread on a log scale
+    tenants = {name: TENANT_SPREAD ** (2 * i / (len(names) - 1) - 1) for i, name in enumerate(names) if len(names) > 1}
     changed = []
     for i, request in enumerate(requests):
-        habit = scenario(Moment(i / n, dice[i], request.job_type, names))
+        habit = scenario(Moment(i / n, dice[i], request.job_type, tiers))
         prefix, topic, template = _parts(request)
         category, tenant = habit.category or request.job_type, habit.tenant or request.tenant
         style, length, temperature = "plain", None, None
@@ -183,12 +183,6 @@ def drifted(
         new.max_tokens, new.fixed_output_tokens, new.temperature = limits[category], length, temperature
         changed.append(new)
     return changed
-
-
-def _tenant_factors(requests: Iterable[Request]) -> dict[str, float]:
-    """Return each tenant's factor on lengths: in the order of their names, evenly spread on a log scale."""
-    names = sorted({request.tenant for request in requests})
-    return {name: TENANT_SPREAD ** (2 * i / (len(names) - 1) - 1) for i, name in enumerate(names) if len(names) > 1}
 
 
 _PARTS = {

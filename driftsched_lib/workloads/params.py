@@ -72,9 +72,6 @@ def _phases(phases: list[Phase]) -> list[Phase]:
     return phases
 
 
-Phases = Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)]
-
-
 class TraceParams(Validated):
     """A request trace in one of the formats of `traces`.
 
