@@ -2,18 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from driftsched_lib.estimators.features import ends
-from driftsched_lib.validation import JsonFile
+from driftsched_lib.validation import PROJECT, JsonFile
 
 KEYWORDS = {
     "summary": ("summarize", "summary"),
     "report": ("detailed", "report", "comprehensive"),
     "technical": ("architecture", "code", "technical"),
 }
-TEXT_WEIGHTS = Path(__file__).with_name("text_classifier.json")
+TEXT_WEIGHTS = PROJECT / "driftsched_lib" / "text_classifier.json"
 _WORDS = re.compile(r"\w+|\?")
 
 

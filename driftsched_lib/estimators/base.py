@@ -43,7 +43,7 @@ class Feedback:
 
 
 class Estimator(Protocol):
-    """Estimates output lengths at admission, and learns from outputs; `IntervalEstimator` does most of it for its own.
+    """Estimates output lengths at admission and learns from outputs; your own may extend `IntervalEstimator`.
 
     Known at admission are `category`, `tier`, `tenant`, `input_tokens`, `max_tokens`, `prompt` and `arrival_s`.  To be
     saved, an estimator keeps each constructor argument under its own name, and all that it learns in `state_`, a

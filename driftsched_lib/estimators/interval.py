@@ -50,7 +50,7 @@ class SlidingWindow:
 
 @dataclass
 class AdaptiveInterval:
-    """An interval that holds 90% of the outcomes, however good the points and whatever drifts.
+    """An interval that holds 90% of the outcomes, with poor points and under drift too.
 
     At level a it reaches from the a / 2 to the 1 - a / 2 quantile of the last ratios of outcome to point (split
     conformal, corrected for their number).  After each outcome `a <- a + STEP * (MISS_RATE - missed)`: misses widen the
@@ -68,7 +68,7 @@ class AdaptiveInterval:
         return (ordered[low - 1], ordered[-low]) if low >= 1 else (0.0, inf)
 
     def around(self, point: float, max_tokens: int) -> tuple[float, float]:
-        """Return the interval around a point (tokens), half a token wider per side, for lengths are whole."""
+        """Return the interval around a point (tokens), half a token wider per side because lengths are whole."""
         low, high = self.bounds()
         return max(0.0, min(max_tokens, point * low - 0.5)), min(point * high + 0.5, max_tokens)
 
@@ -89,8 +89,8 @@ class IntervalEstimator(ABC):
     """Base of the estimators that learn: checks input, and keeps an adaptive interval per category around the point.
 
     A subclass says what it expects of a request (`expect`) and learns from its length (`learn`).  An outcome is missed
-    if the interval that the request would get *now* misses it: with the interval given at admission, levels swing wider
-    the longer the queue.  To be saved, a subclass extends `State` by what it learns (see `base.Estimator`).
+    if the interval that the request would get *now* misses it.  Judged by the interval given at admission, levels swing
+    wider in longer queues.  To be saved, a subclass extends `State` by what it learns (see `base.Estimator`).
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).

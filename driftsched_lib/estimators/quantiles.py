@@ -20,8 +20,8 @@ class RunningQuantiles(IntervalEstimator):
     """Estimate by the median and the quantiles of the last 100 lengths of a tenant in a category.
 
     A tenant with few observations gets the whole category's quantiles, a category without any its base.  No shape of
-    distribution is assumed: outputs may mostly end at their limit, or have two humps.  O(1) per estimate; O(log n) to
-    find and O(n) to move a value in a window of n = 100.
+    distribution is assumed: outputs may mostly end at their limit, or have two humps.  O(1) per estimate; O(n) per
+    observation in a window of n = 100.
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).

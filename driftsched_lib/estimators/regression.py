@@ -20,7 +20,7 @@ SHARE_OF_DRIFT = 0.03  # of a level's process noise in a weight: a dozen share i
 
 @dataclass
 class RegressionState(State):
-    """Level and interval per category; mean and variance per feature's weight, never less known than at first."""
+    """Level and interval per category; mean and variance per weight.  No weight is less known than at first."""
 
     levels: dict[str, LocalLevel]
     means: list[LogRatio] = field(default_factory=lambda: [0.0] * SLOTS)
