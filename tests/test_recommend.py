@@ -139,7 +139,7 @@ def test_windows_that_confirm_share_no_request_with_those_that_ranked(tmp_path):
     later = later_windows(params, 2)
     assert later.seeds == [3, 4]
     windows = [trace_window(which.workload.trace, 10, window)[0] for which in (params, later) for window in (0, 1)]
-    assert [row.prompt_tokens for rows in windows for row in rows] == list(range(3, 43))
+    assert [tokens for rows in windows for tokens in rows.prompt_tokens] == list(range(3, 43))
     untraced = later_windows(Params.load(PAPER_L4, SMALL | {"seeds": [1, 5]}), 3)
     assert untraced.seeds == [6, 7, 8] and untraced.workload == Params.load(PAPER_L4, SMALL).workload
 
