@@ -24,7 +24,7 @@ LAYERS = [
     {"explorer", "__main__", "__init__"},
 ]
 CORE = set.union(*LAYERS[:3])
-FILE_READERS = {"validation", "estimators.state"}
+FILE_READERS = {"validation", "estimators.state", "classify"}  # the last has its weights beside it
 CLOCKS_FILES_AND_ENGINES = {"time", "datetime", "os", "pathlib", "io", "subprocess"} | {
     "pandas",
     "vllm",
