@@ -19,8 +19,8 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool =
 
     An iteration starts at the end of the previous one or, if that left the engine empty, at the next dispatch.  A
     sequence makes one token per iteration from its first token on, so its context is known in each.  If the engine is
-    `launch_bound`, an iteration's time is that of launching the next one, which it is therefore attributed to; the
-    first two iterations after an idle period share their times and are left out.
+    `launch_bound`, that time is spent on launching the next iteration and counts as the next one's.  The first two
+    iterations after an idle period then share their times and are left out.
 
     Returns:
         Columns `seconds`, `prefill_steps` (1 if it computes a prompt), `prompts`, `prefill_tokens`, `decode_seqs`,

@@ -140,16 +140,12 @@ def send(url: str, model: str, loads: Sequence[TenantLoad], watch: Callable[[], 
     commands = []
     with TemporaryDirectory(prefix="clients-") as folder, TemporaryFile("w+", errors="replace") as log:
         for i, load in enumerate(loads):
-            dataset, body = Path(folder, f"{i}.jsonl"), {"vllm_xargs": {"tenant": load.tenant, "tier": load.tier}}
+            dataset, sender = Path(folder, f"{i}.jsonl"), {"tenant": load.tenant, "tier": load.tier}
             rows = [json.dumps({"prompt": prompt, "output_tokens": tokens}) for prompt, tokens in load.prompts]
             dataset.write_text("\n".join(rows))
+            body = json.dumps({"vllm_xargs": sender})
             mine = {"base-url": url, "model": model, "tokenizer": in_project(model), "dataset-path": dataset}
-            mine |= {
-                "num-prompts": len(rows),
-                "request-rate": load.rate_per_s,
-                "seed": i + 1,
-                "extra-body": json.dumps(body),
-            }
+            mine |= {"num-prompts": len(rows), "request-rate": load.rate_per_s, "seed": i + 1, "extra-body": body}
             commands.append([*_CLIENT_OPTIONS.split(), *(f"--{name}={value}" for name, value in mine.items())])
         out, until = Path(folder, "results.json"), time.monotonic() + TIMEOUT_S
         with child(_CLIENTS, json.dumps(commands), str(out), stdout=log, stderr=log) as clients:
