@@ -10,25 +10,7 @@ from simulation import PAPER_L4, SMALL
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.figures.report import summary, write_report
-from driftsched_lib.studies.scorecard import Ruling, barrier_waste, throughput
-
-
-def batches(*lengths):
-    rows = [
-        {"run": "r", "phase": "p", "batch_id": i, "output_tokens": tokens, "arrival_s": 0.0, "finish_s": 2.0}
-        for i, batch in enumerate(lengths)
-        for tokens in batch
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_barrier_waste_by_hand():
-    assert barrier_waste(batches([10, 10], [5])) == 0
-    assert barrier_waste(batches([10, 5], [4, 4])) == pytest.approx(5 / 28)
-
-
-def test_throughput_by_hand():
-    assert throughput(batches([10, 5], [4, 4])) == pytest.approx(23 / 2)
+from driftsched_lib.studies.scorecard import Ruling
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import Interval, behind_best, differences_at_once, mean_interval
 from driftsched_lib.studies.frontier import frontier, larger_is_better
+from driftsched_lib.studies.recorded import requests_of
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
-from driftsched_lib.workloads.synthetic import make_load
 
 AS_IN_VLLM = {"scheduler.batching": ["continuous"], "scheduler.token_counter": ["tokenizer"]}
 AS_IN_VLLM |= {"scheduler.calibration": [True], "scheduler.queue_capacity": None, "workload.queue_timeout_s": None}
@@ -135,10 +135,9 @@ def confirm(
 def plugin_yaml(params: Params, policy: str, estimator: str) -> str:
     """Return settings with which vLLM schedules as the grid did; a tenant of several tiers has to send its tier."""
     scheduler, tiers = params.scheduler, {}
-    for window, seed in enumerate(params.seeds):
-        for phase in make_load(params.workload, params.requests, seed, 1.0, window=window, tiers=params.tiers):
-            for request in phase.requests:
-                tiers.setdefault(request.tenant, set()).add(request.tier)
+    for seed in params.seeds:
+        for request in requests_of(params, seed):
+            tiers.setdefault(request.tenant, set()).add(request.tier)
     settings = PluginSettings(
         policy=next(known for known in scheduler.policies if str(known) == policy),
         estimator=next(known for known in scheduler.estimators if str(known) == estimator),
