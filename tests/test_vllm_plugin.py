@@ -106,8 +106,9 @@ def test_vllm_serves_in_the_order_of_the_simulator(policy, engine, monkeypatch):
     tokens = {record.request_id: record.input_tokens for record in records}
     for request in requests:
         request.input_tokens = tokens[request.request_id]
-    takes_no_time = make_profile(dict.fromkeys(COSTS, 0.0) | {"decode_s": {1: 0.0}}, max_num_seqs=1)
-    _, there = simulated(requests, takes_no_time, policy=POLICIES[policy](), estimator=PaperEstimator(base))
+    profile, no_time = make_profile(max_num_seqs=1), dict.fromkeys(COSTS, 0.0) | {"decode_s": {1: 0.0}}
+    profile = profile.model_copy(update={"step": profile.step.model_copy(update=no_time)})
+    _, there = simulated(requests, profile, policy=POLICIES[policy](), estimator=PaperEstimator(base))
     columns = ("request_id", "category", "tenant", "tier", "output_tokens", "estimated_tokens", "bias_before")
     rows = [[[getattr(record, column) for column in columns] for record in run] for run in (records, there.values())]
     assert rows[0] == rows[1] and len(records) == 40
