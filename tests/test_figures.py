@@ -12,8 +12,6 @@ from driftsched_lib.figures.style import POLICY_NAMES, policy_names, side_looks
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 
-TAILS = [figures.change_against_fifo, figures.latency_by_tier, figures.e2e_tails]
-
 
 @pytest.fixture(autouse=True)
 def closed():
@@ -48,12 +46,6 @@ def foreign():
     )
 
 
-def depth_of(done, tiers):
-    runs = done[["run", "batching", "policy", "seed"]].drop_duplicates()
-    samples = pd.DataFrame({"time_s": np.linspace(0, 9, 10), **dict.fromkeys(tiers, 3)})
-    return samples.merge(runs, how="cross")
-
-
 def axes_that_cut(figure):
     """Axes whose limits leave out a point of a line."""
     figure.canvas.draw()
@@ -75,7 +67,7 @@ def overlapping_texts(figure):
 
 
 @pytest.mark.parametrize("given", ["done", "foreign"])
-@pytest.mark.parametrize("draw", TAILS)
+@pytest.mark.parametrize("draw", [figures.change_against_fifo, figures.latency_by_tier, figures.e2e_tails])
 def test_limits_hold_the_data_and_no_text_lies_on_another(draw, given, request):
     figure = draw(request.getfixturevalue(given))
     assert not overlapping_texts(figure)
@@ -89,7 +81,8 @@ def test_the_first_policy_is_on_top_in_every_row(done):
 
 
 def test_queues_of_all_seeds_and_tiers_are_within_limits(foreign):
-    depth = depth_of(foreign, tiers := list(foreign.tier.unique()))
+    samples = pd.DataFrame({"time_s": np.linspace(0, 9, 10), **dict.fromkeys(tiers := list(foreign.tier.unique()), 3)})
+    depth = samples.merge(foreign[["run", "batching", "policy", "seed"]].drop_duplicates(), how="cross")
     depth.loc[depth.seed == 2, tiers] = 70
     figure = figures.queue_depth(depth)
     assert len(figure.axes) == 2 * len(tiers)
