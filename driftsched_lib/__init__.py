@@ -4,12 +4,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Params": "experiments.params",
-    "run_grid": "experiments.grid",
-    "results": "experiments.results",
-    "figures": "figures",
-    "studies": "studies",
-    "Explorer": "explorer",
+    "Params": ("experiments.params", "Params"),
+    "run_grid": ("experiments.grid", "run_grid"),
+    "results": ("experiments.results", ""),
+    "Explorer": ("explorer", "Explorer"),
 }
 
 
@@ -17,5 +15,6 @@ def __getattr__(name: str) -> Any:
     """Import what notebooks use when it is first asked for: the core needs none of its packages."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_HOMES[name]}")
-    return getattr(module, name, module)
+    module, attribute = _HOMES[name]
+    home = import_module(f"{__name__}.{module}")
+    return getattr(home, attribute) if attribute else home

@@ -33,7 +33,7 @@ Positive = Annotated[float, Field(ge=1e-9, le=1e9)]  # floats cannot tell moment
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 FileName = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
 from tqdm.auto import tqdm
 
 from driftsched_lib.__main__ import main
-from driftsched_lib.engines.fit import profile_of_run
+from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.experiments import grid as experiment
