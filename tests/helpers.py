@@ -14,7 +14,9 @@ from driftsched_lib.validation import PROJECT
 SMOKE_SERVER = PROJECT / "params" / "smoke-server.yaml"
 
 
-def make_request(request_id, arrival_s=0.0, tier="standard", total_tokens=10, max_tokens=4, tenant="", quantiles=None, **fields):
+def make_request(
+    request_id, arrival_s=0.0, tier="standard", total_tokens=10, max_tokens=4, tenant="", quantiles=None, **fields
+):
     """A request as the scheduler would queue it."""
     tenant = tenant or f"tenant-{tier}"
     request = Request(str(request_id), arrival_s, "How does DNS work?", tenant, tier, max_tokens, **fields)

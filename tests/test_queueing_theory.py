@@ -18,7 +18,7 @@ import pytest
 from scipy import integrate, stats
 from simulation import make_profile, request, served
 
-from driftsched_lib.engines import STEP_COLUMNS
+from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, Fifo, Priority, ShortestJobFirst, ShortestRemaining
 from driftsched_lib.requests import TIERS
