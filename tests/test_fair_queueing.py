@@ -120,6 +120,15 @@ def test_drr_may_differ_by_more_than_a_quantum_and_the_largest_request():
     assert 10 + 40 < widest <= 10 + 2 * 40
 
 
+def test_drr_does_not_keep_what_an_idle_tenant_has_left():
+    policy = DeficitRoundRobin(100, EQUAL)
+    policy.add(sent_by("only", 0, size=1))
+    policy.pop(0.0)
+    policy.add(sent_by("other", 1, size=90))
+    policy.add(sent_by("large", 0, size=150))
+    assert [request.request_id for request in policy] == ["other", "large"]
+
+
 @pytest.mark.parametrize("policy", [VirtualTokenCounter, DeficitRoundRobin, WeightedFairQueueing])
 def test_one_that_sends_a_lot_waits_for_itself(policy):
     policy = policy(tiers=EQUAL)
@@ -139,6 +148,47 @@ def test_vtc_gives_no_credit_for_having_been_idle():
     policy.add(sent_by("newcomer", 1))
     assert policy.had["tenant 1"] == policy.had["tenant 0"] == 200.0
     assert [request.request_id for request in policy] == ["busy again", "newcomer"]
+
+
+def test_vtc_lifts_to_what_the_last_tenants_counter_is_by_then():
+    policy = VirtualTokenCounter(tiers=EQUAL)
+    policy.add(sent_by("long", 0))
+    policy.on_finish(policy.pop(0.0), 500)
+    policy.add(sent_by("newcomer", 1))
+    assert policy.had["tenant 1"] == 1000.0
+
+
+@pytest.mark.parametrize("policy", [VirtualTokenCounter, DeficitRoundRobin, WeightedFairQueueing])
+def test_a_request_that_comes_back_is_charged_once(policy):
+    policy = policy(tiers=EQUAL)
+    for i in range(8):
+        policy.add(sent_by(f"a{i}", 0, 100))
+        policy.add(sent_by(f"b{i}", 1, 100))
+    mine = next(request for request in iter(lambda: policy.pop(0.0), None) if request.tenant == "tenant 0")
+    for _ in range(5):
+        for i in range(8):
+            if f"a{i}" in policy._alive:
+                policy.remove(f"a{i}")
+        policy.add(mine)
+        while policy.pop(0.0) is not mine:
+            pass
+    for i in range(10, 18):
+        policy.add(sent_by(f"a{i}", 0, 100))
+    left = len(policy._lanes["tenant 1"])
+    first = [policy.pop(0.0).tenant for _ in range(left + 2)]
+    assert "tenant 0" in first
+
+
+@pytest.mark.parametrize("policy", [VirtualTokenCounter, WeightedFairQueueing])
+def test_what_is_cancelled_in_the_queue_leaves_no_trace(policy):
+    policy = policy(tiers=EQUAL)
+    for i in range(100):
+        policy.add(sent_by(f"many {i}", 0, 100))
+    for i in range(99):
+        policy.remove(f"many {i}")
+    for i in range(5):
+        policy.add(sent_by(f"other {i}", 1, 100))
+    assert "many 99" in [request.request_id for request in policy][:2]
 
 
 @pytest.mark.parametrize("policy", [VirtualTokenCounter, WeightedFairQueueing, DeficitRoundRobin])
