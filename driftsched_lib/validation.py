@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -105,18 +106,13 @@ def component(registry: Mapping[str, type], shared: tuple[str, ...] = ()) -> Any
     def parse(value: Any) -> Component:
         if isinstance(value, Component):
             return value
-        if isinstance(value, dict) and len(value) == 1:
-            [(name, options)] = value.items()
-        else:
-            name, options = value, {}
-        if isinstance(name, type):
-            name, kind = f"{name.__module__}:{name.__qualname__}", name
-        elif isinstance(name, str) and ":" in name:
-            kind = _imported(name)
-        elif isinstance(name, str) and name in registry:
-            kind = registry[name]
-        else:
-            raise ValueError(f"{choice(name, registry)}, or module:Class")
+        [(given, options)] = value.items() if isinstance(value, dict) and len(value) == 1 else [(value, {})]
+        kind: Any = given if isinstance(given, type) else None
+        name = str(given) if kind is None else f"{kind.__module__}:{kind.__qualname__}"
+        if kind is None and isinstance(given, str):
+            kind = _imported(name) if ":" in name else registry.get(name)
+        if kind is None:
+            raise ValueError(f"{choice(given, registry)}, or module:Class")
         if not isinstance(options, dict):
             raise ValueError(f"the arguments of {name} must be a mapping of names to values")
         parameters = inspect.signature(kind).parameters.values()
@@ -130,7 +126,8 @@ def component(registry: Mapping[str, type], shared: tuple[str, ...] = ()) -> Any
             checked = arguments.model_validate(options).model_dump(mode="json", include=set(options))
         except ValidationError as error:
             raise ValueError("; ".join(faults(error, arguments))) from None
-        kind(**checked)
+        if not any(p.name in shared and p.default is p.empty for p in parameters):
+            kind(**checked)
         return Component(name, kind, checked)
 
     return Annotated[Component, BeforeValidator(parse), PlainSerializer(Component.as_yaml)]
@@ -258,7 +255,7 @@ def faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors(include_url=False):
         match fault["type"]:
-            case "extra_forbidden":
+            case "extra_forbidden" | "unexpected_keyword_argument":
                 *path, last = fault["loc"]
                 message = f"unknown key: {choice(last, _model_at(model, path).model_fields)}"
             case "missing":
@@ -266,7 +263,7 @@ def faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
             case "value_error":  # raised by this project, and complete in itself
                 message = str(fault["ctx"]["error"])
             case _:
-                message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
+                message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {reprlib.repr(fault['input'])}"
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
         lines.append(": ".join(filter(None, (where.removeprefix("."), message))))
     return lines

@@ -73,7 +73,7 @@ def test_a_side_is_what_a_grid_of_its_saved_setting_gives(explorer, tmp_path):
     saved = Params.load(explorer.save("B"))
     assert saved == setting(explorer.real, Load(seed=2), Side("express"))
     assert str(tmp_path / "out") in explorer.message.value
-    simulated = saved.model_copy(update={"engine": "simulated", "engine_args": {}, "profile": PROFILE})
+    simulated = saved.changed(engine__kind="simulated", engine__args={}, engine__profile=PROFILE)
     grid = explorer.message.value.split()[-1]  # what the message says to give as --out
     run_grid(simulated, grid, jobs=1)
     by_grid = load(grid).set_index("request_id").sort_index()
@@ -88,7 +88,7 @@ def test_alike_sides_do_not_differ(explorer):
 
 
 def test_a_side_runs_on_real_vllm(tmp_path):
-    params = Params.load(SMOKE, {"requests": 40, "queue_depth_interval_s": 0.01})
+    params = Params.load(SMOKE, {"requests": 40, "measure.queue_depth_interval_s": 0.01})
     explorer = Explorer(params, PROFILE, tmp_path / "out")
     lives, counts = [], []
     explorer.live.observe(lambda change: lives.append(bytes(change.new)), names="value")
@@ -149,7 +149,7 @@ def test_a_change_that_fails_is_said_and_leaves_no_stale_picture(explorer, monke
 def test_a_run_on_real_vllm_leaves_what_a_grid_wrote(explorer, tmp_path, monkeypatch):
     saved = Params.load(explorer.save("A"))
     grid = explorer.message.value.split()[-1]
-    simulated = saved.model_copy(update={"engine": "simulated", "engine_args": {}, "profile": PROFILE})
+    simulated = saved.changed(engine__kind="simulated", engine__args={}, engine__profile=PROFILE)
     run_grid(simulated, grid, jobs=1)
     before, served = contents(Path(grid)), explorer.served["A"]
     tables = {"requests": served.done}, {"run": {}, "started": ""}
@@ -180,7 +180,7 @@ def test_the_picture_holds_what_was_served(explorer):
 
 
 def test_what_fails_is_said(explorer):
-    explorer.real = explorer.real.model_copy(update={"model": "no/such model <b>"})
+    explorer.real = explorer.real.changed(engine__model="no/such model <b>")
     click(explorer, "Run A on real vLLM")
     assert "cannot be loaded" in explorer.message.value and "<b>" not in explorer.message.value
 

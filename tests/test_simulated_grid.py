@@ -1,20 +1,17 @@
 """Grids on simulated engines: the same to the byte however they are run, and refused where they cannot be."""
 
-import shutil
-
-import pandas as pd
 import pytest
 from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
 from tqdm.auto import tqdm
 
 from driftsched_lib.__main__ import main
-from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError, RunError
 from driftsched_lib.experiments import grid as experiment
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.validation import PROJECT
 
@@ -41,17 +38,6 @@ def test_a_grid_is_whole_and_not_run_again(grid):
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")} == before
 
 
-def test_older_results_whose_manifests_have_no_summary_are_summed_up_anew(grid, tmp_path):
-    params, out, summary = grid
-    old = tmp_path / "old"
-    shutil.copytree(out, old)
-    for folder in results.run_folders(old):
-        manifest = results.load_manifest(folder)
-        del manifest["summary"]
-        results.write_json(folder / "manifest.json", manifest)
-    pd.testing.assert_frame_equal(run_grid(params, old), summary, rtol=1e-4)  # tables are kept to the microsecond
-
-
 def test_the_oracle_makes_no_error_and_runs_once_for_both_calibrations(grid):
     _, _, summary = grid
     known = summary[(summary.estimator == "oracle") & (summary.token_counter == "tokenizer")]
@@ -74,26 +60,26 @@ def test_real_engines_share_no_machine(tmp_path, options):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"profile": "nowhere.json"}, "profile: .*nowhere.json: cannot be read"),
-        ({"engine_args": {"max_num_seqs": 0}}, "engine_args: they replace the profile's limits: max_num_seqs"),
-        ({"engine_args": {"dtype": "float16"}}, "engine_args: they replace the profile's limits: dtype"),
+        ({"engine.profile": "nowhere.json"}, "profile: .*nowhere.json: cannot be read"),
+        ({"engine.args": {"max_num_seqs": 0}}, "engine.args: they replace the profile's limits: max_num_seqs"),
+        ({"engine.args": {"dtype": "float16"}}, "engine.args: they replace the profile's limits: dtype"),
     ],
 )
 def test_an_engine_that_cannot_be_is_named_before_any_run(tmp_path, capsys, changes, message):
     with pytest.raises(ParamsError, match=message):
-        load_engine(Params.load(PAPER_L4, changes))
+        load_engine(Params.load(PAPER_L4, changes).engine)
 
 
-@pytest.mark.parametrize("changes", [{"engine_args.kv_blocks": 50}, {"length_scale": 0.001}])
+@pytest.mark.parametrize("changes", [{"engine.args.kv_blocks": 50}, {"workload.length_scale": 0.001}])
 def test_an_engine_whose_slots_are_never_all_taken_has_a_capacity(changes):
     params = Params.load(PAPER_L4, SMALL | changes)
-    assert 0 < measure_speed(params, load_engine(params, log_steps=True)).capacity_tokens_per_s < 1e6
+    assert 0 < measure_speed(params, load_engine(params.engine, log_steps=True)).capacity_tokens_per_s < 1e6
 
 
 @pytest.mark.parametrize("limits", [{"max_model_len": 8}, {"kv_blocks": 2}])
 def test_an_engine_that_can_serve_nothing_has_no_capacity(tmp_path, limits):
     with pytest.raises(RunError, match="speed cannot be measured: .* finished none of 192 requests .*tokens"):
-        run_grid(Params.load(PAPER_L4, SMALL | {"engine_args": limits}), tmp_path, jobs=1)
+        run_grid(Params.load(PAPER_L4, SMALL | {"engine.args": limits}), tmp_path, jobs=1)
 
 
 @pytest.mark.parametrize("jobs", [0, -2])
@@ -104,11 +90,11 @@ def test_no_jobs_are_refused(tmp_path, jobs):
 
 
 def test_replicas_serve_as_one_engine(tmp_path):
-    small = SMALL | {"seeds": [1], "replicas": 3, "engine_args.max_num_seqs": 4}
+    small = SMALL | {"seeds": [1], "engine.replicas": 3, "engine.args.max_num_seqs": 4}
     by_router = {}
     for router in ("round_robin", "least_requests", "least_estimated_tokens"):
-        params = Params.load(PAPER_L4, small | {"router": router})
-        assert load_engine(params).max_num_seqs == 12
+        params = Params.load(PAPER_L4, small | {"engine.router": router})
+        assert load_engine(params.engine).max_num_seqs == 12
         summary = run_grid(params, tmp_path / router, jobs=1)
         assert (summary.completed == 60).all()
         by_router[router] = summary.mean_e2e_s.tolist()
@@ -116,8 +102,9 @@ def test_replicas_serve_as_one_engine(tmp_path):
 
 
 def test_a_profile_that_cannot_be_written_is_named(tmp_path, capsys):
-    [folder] = results.run_folders(PROJECT / "data" / "fidelity_runs" / "tiny-fit")
-    assert main(["profile", str(folder), "--out", str(tmp_path / "missing" / "profile.json")]) == 2
+    study = PROJECT / "data" / "fidelity_runs" / "tiny-fit"
+    [run] = results.runs(study)
+    assert main(["profile", str(study / run.name), "--out", str(tmp_path / "missing" / "profile.json")]) == 2
     assert "missing/profile.json cannot be written" in capsys.readouterr().err
 
 
@@ -130,7 +117,7 @@ def test_progress_counts_the_requests_of_finished_runs(tmp_path, monkeypatch):
             super().close()
 
     monkeypatch.setattr(experiment, "tqdm", Progress)
-    params = Params.load(PAPER_L4, SMALL | {"seeds": [1], "policies": ["fifo"]})
+    params = Params.load(PAPER_L4, SMALL | {"seeds": [1], "scheduler.policies": ["fifo"]})
     run_grid(params, tmp_path, jobs=1)
     assert seen[0] == (60, 60)
 
@@ -139,7 +126,7 @@ def test_a_profile_from_the_command_line_needs_a_finished_run_with_steps(grid, t
     _, out, _ = grid
     for folder, message in (
         (tmp_path, "holds no finished run, it has no manifest.json"),
-        (results.run_folders(out)[0], "no profile can be fitted: the run kept no steps"),
+        (out / results.runs(out)[0].name, "no profile can be fitted: the run kept no steps"),
     ):
         assert main(["profile", str(folder), "--out", str(tmp_path / "profile.json")]) == 2
         assert message in capsys.readouterr().err

@@ -78,9 +78,10 @@ def finish_all(
     if backend == "ray":
         try:
             from ray.util.joblib import register_ray
+
+            register_ray()
         except ImportError as error:
             raise RunError(f"backend: Ray is not installed; it is in the extra driftsched[ray] ({error})") from None
-        register_ray()
         # It returns a list when all is done, so it gets a part at a time; workers that ask for no CPU may share a node.
         options, placement, at_once = {}, {"ray_remote_args": {"scheduling_strategy": "SPREAD", "num_cpus": 0.01}}, 64
     try:

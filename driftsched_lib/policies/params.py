@@ -41,8 +41,8 @@ class SchedulerParams(Validated):
         tiers: by name, the best first.
     """
 
-    policies: OneOrMore[PolicyName] = ["fifo", "priority", "weighted", "sjf", "aging"]  # type: ignore[valid-type]
-    estimators: OneOrMore[EstimatorName] = ["paper"]  # type: ignore[valid-type]
+    policies: OneOrMore[PolicyName] = ["fifo", "priority", "weighted", "sjf", "aging"]
+    estimators: OneOrMore[EstimatorName] = ["paper"]
     calibration: OneOrMore[bool] = [True, False]
     token_counter: OneOrMore[Literal["whitespace", "tokenizer"]] = ["whitespace", "tokenizer"]
     vary_estimates_for: list[str] = ["sjf"]
