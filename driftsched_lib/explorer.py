@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -30,48 +29,19 @@ from driftsched_lib.serving import QueueDepth
 from driftsched_lib.studies.compare import intervals
 from driftsched_lib.workloads.drift import SCENARIOS
 
-LIVE_S = 1.0
-"""Seconds between two pictures of a run's queue; the run waits while one is drawn."""
+LIVE_S = 1.0  # between two pictures of a run's queue; the run waits while one is drawn
 
 
-@dataclass(frozen=True)
-class Load:
-    """The requests of both sides; more tenants than three have a demand that falls as 1 / k, the tiers in turn."""
-
-    load_factor: float = 6.0
-    tenants: int = 3
-    drift: str = "abrupt"
-    seed: int = 1
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two schedulers."""
+class Choice(NamedTuple):
+    """One scheduler and its requests; more tenants than three have a demand that falls as 1 / k, the tiers in turn."""
 
     policy: str
     estimator: str = "paper"
     batching: str = "continuous"
-
-
-def setting(base: Params, load: Load, side: Side) -> Params:
-    """Return the parameters of one side's run, with all else as in `base`."""
-    phase = base.workload.phases[-1].model_dump() | {"share": 1.0, "load_factor": load.load_factor, "pause_s": 0.0}
-    changes = {"phases": [phase], "drift": load.drift, "output_length": "limit"}
-    if load.tenants > len(base.workload.tenants):
-        tiers = list(base.tiers)
-        changes |= {"tenants": {f"tenant-{i:03}": tiers[i % len(tiers)] for i in range(load.tenants)}, "zipf": 1.0}
-    return base.changed(
-        **{f"workload__{name}": value for name, value in changes.items()},
-        scheduler__policies=[side.policy],
-        scheduler__estimators=[side.estimator],
-        scheduler__vary_estimates_for=[],
-        scheduler__batching=[side.batching],
-        scheduler__calibration=[True],
-        scheduler__token_counter=["tokenizer"],
-        measure__queue_depth_interval_s=0.02,
-        seeds=[load.seed],
-        rates=[1.0],
-    )
+    load_factor: float = 6.0
+    tenants: int = 3
+    drift: str = "abrupt"
+    seed: int = 1
 
 
 class Served(NamedTuple):
@@ -80,6 +50,20 @@ class Served(NamedTuple):
     params: Params
     done: pd.DataFrame
     depth: pd.DataFrame
+
+
+def setting(base: Params, choice: Choice) -> Params:
+    """Return the parameters of one run, with all else as in `base`."""
+    phase = base.workload.phases[-1].model_dump() | {"share": 1.0, "load_factor": choice.load_factor, "pause_s": 0.0}
+    workload = {"phases": [phase], "drift": choice.drift, "output_length": "limit"}
+    if choice.tenants > len(base.workload.tenants):
+        tiers = list(base.tiers)
+        workload |= {"tenants": {f"tenant-{i:03}": tiers[i % len(tiers)] for i in range(choice.tenants)}, "zipf": 1.0}
+    scheduler = {"policies": [choice.policy], "estimators": [choice.estimator], "batching": [choice.batching]}
+    scheduler |= {"vary_estimates_for": [], "calibration": [True], "token_counter": ["tokenizer"]}
+    sections = {"workload": workload, "scheduler": scheduler, "measure": {"queue_depth_interval_s": 0.02}}
+    changes = {f"{section}__{name}": value for section, values in sections.items() for name, value in values.items()}
+    return base.changed(**changes, seeds=[choice.seed], rates=[1.0])
 
 
 def simulate(params: Params, speed: results.EngineSpeed) -> Served:
@@ -100,39 +84,37 @@ class Explorer:
     def __init__(self, params: Params, profile: str, out: str | Path):
         self.real, self.out = params, Path(out)
         self.simulated = params.changed(engine__kind="simulated", engine__args={}, engine__profile=profile)
-        probe = setting(self.simulated, Load(), Side("fifo"))
+        probe = setting(self.simulated, Choice("fifo"))
         self.speed = measure_speed(probe, load_engine(probe.engine, log_steps=True))  # one load factor, one rate
         self.engine, self.engine_speed = None, None
         self.served: dict[str, Served] = {}
-        self.figure = SideBySide(2)
-        self.load_controls = _load_controls(Load())
-        self.side_controls = {name: self._side_controls(Side(policy)) for name, policy in (("A", "fifo"), ("B", "sjf"))}
+        self.figure = SideBySide(2, params.tiers)
+        late = {"continuous_update": False}
+        self.load_controls = {
+            "load_factor": widgets.FloatLogSlider(6.0, min=-1, max=4, base=2, step=0.25, readout_format=".2f", **late),
+            "tenants": widgets.Dropdown(options=(3, 30, 300)),
+            "drift": widgets.Dropdown(options=list(SCENARIOS), value="abrupt"),
+            "seed": widgets.IntSlider(1, min=1, max=30, **late),
+        }
+        self.side_controls = {"A": self._side("fifo"), "B": self._side("sjf")}
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", width="max-content"))
         self.table, self.message = widgets.HTML(), widgets.HTML()
         self.progress = widgets.IntProgress(layout=widgets.Layout(width="100%", display="none"))
         self.live = widgets.Image(format="png", layout=widgets.Layout(display="none"))
-        columns = widgets.HBox(list(map(self._column, self.side_controls)))
-        loads = widgets.HBox(list(self.load_controls.values()))
-        self.widget = widgets.VBox([loads, columns, self.message, self.progress, self.live, self.table, self.image])
+        rows = [self.load_controls.values(), map(self._column, self.side_controls)]
+        below = [self.message, self.progress, self.live, self.table, self.image]
+        self.widget = widgets.VBox([*(widgets.HBox(list(row)) for row in rows), *below])
         for controls in (self.load_controls, *self.side_controls.values()):
-            for control in controls.values():
+            for name, control in controls.items():
+                control.description = name.replace("_", " ")
                 control.observe(self._changed, names="value")
         self.update()
         gc.freeze()  # else each collection looks through all that was imported, up to a fifth of a second
 
-    @property
-    def load(self) -> Load:
-        """The requests, as the controls say."""
-        return Load(**{name: control.value for name, control in self.load_controls.items()})
-
-    def side(self, name: str) -> Side:
-        """Return one side, as its controls say."""
-        return Side(**{key: control.value for key, control in self.side_controls[name].items()})
-
     def update(self) -> None:
         """Simulate what has changed, and draw."""
         for name in self.side_controls:
-            params = setting(self.simulated, self.load, self.side(name))
+            params = setting(self.simulated, self._chosen(name))
             if name not in self.served or self.served[name].params != params:
                 self.served[name] = simulate(params, self.speed)
         self.message.value = ""
@@ -141,30 +123,33 @@ class Explorer:
 
     def picture(self) -> bytes:
         """Return both sides, simulated, as a PNG."""
-        sides = {name: self.side(name) for name in self.served}
-        names = policy_names(side.policy for side in sides.values())
-        titles = {name: f"{name}: {names[s.policy]}, {s.estimator}, {s.batching}" for name, s in sides.items()}
-        return _png(self.figure.draw({titles[name]: (run.done, run.depth) for name, run in self.served.items()}))
+        chosen = {name: self._chosen(name) for name in self.served}
+        names = policy_names(side.policy for side in chosen.values())
+        titles = [f"{name}: {names[side.policy]}, {side.estimator}, {side.batching}" for name, side in chosen.items()]
+        runs = [(run.done, run.depth) for run in self.served.values()]
+        return _png(self.figure.draw(dict(zip(titles, runs, strict=True))))
 
     def differences(self) -> pd.DataFrame:
         """Return how much B's E2E is above A's for the same requests, by tier, with 95% intervals."""
         a, b = (self.served[name].done for name in "AB")
         both = a[["request_id", "tier", "e2e_s"]].merge(b[["request_id", "e2e_s"]], on="request_id")
         both = both.iloc[both.request_id.astype(int).argsort()]
-        e2e_s, rows = both[["e2e_s_y", "e2e_s_x"]].to_numpy(float).T, {}
-        for tier in ("all", *(tier for tier in self.real.tiers if (both.tier == tier).any())):
-            run = e2e_s if tier == "all" else e2e_s[:, both.tier == tier]
-            changes = intervals([run], _mean_and_quantiles, lambda b, a: b / a - 1, resamples=400)
-            rows[tier] = [f"{change.estimate:+.0%} [{change.low:+.0%}, {change.high:+.0%}]" for change in changes]
+        groups = {"all": both} | {tier: mine for tier in self.real.tiers if len(mine := both[both.tier == tier])}
+
+        def levels(values: np.ndarray) -> np.ndarray:
+            return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
+
+        rows = {}
+        for tier, mine in groups.items():
+            e2e_s = mine[["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
+            changes = intervals([e2e_s], levels, lambda b, a: b / a - 1, resamples=400)
+            rows[tier] = [f"{change:+.0%}" for change in changes]
         return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "P50", "P99"])
 
     def save(self, name: str) -> Path:
         """Write a side's setting for the real engine, a file for `python -m driftsched_lib run`; return its path."""
         path = self.out / f"{self._name(name)}.yaml"
-        with results.writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        params = setting(self.real, self.load, self.side(name))
-        results.write_text(path, yaml.safe_dump(params.model_dump(), sort_keys=False))
+        results.write_text(path, yaml.safe_dump(setting(self.real, self._chosen(name)).model_dump(), sort_keys=False))
         self._say(f"saved: python -m driftsched_lib run {path} --out {self.out / 'grids' / path.stem}")
         return path
 
@@ -173,8 +158,9 @@ class Explorer:
 
         The engine stays for the next run.  Interrupt the kernel to stop a run: the engine is then loaded anew.
         """
-        params = setting(self.real, self.load, self.side(name))
+        params = setting(self.real, self._chosen(name))
         self.progress.max, self.progress.value = params.requests, 0
+        self.depth, self.drawn_s = QueueDepth(0.1), -LIVE_S
         try:
             if self.engine is None:
                 self._say("Loading vLLM and measuring its speed, half a minute ...")
@@ -183,7 +169,7 @@ class Explorer:
             self._say(f"{name} on real vLLM ...")
             self.progress.layout.display = self.live.layout.display = None
             run, speed = params.runs()[0], self.engine_speed
-            tables, manifest = serve_run(params, run, self.engine, speed, self._count, self._watch())
+            tables, manifest = serve_run(params, run, self.engine, speed, self._count, self._watch)
         except BaseException:
             engine, self.engine = self.engine, None
             if engine is not None:
@@ -192,35 +178,41 @@ class Explorer:
         folder = self.out / "real" / self._name(name)
         results.write_run(folder, tables, manifest)
         done = latencies(tables["requests"], speed.idle_ttft_s, speed.idle_tpot_s)
-        both = pd.concat({"simulated": self.served[name].done, "real": done}, names=["engine"])
-        table = both.groupby(["tier", "engine"], sort=False).e2e_s.quantile([0.50, 0.99]).unstack([2, 1])
-        table.columns = [f"P{q * 100:.0f}, {engine}" for q, engine in table.columns]
-        table = table.reindex([tier for tier in params.tiers if tier in table.index]).round(2)
+        sides = [("simulated", self.served[name].done), ("real", done)]
+        table = pd.DataFrame(
+            {f"P{q}, {side}": run.groupby("tier").e2e_s.quantile(q / 100) for q in (50, 99) for side, run in sides}
+        )
+        table = table.reindex(list(params.tiers)).dropna(how="all").round(2)
         self._say(f"{name} on real vLLM, kept in {folder}:", _html(table, "E2E (s)"))
         return table
 
+    def _chosen(self, name: str) -> Choice:
+        controls = self.side_controls[name] | self.load_controls
+        return Choice(**{key: control.value for key, control in controls.items()})
+
+    def _name(self, name: str) -> str:
+        chosen = self._chosen(name)
+        run = setting(self.real, chosen).runs()[0].name
+        return f"{run}_{chosen.drift}_load{chosen.load_factor:g}_{chosen.tenants}tenants"
+
     def _column(self, name: str) -> widgets.Widget:
+        real, save = f"Run {name} on real vLLM", f"Save {name} as YAML"
         buttons = []
-        for text, icon, action in (
-            ("Run {} on real vLLM", "play", self.run_on_vllm),
-            ("Save {} as YAML", "save", self.save),
-        ):
-            buttons.append(
-                widgets.Button(description=text.format(name), icon=icon, layout=widgets.Layout(width="auto"))
-            )
+        for text, icon, action in ((real, "play", self.run_on_vllm), (save, "save", self.save)):
+            buttons.append(widgets.Button(description=text, icon=icon, layout=widgets.Layout(width="auto")))
             buttons[-1].on_click(lambda clicked, action=action: self._try(action, name))
         controls = self.side_controls[name].values()
         return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *controls, widgets.HBox(buttons)])
 
-    def _side_controls(self, side: Side) -> dict[str, widgets.Widget]:
+    def _side(self, policy: str) -> dict[str, widgets.Widget]:
+        """Return the controls of a side, which begins with a policy."""
         offered = self.real.scheduler
-        policies = policy_names([*POLICIES, *(policy.name for policy in offered.policies)])
-        estimators = list(dict.fromkeys([*ESTIMATORS, *(estimator.name for estimator in offered.estimators)]))
-        named = [(name, policy) for policy, name in policies.items()]
+        policies = policy_names([*POLICIES, *(component.name for component in offered.policies)])
+        estimators = dict.fromkeys([*ESTIMATORS, *(component.name for component in offered.estimators)])
         return {
-            "policy": widgets.Dropdown(options=named, value=side.policy, description="policy"),
-            "estimator": widgets.Dropdown(options=estimators, value=side.estimator, description="estimator"),
-            "batching": widgets.ToggleButtons(options=["static", "continuous"], value=side.batching),
+            "policy": widgets.Dropdown(options=[(name, key) for key, name in policies.items()], value=policy),
+            "estimator": widgets.Dropdown(options=list(estimators), value="paper"),
+            "batching": widgets.ToggleButtons(options=["static", "continuous"], value="continuous"),
         }
 
     def _changed(self, change: object) -> None:
@@ -231,53 +223,24 @@ class Explorer:
         """Return whether it was done; else say why, since nobody sees what a callback raises."""
         try:
             action(*arguments)
+            return True
         except KeyboardInterrupt:
             self._say("stopped; press again")
         except Exception as error:
             self._say(f"{type(error).__name__}: {error}")
-        else:
-            return True
         return False
-
-    def _name(self, name: str) -> str:
-        load = self.load
-        run = setting(self.real, load, self.side(name)).runs()[0]
-        return f"{run.name}_{load.drift}_load{load.load_factor:g}_{load.tenants}tenants"
-
-    def _count(self, record: object) -> None:
-        self.progress.value += 1
-
-    def _watch(self) -> Callable[[float, Scheduler], None]:
-        """Return a monitor that draws the queue about once in `LIVE_S`."""
-        depth, drawn_s = QueueDepth(0.1), [-LIVE_S]
-
-        def watch(now: float, scheduler: Scheduler) -> None:
-            depth(now, scheduler)
-            if now >= drawn_s[-1] + LIVE_S:
-                self.live.value = _png(live_queue(pd.DataFrame(depth.rows, columns=["time_s", *scheduler.depth])))
-                drawn_s.append(now)
-
-        return watch
 
     def _say(self, text: str, html: str = "") -> None:
         self.message.value = escape(text) + html
 
+    def _count(self, record: object) -> None:
+        self.progress.value += 1
 
-def _load_controls(load: Load) -> dict[str, widgets.Widget]:
-    slider = {"min": -1, "max": 4, "base": 2, "step": 0.25, "readout_format": ".2f", "continuous_update": False}
-    controls = {
-        "load_factor": widgets.FloatLogSlider(**slider),
-        "tenants": widgets.Dropdown(options=(3, 30, 300)),
-        "drift": widgets.Dropdown(options=list(SCENARIOS)),
-        "seed": widgets.IntSlider(min=1, max=30, continuous_update=False),
-    }
-    for name, value in asdict(load).items():
-        controls[name].value, controls[name].description = value, name.replace("_", " ")
-    return controls
-
-
-def _mean_and_quantiles(values: np.ndarray) -> np.ndarray:
-    return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
+    def _watch(self, now: float, scheduler: Scheduler) -> None:
+        self.depth(now, scheduler)
+        if now >= self.drawn_s + LIVE_S:
+            self.drawn_s = now
+            self.live.value = _png(live_queue(pd.DataFrame(self.depth.rows, columns=["time_s", *scheduler.depth])))
 
 
 def _html(table: pd.DataFrame, corner: str) -> str:
