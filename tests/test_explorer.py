@@ -14,7 +14,7 @@ from driftsched_lib.errors import RunError
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import load
-from driftsched_lib.explorer import Explorer, Load, Side, setting
+from driftsched_lib.explorer import Choice, Explorer, setting
 from driftsched_lib.figures.explorer import slots
 from driftsched_lib.studies.compare import mean, quantile, relative_change
 from driftsched_lib.validation import PROJECT
@@ -71,7 +71,7 @@ def test_a_side_is_what_a_grid_of_its_saved_setting_gives(explorer, tmp_path):
     control(explorer, "seed").value = 2
     control(explorer, "policy", "B").value = "express"
     saved = Params.load(explorer.save("B"))
-    assert saved == setting(explorer.real, Load(seed=2), Side("express"))
+    assert saved == setting(explorer.real, Choice("express", seed=2))
     assert str(tmp_path / "out") in explorer.message.value
     simulated = saved.changed(engine__kind="simulated", engine__args={}, engine__profile=PROFILE)
     grid = explorer.message.value.split()[-1]  # what the message says to give as --out

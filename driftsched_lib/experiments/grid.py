@@ -20,7 +20,7 @@ from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.interrupts import remembered
-from driftsched_lib.experiments.params import SECTIONS, Params, Run
+from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.experiments.speed import measure_speed, warm_up
@@ -42,8 +42,7 @@ def run_grid(
 
     Parameters:
         runs: a part of `params.runs()`; None for all.
-        jobs: simulated runs at a time; None for one per core.  Real runs are served one by one, since they would share
-            the cores whose speed they measure.
+        jobs: simulated runs at a time; None for one per core.  Real runs, whose speed is measured, share no cores.
         backend: processes of this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`).
 
     Raises:
@@ -62,7 +61,11 @@ def run_grid(
     try:
         _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
     except BaseException as error:
-        _release(error)
+        released, chained = [], error
+        while chained is not None and chained not in released:  # a notebook keeps the frames, and so an engine's memory
+            clear_frames(chained.__traceback__)
+            released.append(chained)  # contexts can form a circle
+            chained = chained.__cause__ or chained.__context__
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
         raise
@@ -73,8 +76,7 @@ def finish_all(
     function: Callable[..., Any], tasks: Sequence[tuple], jobs: int = -1, backend: Backend = "loky"
 ) -> Iterator[Any]:
     """Yield `function(*task)` for each task, as they finish; RunError if a worker dies or Ray is not installed."""
-    options: dict[str, Any] = {"return_as": "generator_unordered"}
-    placement, at_once = {}, max(1, len(tasks))
+    options, placement, at_once = {"return_as": "generator_unordered"}, {}, max(1, len(tasks))
     if backend == "ray":
         try:
             from ray.util.joblib import register_ray
@@ -92,23 +94,12 @@ def finish_all(
         raise RunError(f"a worker died: is memory short? Run the same again to go on ({error})") from error
 
 
-def _release(error: BaseException | None) -> None:
-    """Let go of what lives in the frames of a traceback: a notebook keeps it, and with it an engine and its memory."""
-    released: list[BaseException] = []  # contexts can form a circle
-    while error is not None and error not in released:
-        clear_frames(error.__traceback__)
-        released.append(error)
-        error = error.__cause__ or error.__context__
-
-
 def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | None, backend: Backend) -> None:
     todo = [run for run in runs if not results.is_complete(out / run.name)]
     if not todo:
         return
-    with (
-        remembered(at_once=True) as check,
-        tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0) as progress,
-    ):
+    bar = tqdm(total=len(todo) * params.requests, unit="request", leave=False, smoothing=0)
+    with remembered(at_once=True) as check, bar as progress:
         if params.engine.kind == "simulated":
             engine = load_engine(params.engine.model_copy(update={"replicas": 1}), log_steps=True)
             if engine.profile.words_per_output_token is None and "whitespace" in params.scheduler.token_counter:
@@ -155,13 +146,10 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
     """Write `summary.csv`: one row per finished run, in the order of the grid."""
-    rows = []
-    for run in params.runs():
-        if results.is_complete(out / run.name):
-            manifest = results.load_run(out / run.name).manifest
-            row = {name: nan if value is None else value for name, value in manifest["summary"].items()}
-            rows.append({"run": run.name} | manifest["run"] | row)
-    summary = pd.DataFrame(rows)
+    finished = [run.name for run in params.runs() if results.is_complete(out / run.name)]
+    manifests = {name: results.load_run(out / name).manifest for name in finished}
+    rows = [{"run": name} | manifest["run"] | manifest["summary"] for name, manifest in manifests.items()]
+    summary = pd.DataFrame(rows).replace({None: nan}).infer_objects()
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
     return summary
 
@@ -169,20 +157,12 @@ def write_summary(params: Params, out: Path) -> pd.DataFrame:
 def _claim(out: Path, params: Params) -> None:
     """Make the folder this experiment's, or refuse where it is another's."""
     path = out / results.PARAMS
-    with results.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        mine, theirs = _texts(params), _texts(results.load_params(out))
-        if changed := ", ".join(key for key in mine if mine[key] != theirs[key]):
+    if path.exists():  # compared as text, since the order of tenants and of a mix decides what is drawn
+        both = [asked.model_dump() for asked in (params, results.load_params(out))]
+        mine, theirs = (pd.json_normalize(each, max_level=1).iloc[0].map(repr) for each in both)
+        if changed := ", ".join(mine.index[mine != theirs]):
             raise DriftSchedError(f"{out} holds runs with another {changed}: give another folder, or delete it")
     results.write_text(path, yaml.safe_dump(params.model_dump(), sort_keys=False))
-
-
-def _texts(params: Params) -> dict[str, str]:
-    """Return each parameter as YAML, by its dotted name; the order of tenants and of a mix decides what is drawn."""
-    parts = {key: value if key in SECTIONS else {"": value} for key, value in params.model_dump().items()}
-    names = {f"{key}.{name}".rstrip("."): value for key, part in parts.items() for name, value in part.items()}
-    return {name: yaml.safe_dump(value, sort_keys=False) for name, value in names.items()}
 
 
 def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from driftsched_lib.requests import Outcome, Tiers
+from driftsched_lib.validation import positive
 
 JOB_CLASSES = ("short", "medium", "long")
 NAMES = ("phase", "tenant", "tier", "category", "outcome")
@@ -31,14 +32,13 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
     first token and `idle_tpot_s` for each later one.
     """
     done = requests[requests.outcome == "completed"]
-    idle_e2e_s = idle_ttft_s + (done.output_tokens - 1) * idle_tpot_s
-    e2e_s = done.finish_s - done.arrival_s
+    later, e2e_s = done.output_tokens - 1, done.finish_s - done.arrival_s
     return done.assign(
         queue_wait_s=done.dispatch_s - done.arrival_s,
         ttft_s=done.first_token_s - done.arrival_s,
         e2e_s=e2e_s,
-        tpot_s=(done.finish_s - done.first_token_s) / (done.output_tokens - 1).clip(lower=1),
-        slowdown=e2e_s / idle_e2e_s,
+        tpot_s=(done.finish_s - done.first_token_s) / later.clip(lower=1),
+        slowdown=e2e_s / (idle_ttft_s + later * idle_tpot_s),
     )
 
 
@@ -46,8 +46,7 @@ def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")
     """Return P50, P95 and P99 of `latencies` and slowdown, one row per group, as means over seeds."""
     columns = {"e2e_s": "E2E (s)", "ttft_s": "TTFT (s)", "queue_wait_s": "queue wait (s)", "slowdown": "slowdown"}
     quantiles = done.groupby([*by, "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
-    levels = [*range(len(by)), len(by) + 1]  # all but the seed
-    table = quantiles.groupby(level=levels, sort=False).mean().unstack()
+    table = quantiles.groupby(level=[*by, -1], sort=False).mean().unstack()
     return table.rename(columns=columns | {0.50: "P50", 0.95: "P95", 0.99: "P99"})
 
 
@@ -67,10 +66,11 @@ def queue_waits(requests: pd.DataFrame) -> pd.Series:
 
 def met_slos(requests: pd.DataFrame, tiers: Tiers) -> pd.Series:
     """Return whether each request was completed within both objectives of its tier."""
-    ttft_slo_s = requests.tier.map({name: tier.ttft_slo_s for name, tier in tiers.items()})
-    e2e_slo_s = requests.tier.map({name: tier.e2e_slo_s for name, tier in tiers.items()})
-    in_time = requests.first_token_s - requests.arrival_s <= ttft_slo_s
-    return (requests.outcome == "completed") & in_time & (requests.finish_s - requests.arrival_s <= e2e_slo_s)
+    met = requests.outcome == "completed"
+    for end, slo in (("first_token_s", "ttft_slo_s"), ("finish_s", "e2e_slo_s")):
+        slos = {name: getattr(tier, slo) for name, tier in tiers.items()}
+        met &= requests[end] - requests.arrival_s <= requests.tier.map(slos)
+    return met
 
 
 def jain_index(values: Sequence[float]) -> float:
@@ -83,11 +83,8 @@ def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None 
     """Return Jain's index over tenants of their output tokens by the last arrival over their fair shares of them.
 
     Only what is served while requests still arrive tells policies apart: a run that drains gives every tenant all that
-    it asked for.  Fair shares are max-min per weight; a request that was not completed asked for its limit.  Phases
-    are averaged with their served tokens as weights.
-
-    Parameters:
-        weights: by tier; None for equal ones.
+    it asked for.  Fair shares are max-min per weight (by tier; None for equal ones); a request that was not completed
+    asked for its limit.  Phases are averaged with their served tokens as weights.
     """
     indices, sizes = [], []
     for _, phase in requests.groupby("phase"):
@@ -120,12 +117,9 @@ def service_over_time(
     """Return each tenant's service up to each time in VTC's priced tokens, one column per tenant.
 
     The input of a completed request counts once, at its first token; the output twice, evenly from there to its end.
-
-    Parameters:
-        weights: by tier, divide the service; None for the service itself.
+    Weights (by tier) divide the service.
     """
-    times = np.asarray(times_s, dtype=float)
-    done = requests[requests.outcome == "completed"]
+    times, done = np.asarray(times_s, dtype=float), requests[requests.outcome == "completed"]
     first, finish = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
     weight = 1.0 if weights is None else done.tier.map(weights).to_numpy(float)
     prompts = done.prompt_tokens.to_numpy(float) / weight
@@ -144,22 +138,14 @@ def service_difference(
     """Return VTC's measure of unfairness: how far apart the service of backlogged tenants lies, per interval.
 
     `backlogged` counts the tenants that had a request queued all through the interval; `difference` is the largest less
-    the smallest service among them, NaN for fewer than two.
-
-    Parameters:
-        weights: see `service_over_time`.
-
-    Raises:
-        ValueError: `interval_s` is not above 0.
+    the smallest service among them, NaN for fewer than two.  Raises ValueError if the interval is not above 0.
     """
-    if not interval_s > 0:
-        raise ValueError(f"interval_s is {interval_s}, it must be above 0")
+    positive("interval_s", interval_s)
     times = np.arange(requests.arrival_s.min(), requests.finish_s.max() + interval_s, interval_s)
     gained = service_over_time(requests, times, weights).diff().iloc[1:]
-    starts = requests.arrival_s.to_numpy(float)
-    ends = requests.dispatch_s.astype(float).fillna(requests.finish_s).to_numpy(float)
+    waits = np.stack([requests.arrival_s, requests.dispatch_s.astype(float).fillna(requests.finish_s)]).astype(float)
     rows = requests.groupby("tenant").indices
-    queued = {tenant: _queued_throughout(starts[rows[tenant]], ends[rows[tenant]], times) for tenant in gained}
+    queued = {tenant: _queued_throughout(*waits[:, rows[tenant]], times) for tenant in gained}
     backlogged = pd.DataFrame(queued, index=gained.index)
     gained, count = gained.where(backlogged), backlogged.sum(axis=1)
     difference = (gained.max(axis=1) - gained.min(axis=1)).where(count >= 2)
@@ -178,9 +164,9 @@ def _queued_throughout(starts: np.ndarray, ends: np.ndarray, times: np.ndarray) 
 
 def busy_s(requests: pd.DataFrame) -> float:
     """Return the seconds in which at least one of the requests was in the system; NaN for none."""
-    if requests.empty:
-        return float("nan")
     spans = requests[["arrival_s", "finish_s"]].astype(float).sort_values("arrival_s").to_numpy()
+    if not len(spans):
+        return float("nan")
     ends = np.maximum.accumulate(spans[:, 1])
     gaps = spans[1:, 0] - ends[:-1]
     return float(ends[-1] - spans[0, 0] - gaps[gaps > 0].sum()) or float("nan")
@@ -226,11 +212,9 @@ def summarize(
     `mean_itl_s` is the mean time between two tokens; `p99_longest_itl_s` needs the time of each token.
     """
     requests = plain(requests)
-    outcomes = requests.outcome.value_counts()
-    done = latencies(requests, idle_ttft_s, idle_tpot_s)
+    outcomes, errors = requests.outcome.value_counts(), estimation_errors(requests)
+    done, classes = latencies(requests, idle_ttft_s, idle_tpot_s), job_classes(requests, job_class_bounds)
     p50, p95, p99 = done[["e2e_s", "ttft_s", "slowdown", "longest_itl_s"]].quantile([0.50, 0.95, 0.99]).itertuples()
-    errors = estimation_errors(requests)
-    classes = job_classes(requests, job_class_bounds)
     row = {"requests": len(requests)} | {name.value: int(outcomes.get(name, 0)) for name in Outcome}
     row |= {"p50_e2e_s": p50.e2e_s, "p95_e2e_s": p95.e2e_s, "p99_e2e_s": p99.e2e_s, "mean_e2e_s": done.e2e_s.mean()}
     row |= {"p50_ttft_s": p50.ttft_s, "p99_ttft_s": p99.ttft_s}

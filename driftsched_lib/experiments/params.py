@@ -14,7 +14,6 @@ from driftsched_lib.policies.params import SchedulerParams
 from driftsched_lib.requests import Tiers
 from driftsched_lib.validation import (
     Component,
-    Count,
     NotNegative,
     OneOrMore,
     Positive,
@@ -47,12 +46,7 @@ class MeasureParams(Validated):
         return bounds
 
 
-SECTIONS = {
-    "engine": EngineParams,
-    "scheduler": SchedulerParams,
-    "workload": WorkloadParams,
-    "measure": MeasureParams,
-}
+SECTIONS = {"engine": EngineParams, "scheduler": SchedulerParams, "workload": WorkloadParams, "measure": MeasureParams}
 MOVED = {"engine": "engine.kind", "engine_args": "engine.args", "longest_wait_s": "scheduler.admission.max_wait_s"} | {
     name: f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields
 }
@@ -73,16 +67,14 @@ class Params(Validated):
     measure: MeasureParams = MeasureParams()
     rates: OneOrMore[Positive] = [1.0]
     seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
-    requests: Count = 3000
+    requests: Annotated[int, Field(ge=1, le=10**9)] = 3000
 
     @model_validator(mode="before")
     @classmethod
     def _no_flat_file(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        flat = [key for key in values if key in MOVED and not (key in SECTIONS and not isinstance(values[key], str))]
-        if flat:
-            moves = ", ".join(f"{key} -> {MOVED[key]}" for key in flat)
+        given = values if isinstance(values, dict) else {}
+        flat = [key for key in given if key in MOVED and (key not in SECTIONS or isinstance(given[key], str))]
+        if moves := ", ".join(f"{key} -> {MOVED[key]}" for key in flat):
             raise ValueError(f"parameters stand in sections now: {moves}")
         return values
 
@@ -90,16 +82,12 @@ class Params(Validated):
     def _sections_fit(self) -> Self:
         engine, scheduler, workload = self.engine, self.scheduler, self.workload
         if engine.kind == "simulated" and workload.ends_by_itself:
-            raise ValueError(
-                "workload.output_length: no model ends an output of the simulated engine, so it may be limit or "
-                "spread, or natural with recorded_lengths"
-            )
+            may = "it may be limit or spread, or natural with recorded_lengths"
+            raise ValueError(f"workload.output_length: no model ends an output of the simulated engine, so {may}")
         preemptive = [str(policy) for policy in scheduler.policies if getattr(policy.kind, "preemptive", False)]
         if preemptive and not engine.can_preempt:
-            raise ValueError(
-                f"scheduler.policies: {', '.join(preemptive)} preempts: a single simulated engine can, and vLLM with "
-                "the plug-in"
-            )
+            able = "a single simulated engine can, and vLLM with the plug-in"
+            raise ValueError(f"scheduler.policies: {', '.join(preemptive)} preempts: {able}")
         if workload.ends_by_itself and any(estimator.name == "oracle" for estimator in scheduler.estimators):
             raise ValueError("scheduler.estimators: the oracle knows fixed lengths alone, and natural ones are not")
         default = {} if workload.trace is None else {"trace.default_tier": workload.trace.default_tier}
@@ -110,11 +98,7 @@ class Params(Validated):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file, which may give each section where it differs from the defaults.
-
-        Parameters:
-            overrides: laid over the file; `scheduler.policies` reaches into a section.
-        """
+        """Read a YAML file of what differs from the defaults, under overrides with keys as `scheduler.policies`."""
         return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
 
     @classmethod
@@ -123,9 +107,6 @@ class Params(Validated):
 
         `params_file` is read, unless a section is among the variables: papermill's `-f FILE` defines the sections of
         its file, which is then the whole experiment.  `seeds`, `requests` and `rates` are laid over either.
-
-        Parameters:
-            names: the notebook's `globals()`.
         """
         given = {name: names[name] for name in cls.model_fields if names.get(name) is not None}
         if given.keys() & SECTIONS.keys():
@@ -149,32 +130,26 @@ class Params(Validated):
 
     def runs(self) -> list["Run"]:
         """Return the grid, seed by seed, so that a part of it is balanced."""
-        scheduler = self.scheduler
-        settings = [
-            (estimator, counter, calibration)
-            for estimator, counter, calibration in product(
-                scheduler.estimators, scheduler.token_counter, scheduler.calibration
-            )
-            if estimator.accepts("calibrate") or calibration == scheduler.calibration[0]
-        ]
+        scheduler, settings = self.scheduler, self._settings()
         return [
             Run(batching, policy, *setting, rate, seed)
-            for seed in self.seeds
-            for rate in self.rates
-            for batching in scheduler.batching
-            for policy in scheduler.policies
+            for seed, rate, batching, policy in product(self.seeds, self.rates, scheduler.batching, scheduler.policies)
             for setting in (settings if policy.name in scheduler.vary_estimates_for else settings[:1])
         ]
 
     def policy_runs(self) -> list["Run"]:
         """Return the part of the grid that compares policies: the first estimator, token counter and calibration."""
-        scheduler = self.scheduler
-        first = (scheduler.estimators[0], scheduler.token_counter[0], scheduler.calibration[0])
+        first = self._settings()[0]
         return [run for run in self.runs() if (run.estimator, run.token_counter, run.calibration) == first]
 
     def estimate_runs(self) -> list["Run"]:
         """Return the part of the grid that compares estimates: the policies in `vary_estimates_for`."""
         return [run for run in self.runs() if run.policy.name in self.scheduler.vary_estimates_for]
+
+    def _settings(self) -> list[tuple[Component, str, bool]]:
+        scheduler = self.scheduler
+        every = product(scheduler.estimators, scheduler.token_counter, scheduler.calibration)
+        return [each for each in every if each[0].accepts("calibrate") or each[2] == scheduler.calibration[0]]
 
 
 @dataclass(frozen=True)
@@ -192,15 +167,14 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Its columns in tables of many runs."""
-        named = {"policy": str(self.policy), "estimator": str(self.estimator)}
-        order = ("batching", "policy", "estimator", "calibration", "token_counter", "rate", "seed")
-        return {name: named.get(name, getattr(self, name)) for name in order}
+        names = {"batching": self.batching, "policy": str(self.policy), "estimator": str(self.estimator)}
+        accounting = {"calibration": self.calibration, "token_counter": self.token_counter}
+        return names | accounting | {"rate": self.rate, "seed": self.seed}
 
     @property
     def name(self) -> str:
         """The name of its folder."""
-        calibration = "calibrated" if self.calibration else "uncalibrated"
-        parts = [self.batching, self.policy, self.estimator, self.token_counter, calibration]
-        if self.rate != 1.0:
-            parts.append(f"rate{self.rate:g}")
+        parts = [self.batching, self.policy, self.estimator, self.token_counter]
+        parts.append("calibrated" if self.calibration else "uncalibrated")
+        parts += [f"rate{self.rate:g}"] if self.rate != 1.0 else []
         return re.sub(r"[^\w.=-]+", "-", "_".join(map(str, [*parts, f"seed{self.seed}"])))

@@ -13,8 +13,7 @@ from driftsched_lib.experiments.run import load_of
 def profile_of_run(run: StoredRun | str | Path) -> Profile:
     """Return the profile of the engine that served a finished run, given as itself or by its folder.
 
-    Raises:
-        ParamsError: no finished run is there, or its costs cannot be told.
+    Raises ParamsError if no finished run is there, or its costs cannot be told.
     """
     if not isinstance(run, StoredRun):
         if Path(run).is_dir() and not is_complete(Path(run)):
@@ -32,7 +31,8 @@ def profile_of_run(run: StoredRun | str | Path) -> Profile:
     except (OSError, ValueError, KeyError) as error:
         raise ParamsError(f"{run.name}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]
-    words = done.request_id.map(prompt_words(params, settings["seed"])).sum()
+    served = [request for phase in load_of(params, settings["seed"]) for request in phase.requests]
+    words = done.request_id.map({request.request_id: len(request.prompt.split()) for request in served}).sum()
     counts_words = settings["token_counter"] == "whitespace"
     return Profile(
         step=step,
@@ -49,9 +49,3 @@ def profile_of_run(run: StoredRun | str | Path) -> Profile:
             fit=fit_error,
         ),
     )
-
-
-def prompt_words(params: Params, seed: int) -> dict[str, int]:
-    """Return the whitespace words of each prompt of a run, by request id."""
-    phases = load_of(params, seed)
-    return {request.request_id: len(request.prompt.split()) for phase in phases for request in phase.requests}

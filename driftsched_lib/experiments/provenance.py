@@ -22,9 +22,8 @@ def provenance() -> dict[str, Any]:
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    with suppress(OSError, IndexError):
+        cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].splitlines()[0].partition(":")[2].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     hardware = {"cpu": cpu, "cores": cores, "memory_gib": round(psutil.virtual_memory().total / 2**30)}
     with suppress(pynvml.NVMLError):

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
@@ -71,24 +72,26 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
     """Write a run's folder in one move, with numbers to six decimals; DriftSchedError where it cannot be written."""
     if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
         raise DriftSchedError(f"{folder} holds folders, so it is no run's, and is not replaced: give another place")
-    partial = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    half = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(half, ignore_errors=True)
     try:
         with writing(folder):
-            partial.mkdir(parents=True)
+            half.mkdir(parents=True)
             for name, table in tables.items():
-                table.round(6).to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
-            (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+                table.round(6).to_parquet(half / f"{name}.parquet", index=False, compression="zstd")
+            (half / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
             shutil.rmtree(folder, ignore_errors=True)  # an unfinished run, or this one would not have been served
-            os.replace(partial, folder)
+            os.replace(half, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one move; DriftSchedError says why it cannot be written."""
-    with writing(path), in_one_move(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    """Write a text file in one move, in a folder that is made; DriftSchedError says why it cannot be written."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), in_one_move(path) as half:
+        half.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -109,15 +112,15 @@ def is_complete(folder: Path) -> bool:
 def runs(out: str | Path) -> list[StoredRun]:
     """Return the finished runs in the order in which they were served.
 
-    Parameters:
-        out: a results folder, or a study's file (with or without its suffix `.parquet`).
-
-    Raises:
-        DriftSchedError: there is none, or something is damaged.
+    Raises DriftSchedError if there is none, or something is damaged.
     """
     out = Path(out)
     if (study := _study(out)) is not None:
-        return _study_runs(study)
+        with _damaged(study, delete=study):
+            whole = pq.read_table(study)
+        columns = (whole["run"].to_pylist(), whole["manifest"].to_pylist())
+        named = enumerate(zip(*columns, strict=True))
+        return [StoredRun(name, json.loads(manifest), partial(_of_study, whole, i)) for i, (name, manifest) in named]
     folders = [path.parent for path in out.glob("*/manifest.json") if path.parent.suffix != PARTIAL]
     if not folders:
         raise DriftSchedError(f"{out} holds no finished run; `python -m driftsched_lib run PARAMS.yaml --out {out}`")
@@ -127,8 +130,8 @@ def runs(out: str | Path) -> list[StoredRun]:
 def load_run(folder: str | Path) -> StoredRun:
     """Return one run by its folder, or by its name in a study: `study/run`."""
     folder = Path(folder)
-    if (study := _study(folder.parent)) is not None:
-        for run in _study_runs(study):
+    if _study(folder.parent) is not None:
+        for run in runs(folder.parent):
             if run.name == folder.name:
                 return run
     path = folder / "manifest.json"
@@ -136,12 +139,7 @@ def load_run(folder: str | Path) -> StoredRun:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or not {"run", "started"} <= set(manifest):
             raise ValueError("it is no manifest")
-
-    def table(name: str) -> pd.DataFrame:
-        with _damaged(folder / f"{name}.parquet", delete=folder):
-            return pd.read_parquet(folder / f"{name}.parquet")
-
-    return StoredRun(folder.name, manifest, table)
+    return StoredRun(folder.name, manifest, partial(_of_folder, folder))
 
 
 def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
@@ -152,17 +150,16 @@ def load(out: str | Path, table: str = "requests") -> pd.DataFrame:
 
 def load_speed(out: str | Path) -> EngineSpeed:
     """Return what was measured of the engine before the first run."""
-    if _study(Path(out)) is not None:
-        return runs(out)[0].speed
     path = Path(out) / SPEED
+    if _study(path.parent) is not None:
+        return runs(out)[0].speed
     with _damaged(path, delete=path):
         return EngineSpeed(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def load_params(out: str | Path) -> Params:
     """Return the parameters of a results folder or study."""
-    study = _study(Path(out))
-    if study is None:
+    if (study := _study(Path(out))) is None:
         return Params.load(Path(out) / PARAMS)
     return Params.parse(yaml.safe_load(pq.read_schema(study).metadata[PARAMS.encode()]), str(study))
 
@@ -178,29 +175,24 @@ def pack(out: str | Path, study: str | Path) -> None:
             ends = pa.array([0, *accumulate(map(len, parts))], pa.int32())
             tables[name] = pa.ListArray.from_arrays(ends, rows.to_struct_array().combine_chunks())
     columns = {"run": [run.name for run in packed], "manifest": [json.dumps(run.manifest) for run in packed]}
-    with writing(Path(study)), in_one_move(Path(study)) as partial:
-        params = yaml.safe_dump(load_params(out).model_dump(), sort_keys=False)
-        table = pa.table(columns | tables).replace_schema_metadata({PARAMS: params})
-        pq.write_table(table, partial, compression="zstd", compression_level=15)
+    params = yaml.safe_dump(load_params(out).model_dump(), sort_keys=False)
+    table = pa.table(columns | tables).replace_schema_metadata({PARAMS: params})
+    with writing(Path(study)), in_one_move(Path(study)) as half:
+        pq.write_table(table, half, compression="zstd", compression_level=15)
 
 
 def _study(out: Path) -> Path | None:
     return next((path for path in (out, out.with_name(out.name + ".parquet")) if path.is_file()), None)
 
 
-def _study_runs(study: Path) -> list[StoredRun]:
-    with _damaged(study, delete=study):
-        whole = pq.read_table(study)
+def _of_folder(folder: Path, name: str) -> pd.DataFrame:
+    with _damaged(folder / f"{name}.parquet", delete=folder):
+        return pd.read_parquet(folder / f"{name}.parquet")
 
-    def table_of(i: int) -> Callable[[str], pd.DataFrame]:
-        def table(name: str) -> pd.DataFrame:
-            rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
-            return rows.convert_dtypes() if name == "requests" else rows
 
-        return table
-
-    names, manifests = (whole[column].to_pylist() for column in ("run", "manifest"))
-    return [StoredRun(name, json.loads(manifests[i]), table_of(i)) for i, name in enumerate(names)]
+def _of_study(whole: pa.Table, i: int, name: str) -> pd.DataFrame:
+    rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
+    return rows.convert_dtypes() if name == "requests" else rows
 
 
 @contextmanager

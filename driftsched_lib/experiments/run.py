@@ -1,7 +1,7 @@
 """One run: its load served by an engine under a scheduler, as tables and a manifest."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from driftsched_lib.admission import Check, admission_check
+from driftsched_lib.admission import admission_check
 from driftsched_lib.classify import KeywordClassifier, TextClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.engines.telemetry import Telemetry
@@ -27,6 +27,8 @@ from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatchin
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
 from driftsched_lib.workloads.synthetic import PhaseLoad, make_load
 
+Monitor = Callable[[float, Scheduler], None]
+
 
 def serve_run(
     params: Params,
@@ -34,7 +36,7 @@ def serve_run(
     engine,
     speed: EngineSpeed,
     on_record: Callable[[Record], None] = lambda record: None,
-    watch: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
+    watch: Monitor = lambda now, scheduler: None,
     estimator: Estimator | None = None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Serve one run; return its tables by name, and its manifest.
@@ -54,23 +56,20 @@ def serve_run(
         records.append(record)
         on_record(record)
 
-    def monitor(now: float, scheduler: Scheduler) -> None:
-        depth(now, scheduler)
-        watch(now, scheduler)
-
-    scheduler = make_scheduler(params, run, engine, note, _admission(params, speed), estimator)
+    scheduler = make_scheduler(params, run, engine, note, speed, estimator)
     load = load_of(params, run.seed, speed.capacity_tokens_per_s, run.rate)
-    static = params.scheduler.batch_size, params.scheduler.batch_wait_s
     if params.engine.kind != "simulated":
         gc.collect()  # not while its time is measured
+    static, in_process = (params.scheduler.batch_size, params.scheduler.batch_wait_s), params.engine.kind == "vllm"
     started, spans = datetime.now(UTC), []
     engine.restart_clock()
-    in_process = params.engine.kind == "vllm"
     with Telemetry(params.measure.telemetry_interval_s) if in_process else nullcontext() as telemetry:
         for phase in load:
             batching = StaticBatching(*static) if run.batching == "static" else ContinuousBatching()
             start_s = engine.now() + phase.pause_s
-            serve_or_fail(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitor=monitor)
+            serve_or_fail(
+                f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitors=(depth, watch)
+            )
             spans.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
     tables = {
         "requests": requests_table(records),
@@ -104,10 +103,14 @@ def make_scheduler(
     run: Run,
     engine,
     on_record: Callable[[Record], None],
-    admission: Check | None = None,
+    speed: EngineSpeed | None = None,
     estimator: Estimator | None = None,
 ) -> Scheduler:
-    """Return the scheduler of a run, empty; `on_record` and `estimator` are those of `serve_run`."""
+    """Return the scheduler of a run, empty; it admits every request if no speed is known."""
+    rules, admission = params.scheduler.admission, None
+    if rules is not None and speed is not None:
+        budgets = None if rules.tokens_per_s is None else (rules.tokens_per_s, rules.burst_tokens)
+        admission = admission_check(speed.capacity_tokens_per_s, budgets, rules.max_wait_s)
     shared = {"base_tokens": params.workload.max_tokens, "calibrate": run.calibration, "tiers": params.tiers}
     return Scheduler(
         policy=run.policy.build(**shared),
@@ -121,27 +124,17 @@ def make_scheduler(
     )
 
 
-def _admission(params: Params, speed: EngineSpeed) -> Check | None:
-    if (rules := params.scheduler.admission) is None:
-        return None
-    budgets = None if rules.tokens_per_s is None else (rules.tokens_per_s, rules.burst_tokens)
-    return admission_check(speed.capacity_tokens_per_s, budgets, rules.max_wait_s)
-
-
-def serve_or_fail(
-    what: str, *arguments, monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None
-) -> None:
+def serve_or_fail(what: str, *arguments, monitors: Sequence[Monitor] = ()) -> None:
     """Serve; a RunError says `what` failed, and Ctrl-C takes effect between two iterations."""
     try:
         with remembered(at_once=False) as check:
 
-            def watch(now: float, scheduler: Scheduler) -> None:
-                monitor(now, scheduler)
+            def monitor(now: float, scheduler: Scheduler) -> None:
+                for each in monitors:
+                    each(now, scheduler)
                 check()
 
-            serve(*arguments, monitor=watch)
+            serve(*arguments, monitor=monitor)
     except Exception as error:
-        raise RunError(
-            f"{what}: the engine failed ({type(error).__name__}: {error}).  Finished runs are kept: run the same again "
-            "to go on from there"
-        ) from error
+        why = f"the engine failed ({type(error).__name__}: {error})"
+        raise RunError(f"{what}: {why}.  Finished runs are kept: run the same again to go on from there") from error

@@ -18,13 +18,9 @@ from driftsched_lib.workloads.synthetic import make_load
 
 
 def measure_speed(params: Params, engine) -> EngineSpeed:
-    """Serve the last phase's mix, all at once and then one by one.
+    """Serve the last phase's mix on one replica, all at once and then one by one; the capacity is that of all replicas.
 
-    Parameters:
-        engine: one replica; the capacity is that of all.
-
-    Raises:
-        RunError: the requests never fill the engine, so that there is no capacity to measure.
+    Raises RunError if no request is finished, so that there is no capacity to measure.
     """
     crowd = _serve_at_once(params, engine, 6 * engine.max_num_seqs)
     if params.engine.kind == "server":
@@ -41,15 +37,12 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
     if not 0 < capacity < inf:
         reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
         name = params.engine.profile or params.engine.model
-        raise RunError(
-            f"the engine's speed cannot be measured: {name} finished none of {len(crowd)} requests ({reasons})"
-        )
+        why = f"{name} finished none of {len(crowd)} requests ({reasons})"
+        raise RunError(f"the engine's speed cannot be measured: {why}")
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
-    return EngineSpeed(
-        capacity_tokens_per_s=float(capacity),
-        idle_ttft_s=float((alone.first_token_s - alone.arrival_s).median()),
-        idle_tpot_s=float(((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()),
-    )
+    idle_ttft_s = (alone.first_token_s - alone.arrival_s).median()
+    idle_tpot_s = ((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()
+    return EngineSpeed(float(capacity), float(idle_ttft_s), float(idle_tpot_s))
 
 
 def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
