@@ -22,7 +22,7 @@ def memory_gib():
 def test_an_engine_that_is_closed_gives_its_memory_back():
     pytest.importorskip("vllm")
     params = Params.load(PROJECT / "params" / "smoke.yaml")  # a GiB of KV cache
-    with closing(load_engine(params)) as engine:
+    with closing(load_engine(params.engine)) as engine:
         warm_up(params, engine)
         held = memory_gib()
     assert memory_gib() < held - 0.5
