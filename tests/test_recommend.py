@@ -26,7 +26,7 @@ from driftsched_lib.studies.recommend import (
 )
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
-from driftsched_lib.workloads.replay import trace_window
+from driftsched_lib.workloads.synthetic import trace_window
 
 GRID = {
     "scheduler.policies": ["fifo", "sjf", {"aging": {"rate": 0.5}}],

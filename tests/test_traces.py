@@ -19,8 +19,7 @@ from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.params import WorkloadParams
-from driftsched_lib.workloads.replay import trace_window
-from driftsched_lib.workloads.synthetic import make_load
+from driftsched_lib.workloads.synthetic import make_load, trace_window
 from driftsched_lib.workloads.traces import CHUNK, FIELDS, FORMATS, Faults, read_trace
 
 AZURE = PROJECT.parent / "shared" / "traces"
@@ -43,8 +42,7 @@ def read(*arguments, **options):
 
 def write(folder, format):
     """A file of this format with the three `ROWS`."""
-    path, own = folder / format, FORMATS[format][2]
-    columns = list(own or FIELDS[:3])
+    path, columns = folder / format, list(FORMATS[format][2][:3])
     table = pd.DataFrame([(5 + arrival_s, *lengths) for arrival_s, *lengths in ROWS], columns=columns)
     if format == "azure":
         table["TIMESTAMP"] = [f"2023-11-16 18:15:{46.6805900 + arrival_s:010.7f}" for arrival_s, *_ in ROWS]

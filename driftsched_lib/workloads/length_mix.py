@@ -14,6 +14,7 @@ from driftsched_lib.estimators.base import MAX_TOKENS
 from driftsched_lib.validation import JsonFile
 
 LEVELS = (0.0, 0.01, 0.02, *(0.05 * i for i in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
+LENGTHS = ["prompt_tokens", "output_tokens"]
 Tokens = Annotated[float, Field(ge=1, le=MAX_TOKENS)]
 
 
@@ -22,8 +23,7 @@ class LengthMix(JsonFile):
 
     Attributes:
         source: where the trace is from, its licence, and whom to cite.
-        rate_per_s: mean requests per second.
-        arrival_cv: coefficient of variation of the gaps between arrivals.
+        rate_per_s, arrival_cv: mean requests per second, and coefficient of variation of the gaps between arrivals.
         levels, prompt_tokens, output_tokens: probabilities, and the quantiles there (tokens).
         spearman: rank correlation of prompt and output lengths; draws have it through a Gaussian copula.
     """
@@ -39,7 +39,7 @@ class LengthMix(JsonFile):
 
     @model_validator(mode="after")
     def _quantiles(self) -> Self:
-        for name in ("levels", "prompt_tokens", "output_tokens"):
+        for name in ("levels", *LENGTHS):
             values = getattr(self, name)
             if len(values) != len(self.levels) or values != sorted(values):
                 raise ValueError(f"{name} must be {len(self.levels)} rising numbers")
@@ -51,33 +51,22 @@ class LengthMix(JsonFile):
     def of_trace(cls, chunks: Iterable[pd.DataFrame], source: str, sample: int = 1_000_000) -> Self:
         """Return the mix of a trace, in one pass over the chunks of `read_trace`.
 
-        Parameters:
-            sample: lengths that are kept of a longer trace, each as likely as any other (Vitter's reservoir, 1985);
-                rate and CV are always those of all requests.
-
-        Raises:
-            ParamsError: fewer than two requests, or all at one time.
+        Of a longer trace, the lengths are those of a random `sample`; rate and CV are always those of all requests.
+        Raises ParamsError for fewer than two requests, or all at one time.
         """
-        rng, kept = np.random.default_rng(0), np.empty((0, 2), np.int32)
-        n, squares, first_s, last_s = 0, 0.0, 0.0, 0.0
+        rng, lengths, last, n, span_s, squares = np.random.default_rng(0), None, [], 0, 0.0, 0.0
         for chunk in chunks:
-            lengths, times = chunk[["prompt_tokens", "output_tokens"]].to_numpy(np.int32), chunk.arrival_s.to_numpy()
-            if n == 0:
-                first_s = last_s = times[0]
-            squares += float((np.diff(times, prepend=last_s) ** 2).sum())
-            room = max(0, sample - len(kept))
-            kept = np.concatenate([kept, lengths[:room]])
-            places = rng.integers(np.arange(n + room, n + len(chunk)) + 1)
-            replaced = places < sample
-            kept[places[replaced]] = lengths[room:][replaced]
-            n, last_s = n + len(chunk), times[-1]
-        if last_s <= first_s:
+            gaps_s = np.diff(chunk.arrival_s, prepend=last)
+            last, n = chunk.arrival_s.iloc[-1:], n + len(chunk)
+            span_s, squares = span_s + gaps_s.sum(), squares + (gaps_s**2).sum()
+            lengths = pd.concat([lengths, chunk[LENGTHS].assign(dice=rng.random(len(chunk)))])
+            if len(lengths) > 2 * sample:
+                lengths = lengths.nsmallest(sample, "dice")
+        if span_s <= 0:
             raise ParamsError(f"{source}: a mix needs at least two requests, not all at one time")
-        gaps, span_s = n - 1, float(last_s - first_s)
+        gaps, lengths = n - 1, lengths.nsmallest(sample, "dice")[LENGTHS]
         variance = max(0.0, squares - span_s**2 / gaps) / max(1, gaps - 1)
-        lengths = pd.DataFrame(kept, columns=["prompt_tokens", "output_tokens"])
         varied = (lengths.nunique() > 1).all()  # ranks of one value have no correlation
-        quantiles = lengths.quantile(LEVELS).round(1)
         return cls(
             source=source,
             requests=n,
@@ -85,26 +74,22 @@ class LengthMix(JsonFile):
             arrival_cv=round(sqrt(variance) * gaps / span_s, 4),
             spearman=round(float(lengths.rank().corr().iloc[0, 1]), 4) if varied else 0.0,
             levels=[round(level, 4) for level in LEVELS],
-            prompt_tokens=quantiles.prompt_tokens.tolist(),
-            output_tokens=quantiles.output_tokens.tolist(),
+            **lengths.quantile(LEVELS).round(1).to_dict("list"),
         )
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return `n` prompt lengths and `n` output lengths (tokens)."""
         correlation = 2 * np.sin(np.pi * self.spearman / 6)  # of the normals under a Gaussian copula (Pearson, 1907)
         levels = ndtr(rng.multivariate_normal([0.0, 0.0], [[1.0, correlation], [correlation, 1.0]], n))
-        prompts, outputs = self.prompt_tokens, self.output_tokens
-        return np.interp(levels[:, 0], self.levels, prompts), np.interp(levels[:, 1], self.levels, outputs)
+        prompt_tokens = np.interp(levels[:, 0], self.levels, self.prompt_tokens)
+        return prompt_tokens, np.interp(levels[:, 1], self.levels, self.output_tokens)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.source}: {self.requests:,} requests, {self.rate_per_s:g} per second, CV of their gaps "
-            f"{self.arrival_cv:g}, rank correlation of lengths {self.spearman:g}"
-        ]
-        for name in ("prompt_tokens", "output_tokens"):
-            at = np.interp([0.01, 0.25, 0.5, 0.75, 0.99, 1.0], self.levels, getattr(self, name))
-            lines.append("{}: 1% {:g}, 25% {:g}, median {:g}, 75% {:g}, 99% {:g}, most {:g}".format(name, *at))
-        return "\n".join(lines)
+        quantiles = "{}: 1% {:g}, 25% {:g}, median {:g}, 75% {:g}, 99% {:g}, most {:g}"
+        at = {name: np.interp([0.01, 0.25, 0.5, 0.75, 0.99, 1.0], self.levels, getattr(self, name)) for name in LENGTHS}
+        head = f"{self.source}: {self.requests:,} requests, {self.rate_per_s:g} per second, CV of their gaps "
+        head += f"{self.arrival_cv:g}, rank correlation of lengths {self.spearman:g}"
+        return "\n".join([head, *(quantiles.format(name, *values) for name, values in at.items())])
 
     @property
     def mean_output_tokens(self) -> float:

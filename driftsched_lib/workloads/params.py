@@ -1,13 +1,13 @@
 """Parameters of the load: who sends what, how long it is, and when it arrives."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import isclose
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from driftsched_lib.estimators.base import BaseTokens
-from driftsched_lib.requests import BASE_TOKENS, Category
+from driftsched_lib.requests import BASE_TOKENS, TIERS, Category
 from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Validated
 from driftsched_lib.workloads.drift import LEARNING_MIX, SCENARIOS, STRESS_MIX
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
@@ -18,14 +18,12 @@ PAPER_PHASES: dict[str, dict[str, Any]] = {
 }
 
 
-def _check_sum(shares: Iterable[float], tolerance: float) -> None:
-    if not isclose(total := sum(shares), 1, rel_tol=0, abs_tol=tolerance):
+def _sum_to_1(shares: Any) -> Any:
+    """Return a mix, or phases, whose shares sum to 1."""
+    total = sum(shares.values()) if isinstance(shares, dict) else sum(phase.share for phase in shares)
+    if not isclose(total, 1, rel_tol=0, abs_tol=1e-9 if isinstance(shares, dict) else 1e-6):
         raise ValueError(f"the shares must sum to 1, they sum to {total:g}")
-
-
-def _mix(mix: dict[Category, float]) -> dict[Category, float]:
-    _check_sum(mix.values(), 1e-9)
-    return mix
+    return shares
 
 
 def _gap_s(gap_s: list[float]) -> list[float]:
@@ -35,26 +33,21 @@ def _gap_s(gap_s: list[float]) -> list[float]:
 
 
 class Phase(Validated):
-    """A stretch of the load with its own category mix and arrival rate.
-
-    It begins `pause_s` after the phase before it has drained.  A phase named `learning` or `stress` is the paper's,
-    except for what is given.
+    """A stretch of the load with its own category mix and arrival rate; `learning` and `stress` default to the paper's.
 
     Attributes:
-        share: of all requests.
-        mix: share of each category.
-        gap_s: bounds of the gaps between arrivals, which are uniform between them.
+        share, mix: share of all requests, and of each category among its own.
+        gap_s: bounds of the uniform gaps between arrivals.
+        load_factor: stretches the gaps until outputs at their limits offer this multiple of the engine's capacity.
+        pause_s: from the end of the phase before.
+        lengths: a file as in data/traces, for prompts and outputs.  The category, whatever the `mix`, is the first
+            whose base holds the output: it tells an estimator more than a real prompt does.
         arrival_cv: coefficient of variation of gamma-distributed gaps of the same mean: 1 is Poisson, more is bursts.
-        load_factor: stretches the gaps until the offered output tokens per second, every output at its limit, are this
-            multiple of the engine's measured capacity.
-        lengths: a file as in data/traces.  Prompts are filled up and outputs fixed to its lengths (times
-            `length_scale`).  The category, whatever the `mix`, is the first whose base holds the output: it tells an
-            estimator the order of magnitude, more than a real prompt does.
     """
 
     name: str
     share: Annotated[Positive, Field(le=1)] = 1.0
-    mix: Annotated[dict[Category, NotNegative], AfterValidator(_mix)] = dict.fromkeys(BASE_TOKENS, 0.25)
+    mix: Annotated[dict[Category, NotNegative], AfterValidator(_sum_to_1)] = dict.fromkeys(BASE_TOKENS, 0.25)
     gap_s: Annotated[list[NotNegative], Field(min_length=2, max_length=2), AfterValidator(_gap_s)] = [0.005, 0.03]
     load_factor: Positive | None = None
     pause_s: NotNegative = 0.0
@@ -67,9 +60,7 @@ class Phase(Validated):
         return PAPER_PHASES.get(values.get("name"), {}) | values if isinstance(values, dict) else values
 
 
-def _phases(phases: list[Phase]) -> list[Phase]:
-    _check_sum([phase.share for phase in phases], 1e-6)
-    return phases
+Phases = Annotated[list[Phase], Field(min_length=1), AfterValidator(_sum_to_1)]
 
 
 class TraceParams(Validated):
@@ -78,9 +69,7 @@ class TraceParams(Validated):
     Attributes:
         columns: names of the columns of a `csv` or `parquet`, by `traces.FIELDS`, where they differ.
         skip: good rows that are left out at its beginning.
-        speedup: what its times are divided by.
-        load_factor: stretches its times to this ratio of output tokens offered to the engine's capacity; null keeps
-            them.
+        speedup, load_factor: divide its times by it, or stretch them to this ratio of offered load to capacity.
         on_bad_row: leave it out and report it, or refuse the trace.
         default_tier: of a row that names neither a tier nor a known tenant.
     """
@@ -102,12 +91,7 @@ class TraceParams(Validated):
 
 
 class Spread(Validated):
-    """Output lengths drawn from a lognormal, cut off at the request's limit.
-
-    Attributes:
-        mean_share: mean of the draws as a share of the limit.
-        cv: their coefficient of variation.
-    """
+    """Lognormal output lengths: their mean as a share of the limit, at which they are cut off, and their CV."""
 
     mean_share: Positive
     cv: Annotated[float, Field(ge=0, le=100)]
@@ -118,8 +102,7 @@ class WorkloadParams(Validated):
 
     Attributes:
         tenants: the tier of each.
-        zipf: above 0, the k-th tenant sends in proportion to k ** -zipf.
-        noisy: the first tenant sends this many times its share.
+        zipf, noisy: the k-th tenant sends in proportion to k ** -zipf, the first one `noisy` times its share.
         label_prefix: put the paper's prefix before each prompt, which tells a keyword classifier the category.
         phases: their shares of the requests sum to 1.
         trace: takes the place of the phases.
@@ -127,21 +110,15 @@ class WorkloadParams(Validated):
         length_scale: multiplies all lengths, so that an engine of another speed gets the same experiment.
         base_tokens: expected output length of each category, which is also its limit.
         output_length: an output ends at its `limit`, by itself (`natural`), or at a length drawn from the `spread`.
-        recorded_lengths: a file of lengths of natural outputs; each output is then fixed at its own.
+        recorded_lengths: a file of natural outputs, at whose lengths outputs are fixed.
         queue_timeout_s: a request expires after so long in the queue; null for never.
     """
 
-    tenants: Annotated[dict[Name, Name], Field(min_length=1)] = {
-        "tenant-premium": "premium",
-        "tenant-standard": "standard",
-        "tenant-batch": "batch",
-    }
+    tenants: Annotated[dict[Name, Name], Field(min_length=1)] = {f"tenant-{tier}": tier for tier in TIERS}
     zipf: NotNegative = 0.0
     noisy: Positive = 1.0
     label_prefix: bool = True
-    phases: Annotated[list[Phase], Field(min_length=1), AfterValidator(_phases)] = [
-        Phase(name=name) for name in PAPER_PHASES
-    ]
+    phases: Phases = [Phase(name=name) for name in PAPER_PHASES]
     trace: TraceParams | None = None
     drift: Literal[tuple(SCENARIOS)] | None = None  # type: ignore[valid-type]
     length_scale: Positive = 1.0
@@ -173,8 +150,7 @@ class WorkloadParams(Validated):
         """Return each tenant's share of the requests; None for equal shares."""
         if not self.zipf and self.noisy == 1.0:
             return None
-        shares = [k**-self.zipf for k in range(1, len(self.tenants) + 1)]
-        shares[0] *= self.noisy
+        shares = [self.noisy, *(k**-self.zipf for k in range(2, len(self.tenants) + 1))]
         return [share / sum(shares) for share in shares]
 
     def tokens(self, paper_tokens: int) -> int:

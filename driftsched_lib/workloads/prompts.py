@@ -1,8 +1,7 @@
-"""The prompts of the paper's load: infrastructure topics, four categories, five templates each.
+"""The prompts of the paper's load, in this project's own words.
 
-The wording is this project's own.  The paper (arXiv 2606.02982) gives the structure that its keyword classifier meets:
-each summary prompt says "summarize", and each report prompt names a report or an analysis.  Only one technical template
-in five has a keyword of its category; the others say "Explain ...".
+The paper (arXiv 2606.02982) gives the structure that its keyword classifier meets: each summary prompt says
+"summarize", each report prompt names a report or an analysis, and one technical template in five has a keyword.
 """
 
 from collections.abc import Mapping
@@ -11,14 +10,13 @@ import numpy as np
 
 TOPICS = (
     "DNS", "BGP", "OSPF", "MPLS", "VPN", "SD-WAN", "CDN", "Load Balancing", "API Gateway", "Edge Computing",
-    "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices",
-    "Service Mesh", "CI/CD", "Autoscaling", "Multi-Tenant Systems", "Kafka", "Redis", "PostgreSQL", "MongoDB",
-    "Caching", "Data Pipelines", "Event Streaming", "Vector Databases", "Embeddings", "RAG", "JWT", "OAuth",
-    "TLS", "Zero Trust", "Cloud Security", "Network Security", "Firewalls", "IDS/IPS", "Rate Limiting", "SRE",
-    "Observability", "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry", "LLM Inference",
-    "TensorRT", "CUDA", "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention",
-    "Continuous Batching", "Model Quantization", "Inference Optimization", "Queue Scheduling",
-    "Token Estimation",
+    "Kubernetes", "Docker", "AWS", "Azure", "Serverless", "Terraform", "Ansible", "Microservices", "Service Mesh",
+    "CI/CD", "Autoscaling", "Multi-Tenant Systems", "Kafka", "Redis", "PostgreSQL", "MongoDB", "Caching",
+    "Data Pipelines", "Event Streaming", "Vector Databases", "Embeddings", "RAG", "JWT", "OAuth", "TLS", "Zero Trust",
+    "Cloud Security", "Network Security", "Firewalls", "IDS/IPS", "Rate Limiting", "SRE", "Observability",
+    "Distributed Tracing", "Prometheus", "Grafana", "OpenTelemetry", "LLM Inference", "TensorRT", "CUDA",
+    "GPU Scheduling", "GPU Memory Management", "KV Cache", "PagedAttention", "Continuous Batching",
+    "Model Quantization", "Inference Optimization", "Queue Scheduling", "Token Estimation",
 )  # fmt: skip
 _FACTORS = np.random.default_rng(59).permutation(np.geomspace(0.6, 1.6, len(TOPICS)))
 TOPIC_FACTORS = dict(zip(TOPICS, _FACTORS.tolist(), strict=True))
@@ -67,11 +65,6 @@ def build_prompt(category: str, topic: str, template: int, style: str = "plain")
 def label_prefix(request_id: int | str, tenant: str, category: str) -> str:
     """Return the prefix of the paper's load generator; a keyword classifier can read the category in it."""
     return f"Request ID {request_id}. Tenant {tenant}. Job type {category}. "
-
-
-def filled_up(prompt: str, tokens: int) -> str:
-    """Return a prompt with common words before it, so that it has about so many tokens."""
-    return "the " * max(0, tokens - len(prompt.split())) + prompt
 
 
 def category_of(output_tokens: int, max_tokens: Mapping[str, int]) -> str:

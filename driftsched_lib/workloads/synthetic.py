@@ -1,9 +1,10 @@
 """Loads: seeded streams of requests, the same whatever the policy that serves them."""
 
+import os
 import warnings
-from dataclasses import dataclass, replace
-from functools import cache
-from itertools import islice
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import repeat
 from zlib import crc32
 
 import numpy as np
@@ -14,11 +15,13 @@ from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import in_project
 from driftsched_lib.workloads.drift import drifted
 from driftsched_lib.workloads.length_mix import LengthMix
-from driftsched_lib.workloads.params import Phase, WorkloadParams
+from driftsched_lib.workloads.params import Phase, TraceParams, WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
-from driftsched_lib.workloads.replay import trace_requests, trace_window
+from driftsched_lib.workloads.traces import Faults, read_trace
 
 WORDS_PER_PROMPT = len(build_prompt("technical", "DNS", 0).split())
+TEMPLATES_PER_CATEGORY = len(TEMPLATES["technical"])
+FILLER = "the "
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,6 @@ def make_load(
 ) -> list[PhaseLoad]:
     """Return the load of one run, phase by phase; a trace is one phase.
 
-    Tenants are drawn by their shares, categories by the phase's mix, topics and templates uniformly.
-
     Parameters:
         requests: of all phases together.
         capacity_tokens_per_s: output tokens per second that a `load_factor` refers to; unused without one.
@@ -50,40 +51,44 @@ def make_load(
         window: which stretch of `requests` rows of a trace is served, counted from 0.
         tiers: those that a trace may name.
 
-    Raises:
-        ParamsError: a file that the workload names cannot be used, or a trace is too short.
+    Raises ParamsError if a file that the workload names cannot be used, or a trace is too short.
     """
     if workload.trace is not None:
+        phases, ends = [Phase(name="trace")], [requests]
         rows, _ = trace_window(workload.trace, requests, window, tiers)
-        return [PhaseLoad("trace", 0.0, trace_requests(workload, rows, seed, capacity_tokens_per_s, rate))]
-    ends = np.rint(np.cumsum([phase.share for phase in workload.phases]) * requests).astype(int).tolist()
-    generators, loads, start = np.random.default_rng(seed).spawn(len(ends)), [], 0
-    for phase, end, rng in zip(workload.phases, ends, generators, strict=True):
-        gap_s = mean_gap_s(workload, phase, capacity_tokens_per_s) / rate
-        loads.append(PhaseLoad(phase.name, phase.pause_s, _requests(workload, phase, range(start, end), gap_s, rng)))
-        start = end
+        served = _trace_requests(workload, rows, seed, capacity_tokens_per_s, rate)
+    else:
+        phases, served = workload.phases, []
+        ends = np.rint(np.cumsum([phase.share for phase in phases]) * requests).astype(int).tolist()
+        for phase, end, rng in zip(phases, ends, np.random.default_rng(seed).spawn(len(ends)), strict=True):
+            gap_s = mean_gap_s(workload, phase, capacity_tokens_per_s) / rate
+            served += _phase_requests(workload, phase, range(len(served), end), gap_s, rng)
     if workload.drift is not None:
         form = "natural" if workload.output_length == "natural" else "lengths"
-        served = [request for load in loads for request in load.requests]
-        changed = iter(drifted(served, workload.drift, seed, workload.max_tokens, form, tiers=tiers))
-        loads = [replace(load, requests=list(islice(changed, len(load.requests)))) for load in loads]
+        served = drifted(served, workload.drift, seed, workload.max_tokens, form, tiers=tiers)
     if workload.recorded_lengths is not None:
-        _fix_recorded_lengths(workload.recorded_lengths, seed, loads)
-    return loads
+        path, known = workload.recorded_lengths, recorded_lengths(workload.recorded_lengths).get(seed, {})
+        for request in served:
+            length, digest = known.get(request.request_id, (0, None))
+            if digest != prompt_digest(request) or not 1 <= length <= request.max_tokens:
+                raise ParamsError(
+                    f"{path}: holds no output for request {request.request_id} of seed {seed} of this load"
+                )
+            request.fixed_output_tokens = length
+    if workload.queue_timeout_s is not None:
+        for request in served:
+            request.deadline_s = request.arrival_s + workload.queue_timeout_s
+    slices = map(slice, [0, *ends], ends)
+    return [PhaseLoad(phase.name, phase.pause_s, served[part]) for phase, part in zip(phases, slices, strict=True)]
 
 
 def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tiers = TIERS) -> None:
     """Read the files that a workload names, and warn of bad rows of a trace: before an engine is loaded.
 
-    Parameters:
-        windows: how many stretches of `requests` rows a trace must hold.
-
-    Raises:
-        ParamsError: a file cannot be used.
+    Raises ParamsError if a file cannot be used, or a trace does not hold so many `windows` of `requests` rows.
     """
-    for phase in workload.phases:
-        if phase.lengths is not None:
-            length_mix(phase.lengths)
+    for path in {phase.lengths for phase in workload.phases} - {None}:
+        length_mix(path)
     if workload.recorded_lengths is not None:
         recorded_lengths(workload.recorded_lengths)
     if workload.trace is not None:
@@ -106,10 +111,7 @@ def mean_gap_s(workload: WorkloadParams, phase: Phase, capacity_tokens_per_s: fl
 @cache
 def length_mix(path: str) -> LengthMix:
     """Return the length mix that a phase names; ParamsError if the file cannot be used."""
-    try:
-        return LengthMix.load(in_project(path))
-    except ParamsError as error:
-        raise ParamsError(f"workload.phases.lengths: {error}") from None
+    return LengthMix.load(in_project(path))
 
 
 def prompt_digest(request: Request) -> int:
@@ -121,9 +123,7 @@ def prompt_digest(request: Request) -> int:
 def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
     """Return, by seed and request id, a natural output's length (tokens) and the digest of its prompt.
 
-    Raises:
-        ParamsError: the file cannot be read, or is no table with whole numbers `seed`, `request_id`, `output_tokens`
-            and `prompt_digest`.
+    Raises ParamsError unless the file is a table of whole `seed`, `request_id`, `output_tokens` and `prompt_digest`.
     """
     try:
         table = pd.read_parquet(in_project(path))[["seed", "request_id", "output_tokens", "prompt_digest"]].astype(int)
@@ -135,19 +135,11 @@ def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
     return by_seed
 
 
-def _fix_recorded_lengths(path: str, seed: int, loads: list[PhaseLoad]) -> None:
-    known = recorded_lengths(path).get(seed, {})
-    for request in (request for load in loads for request in load.requests):
-        length, digest = known.get(request.request_id, (0, None))
-        if digest != prompt_digest(request) or not 1 <= length <= request.max_tokens:
-            raise ParamsError(f"{path}: holds no output for request {request.request_id} of seed {seed} of this load")
-        request.fixed_output_tokens = length
-
-
-def _requests(
+def _phase_requests(
     workload: WorkloadParams, phase: Phase, ids: range, gap_s: float, rng: np.random.Generator
 ) -> list[Request]:
-    n, limits, timeout_s = len(ids), workload.max_tokens, workload.queue_timeout_s
+    """Draw tenants by their shares, categories by the phase's mix, topics and templates uniformly."""
+    n, limits = len(ids), workload.max_tokens
     if phase.arrival_cv is None:
         gaps = rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
     else:
@@ -156,34 +148,78 @@ def _requests(
     arrivals_s = (np.cumsum(gaps) * gap_s).tolist()
     tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values())).tolist()
-    topics, templates = rng.choice(TOPICS, n).tolist(), rng.random(n).tolist()
-    if phase.lengths is None:
-        fillers, lengths = [""] * n, _lengths(workload, [limits[category] for category in categories], rng)
-    else:
-        drawn = length_mix(phase.lengths).draw(n, rng)
-        prompts, lengths = (np.rint(x * workload.length_scale).clip(min=1).astype(int).tolist() for x in drawn)
+    topics, templates = rng.choice(TOPICS, n).tolist(), (rng.random(n) * TEMPLATES_PER_CATEGORY).astype(int)
+    words, lengths, bases = [0] * n, [None] * n, [limits[category] for category in categories]
+    if phase.lengths is not None:
+        words, lengths = (_scaled(workload, drawn) for drawn in length_mix(phase.lengths).draw(n, rng))
         categories = [category_of(length, limits) for length in lengths]
-        fillers = ["the " * max(0, tokens - WORDS_PER_PROMPT) for tokens in prompts]
-    requests = []
-    for i, arrival_s, tenant, category, topic, template, filler, length in zip(
-        ids, arrivals_s, tenants, categories, topics, templates, fillers, lengths, strict=True
-    ):
-        prompt = filler + build_prompt(category, topic, int(template * len(TEMPLATES[category])))
-        if workload.label_prefix:
-            prompt = label_prefix(i, tenant, category) + prompt
-        tier, limit = workload.tenants[tenant], max(limits[category], length or 0)
-        request = Request(str(i), arrival_s, prompt, tenant, tier, limit, category, phase.name, length)
-        request.deadline_s = None if timeout_s is None else arrival_s + timeout_s
-        requests.append(request)
-    return requests
+    elif workload.output_length == "limit":
+        lengths = bases
+    elif workload.output_length == "spread":
+        variance = np.log1p(workload.spread.cv**2)
+        shares = workload.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), n)
+        lengths = np.clip(np.rint(shares * bases), 1, bases).astype(int).tolist()
+    maxima = [max(limits[category], length or 0) for category, length in zip(categories, lengths, strict=True)]
+    labels = map(label_prefix, ids, tenants, categories) if workload.label_prefix else [""] * n
+    prompts = [
+        label + FILLER * (tokens - WORDS_PER_PROMPT) + build_prompt(*parts)
+        for label, tokens, *parts in zip(labels, words, categories, topics, templates, strict=True)
+    ]
+    tiers = [workload.tenants[tenant] for tenant in tenants]
+    columns = map(str, ids), arrivals_s, prompts, tenants, tiers, maxima, categories, repeat(phase.name), lengths
+    return list(map(Request, *columns))
 
 
-def _lengths(workload: WorkloadParams, limits: list[int], rng: np.random.Generator) -> list[int] | list[None]:
-    """Return the fixed output lengths in tokens; None for outputs that end by themselves."""
-    if workload.output_length == "natural":
-        return [None] * len(limits)
-    if workload.output_length == "limit":
-        return limits
-    variance = np.log1p(workload.spread.cv**2)
-    shares = workload.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), len(limits))
-    return np.clip(np.rint(shares * limits), 1, limits).astype(int).tolist()
+def _scaled(workload: WorkloadParams, tokens: np.ndarray | pd.Series) -> list[int]:
+    """Return lengths at the load's scale, at least one token each."""
+    return np.rint(tokens * workload.length_scale).clip(1).astype(int).tolist()
+
+
+def trace_window(
+    trace: TraceParams, requests: int, window: int = 0, tiers: Tiers = TIERS
+) -> tuple[pd.DataFrame, Faults]:
+    """Return the rows of a stretch, and the bad rows left out; ParamsError if the trace is unreadable or too short."""
+    path, begin = in_project(trace.file), trace.skip + window * requests
+    mtime = os.path.getmtime(path) if os.path.exists(path) else 0.0
+    return _rows(trace.model_dump_json(), path, mtime, begin, begin + requests, tuple(tiers))
+
+
+@lru_cache(maxsize=32)  # by the file's mtime as well, so that a changed one is read again
+def _rows(trace_json: str, path: str, mtime: float, begin: int, end: int, tiers: tuple) -> tuple[pd.DataFrame, Faults]:
+    trace, faults, parts, n = TraceParams.model_validate_json(trace_json), Faults(), [], 0
+    for chunk in read_trace(path, trace.format, trace.columns, trace.on_bad_row, faults, tiers):
+        parts.append(chunk[max(0, begin - n) : end - n])
+        n += len(chunk)
+        if n >= end:
+            return pd.concat(parts), faults
+    raise ParamsError(f"{path}: a run serves the good rows {begin + 1:,} to {end:,}, and there are {n:,}")
+
+
+def _trace_requests(
+    workload: WorkloadParams, rows: pd.DataFrame, seed: int, capacity_tokens_per_s: float, rate: float
+) -> list[Request]:
+    """Return the requests of a trace's rows, at its `speedup` or `load_factor` and the workload's `length_scale`.
+
+    An estimator must not see the length that it is to guess.  So all rows share one limit, which holds the longest
+    output, and all rows without a category share one, chosen by their median output.  A row without a tenant is given
+    one of the workload's by the seed; a row without a tier has its tenant's, or the trace's default.
+    """
+    trace, limits, n = workload.trace, workload.max_tokens, len(rows)
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
+    topics, templates = (rng.random((n, 2)) * [len(TOPICS), TEMPLATES_PER_CATEGORY]).astype(int).T
+    times_s, factor = rows.arrival_s - rows.arrival_s.iloc[0], 1 / trace.speedup
+    if trace.load_factor is not None and times_s.iloc[-1] > 0:
+        tokens = int(rows.output_tokens.sum()) * workload.length_scale
+        factor = tokens / (trace.load_factor * capacity_tokens_per_s) / times_s.iloc[-1]
+    words, outputs = _scaled(workload, rows.prompt_tokens), _scaled(workload, rows.output_tokens)
+    unnamed = category_of(round(np.median(outputs)), limits)
+    categories = [category or unnamed for category in rows.category]
+    tenants = [tenant or other for tenant, other in zip(rows.tenant, drawn, strict=True)]
+    tier_of = workload.tenants
+    tiers = [tier or tier_of.get(tenant, trace.default_tier) for tier, tenant in zip(rows.tier, tenants, strict=True)]
+    plain = [build_prompt(c, TOPICS[i], j) for c, i, j in zip(categories, topics, templates, strict=True)]
+    prompts = [FILLER * (n - len(prompt.split())) + prompt for n, prompt in zip(words, plain, strict=True)]
+    arrivals_s, limit = (times_s * (factor / rate)).tolist(), max(*limits.values(), *outputs)
+    columns = prompts, tenants, tiers, repeat(limit), categories, repeat("trace"), outputs
+    return list(map(Request, map(str, range(n)), arrivals_s, *columns))

@@ -1,14 +1,8 @@
 """Request traces, read in chunks: memory does not grow with their length.
 
-Formats, and the columns that they are read from:
-
-- `azure`: Azure LLM inference traces (CSV: TIMESTAMP, ContextTokens, GeneratedTokens);
-- `burstgpt`: BurstGPT (CSV: Timestamp in seconds, Request tokens, Response tokens; failed requests have 0 of these);
-- `mooncake`: Mooncake (JSON lines: timestamp in milliseconds, input_length, output_length);
-- `vllm_bench`: the file of `vllm bench serve --save-result --save-detailed` (one JSON object, so held in memory:
-  start_times, input_lens, output_lens; failed requests have an output of 0);
-- `clients`: a specification like ServeGen's (YAML): clients, each with its rate, burstiness and lengths;
-- `csv`, `parquet`: any table; `columns` gives the names of its columns.
+The formats, whose columns are in `FORMATS`, are Azure LLM inference traces (CSV), BurstGPT (CSV), Mooncake (JSON lines,
+in milliseconds), `vllm bench serve --save-result --save-detailed` (JSON, held in memory), a specification of `clients`
+like ServeGen's (YAML), and any CSV or Parquet, whose names `columns` gives.  Failed requests have an output of 0.
 
 The header of a CSV is its line 1; empty lines and line breaks inside quotes do not count.
 """
@@ -36,12 +30,9 @@ from driftsched_lib.validation import Name, NotNegative, Positive, Validated, ch
 
 GapVariation = Annotated[float, Field(ge=0.01, le=100)]
 FIELDS = ("arrival", "prompt_tokens", "output_tokens", "tenant", "tier", "category")
-CHUNK = 20_000
-"""Rows that are held in memory at once."""
-MAX_S = 1e12
-"""30,000 years: results keep microseconds, which doubles do not hold far beyond."""
-MAX_SHOWN = 5
-"""Faults that are kept to be shown."""
+CHUNK = 20_000  # rows that are held in memory at once
+MAX_S = 1e12  # 30,000 years: results keep microseconds, which doubles do not hold far beyond
+MAX_SHOWN = 5  # faults that are kept to be shown
 
 
 @dataclass
@@ -50,11 +41,6 @@ class Faults:
 
     count: int = 0
     first: list[str] = field(default_factory=list)
-
-    def note(self, fault: str) -> None:
-        self.count += 1
-        if len(self.first) < MAX_SHOWN:
-            self.first.append(fault)
 
     def __str__(self) -> str:
         more = self.count - len(self.first)
@@ -74,7 +60,7 @@ class LengthSpec(Validated):
 
 
 class Client(Validated):
-    """A client with a mean rate and gamma gaps of this coefficient of variation."""
+    """A client with a mean rate, and gamma gaps of coefficient of variation `arrival_cv`."""
 
     tenant: Annotated[str, Field(min_length=1)]
     tier: Name | Literal[""] = ""
@@ -112,41 +98,36 @@ def read_trace(
     Columns: `arrival_s` (seconds since the first row), `prompt_tokens`, `output_tokens`, and `tenant`, `tier` and
     `category`, which are "" where the trace does not name them.
 
-    A row is bad if a length is no whole number from 1 to `MAX_TOKENS`, if its time is no time or out of order, or if
-    its tier or category is unknown.  Of two rows out of order the second is bad, unless the next row, too, is before
-    the first.
-
     Parameters:
-        columns: names of the columns of a `csv` or `parquet`, by `FIELDS`, where they differ; the last three may be
-            missing.
-        on_bad_row: leave it out, or end with an error after the rows above it.
+        columns: of a `csv` or `parquet`, by `FIELDS`, where the names differ; the last three may be missing.
+        on_bad_row: leave out a row with an impossible length, a time that is none or out of order, or an unknown tier
+            or category; or end with an error after the rows above it.
         faults: collects what is left out, chunk by chunk.
         tiers: those that a row may name.
 
-    Raises:
-        ParamsError: the file cannot be read in this format, lacks a column, or has a bad row that is refused.
+    Raises ParamsError if the file cannot be read in this format, lacks a column, or has a bad row that is refused.
     """
     path, faults = Path(path), Faults() if faults is None else faults
     if format not in FORMATS:
         raise ParamsError(f"{path}: format: {choice(format, FORMATS)}")
     reader, place, own_names = FORMATS[format]
-    if columns and own_names is not None:
+    if columns and format not in ("csv", "parquet"):
         raise ParamsError(f"{path}: columns: the format {format} has its own")
     if unknown := set(columns or {}) - set(FIELDS):
         raise ParamsError(f"{path}: columns: {choice(min(unknown), FIELDS)}")
-    names = dict(zip(FIELDS, FIELDS if own_names is None else own_names, strict=False)) | dict(columns or {})
-    begin_s = None
+    names, begin_s = dict(zip(FIELDS, own_names, strict=False)) | dict(columns or {}), None
     try:
         for chunk in _in_order(_checked(raw, names, list(tiers)) for raw in reader(path, list(names.values()))):
             bad = (chunk.fault != "").to_numpy()
             refused = bad.any() and on_bad_row == "refuse"
-            for number, fault in chunk.fault[bad].items():
-                faults.note(f"{place} {number}: {fault}")
-            rows = (chunk[: bad.argmax()] if refused else chunk[~bad]).drop(columns="fault")
+            found = [f"{place} {number}: {fault}" for number, fault in chunk.fault[bad].items()]
+            faults.first += found[: MAX_SHOWN - len(faults.first)]
+            faults.count += len(found)
+            rows = chunk[: bad.argmax()] if refused else chunk[~bad]
             if len(rows):
                 begin_s = rows.arrival_s.iloc[0] if begin_s is None else begin_s
-                lengths = rows[["prompt_tokens", "output_tokens"]].astype(int)
-                yield rows.assign(arrival_s=rows.arrival_s - begin_s, **lengths)
+                rows = rows.assign(arrival_s=rows.arrival_s - begin_s).drop(columns="fault")
+                yield rows.astype({"prompt_tokens": int, "output_tokens": int})
             if refused:
                 raise ParamsError(f"{path}: {faults.first[0]} (on_bad_row: skip leaves such rows out)")
     except ParamsError:
@@ -160,44 +141,36 @@ def _checked(raw: pd.DataFrame, names: Mapping[str, str], tiers: list[str]) -> p
     if missing := [names[name] for name in FIELDS[:3] if names[name] not in raw]:
         raise ValueError(f"lacks the column {', '.join(missing)}")
     raw = pd.DataFrame({name: raw.get(names.get(name), "") for name in FIELDS}, index=raw.index)
-    arrival_s = _numbers(raw.arrival)
-    arrival_s = arrival_s.fillna(raw.arrival[arrival_s.isna()].map(_seconds).astype(float))
-    rows = pd.DataFrame({"arrival_s": arrival_s, "fault": ""})
-
-    def check(name: str, good: pd.Series, allowed: str) -> None:
+    rows = raw[[*FIELDS[:3]]].apply(lambda column: pd.to_numeric(column.astype(str), errors="coerce")).astype(float)
+    rows["arrival"] = rows.arrival.fillna(raw.arrival[rows.arrival.isna()].map(_seconds).astype(float))
+    rows = rows.join(raw[[*FIELDS[3:]]].fillna("").astype(str)).assign(fault="")
+    checks = {"arrival": (rows.arrival.abs() < MAX_S, "no time")}
+    for name in ("prompt_tokens", "output_tokens"):
+        whole = rows[name].between(1, MAX_TOKENS) & (rows[name] % 1 == 0)
+        checks[name] = whole, f"no whole number from 1 to {MAX_TOKENS:,}"
+    for name, known in (("tier", tiers), ("category", CATEGORIES)):
+        checks[name] = rows[name].isin(["", *known]), f"it may be {', '.join(known)}"
+    for name, (good, allowed) in checks.items():
         wrong = ~good & (rows.fault == "")
         rows.loc[wrong, "fault"] = [f"{name} is {value!r}, {allowed}" for value in raw[name][wrong]]
-
-    check("arrival", arrival_s.abs() < MAX_S, "no time")
-    for name in ("prompt_tokens", "output_tokens"):
-        rows[name] = tokens = _numbers(raw[name])
-        check(name, tokens.between(1, MAX_TOKENS) & (tokens % 1 == 0), f"no whole number from 1 to {MAX_TOKENS:,}")
-    rows["tenant"] = raw.tenant.fillna("").astype(str)
-    for name, known in (("tier", tiers), ("category", CATEGORIES)):
-        rows[name] = raw[name].fillna("").astype(str)
-        check(name, rows[name].isin(["", *known]), f"it may be {', '.join(known)}")
-    return rows
+    return rows.rename(columns={"arrival": "arrival_s"})
 
 
 def _in_order(chunks: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """Yield the rows, with a fault for each good one that is out of order.
 
-    A row is held back until the next is not before it: one absurdly late time must not make all rows below it bad.
-    If two rows are before it, it is the bad one, else they are.
+    A row is held back until the next is not before it, so that one absurdly late time does not make all rows below bad.
+    If two rows are before it, it is the bad one.
     """
     last_s, held_rows = -math.inf, None
     for chunk in chain(chunks, [pd.DataFrame({"arrival_s": [math.inf], "fault": [""]})]):
         rows = pd.concat([held_rows, chunk])
         held, wrong = [], []
-        times = rows.arrival_s[rows.fault == ""]
-        if times.is_monotonic_increasing and len(times) > 1 and times.iloc[0] >= last_s:  # the usual case, vectorised
-            last_s, times = times.iloc[-2], times.iloc[-1:]
-        for number, time_s in times.items():
-            if time_s >= last_s:
-                held.append((time_s, number))
-            else:
-                wrong.append(number)
-            if len(held) == 3:  # the second is before the first
+        for number, time_s in rows.arrival_s[rows.fault == ""].items():
+            held.append((time_s, number))
+            if time_s < last_s:
+                wrong.append(held.pop()[1])
+            elif len(held) == 3:  # the second is before the first
                 wrong.append(held.pop(1 if time_s >= held[0][0] else 0)[1])
             if len(held) == 2 and held[0][0] <= held[1][0]:
                 last_s, _ = held.pop(0)
@@ -205,10 +178,6 @@ def _in_order(chunks: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         is_held = rows.index.isin([number for _, number in held])
         held_rows = rows[is_held]
         yield rows[~is_held]
-
-
-def _numbers(values: pd.Series) -> pd.Series:
-    return pd.to_numeric(values.astype(str), errors="coerce").astype(float)
 
 
 def _seconds(date: Any) -> float:
@@ -254,8 +223,9 @@ def _read_vllm_bench(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
         rows = pd.DataFrame({column: content[column] for column in columns}, dtype=object)
         yield rows.set_axis(rows.index + 1).sort_values(columns[0], kind="stable")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        message = f"holds no {', '.join(columns)} of one length: was it saved with --save-detailed?"
-        raise ValueError(f"{message} ({error!r})") from None
+        raise ValueError(
+            f"no {', '.join(columns)} of one length ({error!r}): was it saved with --save-detailed?"
+        ) from None
 
 
 def _read_clients(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
@@ -277,7 +247,7 @@ FORMATS = {
     "mooncake": (_read_json_lines, "line", ("timestamp", "input_length", "output_length")),
     "vllm_bench": (_read_vllm_bench, "request", ("start_times", "input_lens", "output_lens")),
     "clients": (_read_clients, "request", FIELDS),
-    "csv": (_read_csv, "line", None),
-    "parquet": (_read_parquet, "row", None),
+    "csv": (_read_csv, "line", FIELDS),
+    "parquet": (_read_parquet, "row", FIELDS),
 }
-"""By format: its reader, what a row's number counts, and its own columns in the order of `FIELDS`; None: any."""
+"""By format: its reader, what a row's number counts, and its columns in the order of `FIELDS`."""
