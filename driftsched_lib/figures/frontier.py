@@ -1,28 +1,26 @@
 """Policies against each other: who is dominated, who waits longest, which setting is ahead (notebooks 07 and 08)."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-from driftsched_lib.figures.kinds import ENDS, dots, forest, name_dots, panels, spread
+from driftsched_lib.figures.kinds import ENDS, dots, forest, panels, spread
 from driftsched_lib.figures.style import DARK, GREY, LIGHT, by_side, looks_of
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies.compare import mean_interval
-from driftsched_lib.studies.frontier import COMPARED, RELATIVE
+from driftsched_lib.studies.frontier import RELATIVE
 
 
 def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: tuple[str, str]) -> Figure:
     """Draw a dot per policy, means over seeds of two measures of `frontier.frontier` with 95% intervals.
 
     A line joins policies that none beats in both, small being good.  These and the main ones are named, others grey.
-
-    Parameters:
-        labels: what the axes are called.
-        color: the column that colours the named dots, and what it is called.
+    `color` is the column that colours the named dots, and its label.
     """
     runs, looks = by_side(runs)
 
@@ -30,9 +28,8 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         groups = part.dropna(subset=[x, y, color[0]]).groupby("side")
         across, up = (spread(groups[column].agg(mean_interval)) for column in (x, y))
         dot = pd.DataFrame({"x": across.middle, "y": up.middle, "hue": groups[color[0]].mean()}).sort_values(["x", "y"])
-        dot = dot.assign(name=dot.index, color=[looks[side]["color"].replace(GREY, DARK) for side in dot.index])
         front = dot.y < dot.y.cummin().shift(fill_value=np.inf)
-        named = dot[front | (dot.color != DARK)]
+        named = dot[front | np.array([looks[side]["color"] != GREY for side in dot.index])]
         half = [(of.high - of.middle)[named.index] for of in (up, across)]
         axis.step(dot.x[front], dot.y[front], where="post", color=GREY, linewidth=1, zorder=1)
         axis.scatter(dot.x, dot.y, s=25, color=LIGHT, zorder=2)
@@ -40,9 +37,21 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         drawn = axis.scatter(named.x, named.y, c=named.hue, cmap="viridis", s=55, edgecolor="black", zorder=3)
         axis.figure.colorbar(drawn, ax=axis, label=color[1], shrink=0.8)
         axis.margins(x=0.2)
-        name_dots(axis, named)
+        _name(axis, named.assign(color=[looks[side]["color"].replace(GREY, DARK) for side in named.index]))
 
-    return panels(runs, draw, ("panel", None), labels, (6.2, 4.8), share=(False, False))
+    return panels(runs, draw, labels, (6.2, 4.8), col="panel", sharex=False, sharey=False)
+
+
+def _name(axis: Axes, dots: pd.DataFrame) -> None:
+    """Write each name right of its dot; it moves up until it lies on no other name."""
+    axis.figure.draw_without_rendering()
+    style, taken = {"textcoords": "offset points", "fontsize": 9.5, "va": "center"}, []
+    style["path_effects"] = [withStroke(linewidth=3, foreground="white")]
+    for dot in dots.sort_values("y").itertuples():
+        text = axis.annotate(dot.Index, (dot.x, dot.y), (8, 0), color=dot.color, **style)
+        while any(text.get_window_extent().overlaps(box) for box in taken):
+            text.xyann = (8, text.xyann[1] + 2)
+        taken.append(text.get_window_extent())
 
 
 def longest_waits(runs: pd.DataFrame) -> Figure:
@@ -50,31 +59,30 @@ def longest_waits(runs: pd.DataFrame) -> Figure:
 
     The bar is the median; a star marks policies that preempt: a request may lose its first slot again.
     """
-    runs = runs.assign(star=["*" * getattr(POLICIES.get(name), "preemptive", False) for name in runs.policy])
     (runs, rows), end = by_side(runs), "_longest_wait_s"
-    runs["side"] += runs.star
+    star = runs.policy.map(lambda policy: "*" * getattr(POLICIES.get(policy), "preemptive", False))
+    named = dict(zip(runs.side, runs.side + star, strict=True))
     tiers = {column: column.removesuffix(end) for column in runs if column.endswith(end)}
-    table = runs.rename(columns=tiers).melt(["panel", "side"], list(tiers.values()), "tier", "wait_s").dropna()
-    order = [name + star for name in rows for star in ("", "*") if name + star in set(table.side)]
-    looks, size = looks_of(table.tier, TIERS), (4.6, 0.33 * len(order) + 1)
-    of = {"x": "wait_s", "y": "side", "hue": "tier", "looks": looks, "order": order}
-    return panels(table, dots, ("panel", None), ("longest wait (s)", ""), size, looks, "o", (False, True), **of)
+    table = runs.replace({"side": named}).rename(columns=tiers)
+    table = table.melt(["panel", "side"], list(tiers.values()), "tier", "wait_s").dropna()
+    looks, size = looks_of(table.tier, TIERS), (4.6, 0.33 * len(rows) + 1)
+    draw = partial(dots, x="wait_s", y="side", hue="tier", looks=looks, order=[named[side] for side in rows])
+    return panels(table, draw, ("longest wait (s)", ""), size, looks, col="panel", sharex=False)
 
 
-def changes(table: pd.DataFrame, columns: Sequence[str] = COMPARED) -> Figure:
+def changes(table: pd.DataFrame) -> Figure:
     """Draw paired changes against FIFO, of `frontier.against`, with 95% intervals: a column per measure."""
-    table, looks = by_side(table[table.column.isin(columns)])
+    table, looks = by_side(table)
     table = table.rename(columns={"change": "middle", "side": "row"}).assign(measure=table.column.map(RELATIVE))
     table[ENDS] *= 100
-    by, labels, size = ("measure", "panel"), ("change against FIFO (%)", ""), (3.9, 0.22 * len(looks) + 1)
-    return panels(table, forest, by, labels, size, share=("row", True), looks=looks)
+    draw, labels, size = partial(forest, looks=looks), ("change against FIFO (%)", ""), (3.9, 0.22 * len(looks) + 1)
+    return panels(table, draw, labels, size, col="measure", row="panel", sharex="row")
 
 
 def ranking(table: pd.DataFrame, name: str) -> Figure:
     """Draw each policy with its best estimator, of `recommend.ranked`: the objective, and its difference from FIFO.
 
-    Parameters:
-        name: the objective's, with its unit.
+    `name` is the objective's, with its unit.
     """
     many = table.groupby("policy").estimator.transform("nunique") > 1
     table, looks = by_side(table.assign(estimator=np.where(many, " · " + table.estimator, "")))
@@ -83,8 +91,8 @@ def ranking(table: pd.DataFrame, name: str) -> Figure:
     objective = table.rename(columns={"mean": "middle"}).assign(of=name)
     difference = {"against_fifo": "middle", "against_fifo_low": "low", "against_fifo_high": "high"}
     difference = table.drop(columns=["low", "high"]).rename(columns=difference).assign(of="difference from FIFO")
-    size, share = (5.2, 0.35 * len(looks) + 1.2), (False, True)
-    return panels(pd.concat([objective, difference]), forest, ("of", None), size=size, share=share, looks=looks)
+    draw, size = partial(forest, looks=looks), (5.2, 0.35 * len(looks) + 1.2)
+    return panels(pd.concat([objective, difference]), draw, size=size, col="of", sharex=False)
 
 
 def confirmation(simulated: pd.DataFrame, real: pd.DataFrame, name: str) -> Figure:

@@ -1,18 +1,17 @@
-"""The project's one style: colours, names and orders that all figures share."""
+"""The project's style: colours, names and orders that all figures share."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import cycle
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
 from driftsched_lib.requests import CATEGORIES
 
 Looks = Mapping[str, Mapping[str, str]]
-"""Colour, and where it matters line style, by name, in the order of the legend."""
+"""Colour and line style (empty for dots and bars) by name, in the order of the legend."""
 _POLICIES = {
     "fifo": ("FIFO", "#000000", "-"),
     "priority": ("Priority", "#e69f00", "-"),
@@ -41,10 +40,10 @@ MAIN_POLICIES = {"fifo", "priority", "weighted", "sjf", "aging", "express"}
 MAX_COLORED = 8
 """In a figure of more policies, the built-in ones that are not the main ones are grey."""
 DARK, LIGHT, GREY, GREEN = "#404040", "#b3b3b3", "#a0a0a0", "#009e73"
-CALIBRATION = {"uncalibrated": {"color": LIGHT}, "calibrated": {"color": DARK}}
-_COLORS = {policy: color for policy, (_, color, _) in _POLICIES.items()}
-_COLORS |= {"premium": "#b2182b", "standard": "#4393c3", "batch": "#bdbdbd"}
-_COLORS |= dict(zip(CATEGORIES, sns.color_palette("viridis", 5).as_hex(), strict=False))  # from short to long
+CALIBRATION = {"uncalibrated": {"color": LIGHT, "linestyle": ""}, "calibrated": {"color": DARK, "linestyle": ""}}
+COLORS = {policy: color for policy, (_, color, _) in _POLICIES.items()}
+COLORS |= {"premium": "#b2182b", "standard": "#4393c3", "batch": "#bdbdbd"}
+COLORS |= dict(zip(CATEGORIES, sns.color_palette("viridis", 5).as_hex(), strict=False))  # from short to long
 _FREE = cycle(["#e7298a", "#7570b3", "#66a61e", "#a6761d", "#1f4e79", "#8c2d04"])
 _LINES = ("-", "--", ":", "-.")
 _free_color = cache(lambda name: next(_FREE))
@@ -52,43 +51,37 @@ _free_color = cache(lambda name: next(_FREE))
 
 def color_of(name: str) -> str:
     """Return the colour of a policy, tier or category; an unknown name gets the next free colour, and keeps it."""
-    return _COLORS.get(name) or _free_color(name)
+    return COLORS.get(name) or _free_color(name)
 
 
-def looks_of(names: Iterable[str], known: Iterable[str] = ()) -> Looks:
-    """Return the looks of the distinct names: the `known` ones first, then the others as they appear."""
-    names, known = dict.fromkeys(names), list(known)
-    ordered = sorted(names, key=lambda name: known.index(name) if name in known else len(known))
-    return {name: {"color": color_of(name)} for name in ordered}
+def looks_of(names: Iterable[str], known: Iterable[str]) -> Looks:
+    """Return looks of dots or bars for the distinct names: the `known` ones first, then the others as they appear."""
+    ordered = sorted(dict.fromkeys(names), key=lambda name: (*known, name).index(name))
+    return {name: {"color": color_of(name), "linestyle": ""} for name in ordered}
 
 
 def policy_names(policies: Iterable[str]) -> dict[str, str]:
-    """Return a readable name per policy, in the project's order; one of a user's own is called as its class.
+    """Return a readable name per policy, in the project's order; a user's own has the name of its class.
 
     Options (`aging-rate=0.1`) are named only if the same policy comes more than once.
     """
-    parts, known = [policy.partition("-") for policy in dict.fromkeys(policies)], list(POLICY_NAMES)
-    parts.sort(key=lambda part: known.index(part[0]) if part[0] in known else len(known))
+    parts = [policy.partition("-") for policy in dict.fromkeys(policies)]
     variants, names = Counter(base for base, _, _ in parts), {}
-    for base, dash, options in parts:
+    for base, dash, options in sorted(parts, key=lambda part: (*POLICY_NAMES, part[0]).index(part[0])):
         name = POLICY_NAMES.get(base) or base.rpartition(":")[2].rpartition(".")[2]
         names[base + dash + options] = f"{name} ({options})" if options and variants[base] > 1 else name
     return names
 
 
 def side_looks(policies: Mapping[str, str]) -> Looks:
-    """Return the look per side of a comparison: its policy's, and another line if the policy comes again.
-
-    Parameters:
-        policies: the policy per side, in the order of the legend.
-    """
+    """Return the look per side, given its policy: the policy's own, and another line if the policy comes again."""
     looks, seen = {}, Counter()
     for side, policy in policies.items():
         base = policy.partition("-")[0]
-        grey = len(policies) > MAX_COLORED and base in POLICY_NAMES and base not in MAIN_POLICIES
-        line = _LINES.index(_POLICIES[base][2]) if base in _POLICIES else 0
-        line = _LINES[(line + seen[base]) % len(_LINES)]
-        looks[side] = {"color": GREY if grey else color_of(base), "linestyle": line}
+        _, color, line = _POLICIES.get(base) or ("", color_of(base), "-")
+        if len(policies) > MAX_COLORED and base in POLICY_NAMES and base not in MAIN_POLICIES:
+            color = GREY
+        looks[side] = {"color": color, "linestyle": _LINES[(_LINES.index(line) + seen[base]) % len(_LINES)]}
         seen[base] += 1
     return looks
 
@@ -103,12 +96,7 @@ def by_side(frame: pd.DataFrame) -> tuple[pd.DataFrame, Looks]:
 
 def use_style() -> None:
     """Set the project's style: for screens and print, legible at half size."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams |= {"figure.dpi": 90, "figure.constrained_layout.use": True, "grid.alpha": 0.5, "lines.linewidth": 2}
-    plt.rcParams |= {
-        "axes.titleweight": "bold",
-        "axes.titlesize": 11,
-        "axes.labelsize": 11,
-        "axes.titlelocation": "left",
-    }
-    plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
+    axes = {"titleweight": "bold", "titlesize": 11, "titlelocation": "left", "labelsize": 11}
+    axes = {f"axes.{name}": value for name, value in (axes | {"spines.top": False, "spines.right": False}).items()}
+    more = {"figure.dpi": 90, "grid.alpha": 0.5, "lines.linewidth": 2}
+    sns.set_theme(style="whitegrid", palette="colorblind", rc=axes | more)
