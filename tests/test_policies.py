@@ -22,10 +22,7 @@ CASES = {
     "aging": ({"rate": 1 / 64}, naive.scan(lambda request, now, tier, rank: rank - (now - request.arrival_s) / 64)),
     "grouped": ({}, naive.NaiveGrouped),
     "sjf_aging": ({"rate": 1 / 64}, naive.scan(lambda r, now, *_: r.estimate.total_tokens - (now - r.arrival_s) / 64)),
-    "hrrn": (
-        {},
-        naive.scan(lambda request, now, *_: -(now - request.arrival_s) / request.estimate.total_tokens),
-    ),
+    "hrrn": ({}, naive.scan(lambda request, now, *_: -(now - request.arrival_s) / request.estimate.total_tokens)),
     "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, naive.scan(naive.naive_sigmoid)),
     "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, naive.scan(naive.naive_boost)),
     "edf": ({}, naive.scan(lambda request, now, tier, rank: request.arrival_s + tier.ttft_slo_s)),

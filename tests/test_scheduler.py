@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 from driftsched_lib.policies import POLICIES, Fifo
 from driftsched_lib.requests import TIERS, Outcome, Output
 
-ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["submit", "submit", "submit", "next", "next", "preempt", "complete", "cancel", "expire", "fail"]
-        ),
-        st.sampled_from(list(TIERS)),
-        st.integers(0, 30),
-        st.booleans(),
-    ),
-    max_size=80,
-)
+ACTION = st.sampled_from(["submit"] * 3 + ["next"] * 2 + ["preempt", "complete", "cancel", "expire", "fail"])
+ACTIONS = st.lists(st.tuples(ACTION, st.sampled_from(list(TIERS)), st.integers(0, 30), st.booleans()), max_size=80)
+
+
+def queue(*requests, policy=None, capacity=None):
+    """Return a scheduler that these requests were submitted to as they arrived, and the list of its records."""
+    scheduler, records = make_scheduler(policy, capacity)
+    for request in requests:
+        scheduler.submit(request, request.arrival_s)
+    return scheduler, records
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -38,9 +37,7 @@ def test_conserves_requests(name, actions):
         elif action == "next" and (request := scheduler.next(now)) is not None:
             running.append(request)
         elif action == "preempt" and running:
-            made = {
-                request.request_id: request.num_output_tokens + (number * j) % 90 for j, request in enumerate(running)
-            }
+            made = {r.request_id: r.num_output_tokens + (number * j) % 90 for j, r in enumerate(running)}
             victim = scheduler.preempt(made, now)
             running = [request for request in running if request is not victim]
         elif action == "complete" and running:
@@ -67,60 +64,42 @@ def test_conserves_requests(name, actions):
 
 
 def test_submission_classifies_counts_and_estimates():
-    scheduler, _ = make_scheduler()
-    request = make_request(1, tier="premium")
+    request, output_tokens = make_request(1, tier="premium"), int(256 * 1.2 * 1.005)
     request.prompt = "Summarize DNS in ten words."
-    scheduler.submit(request, 0.0)
+    queue(request)
     assert (request.category, request.input_tokens) == ("summary", 5)
-    assert request.estimate.output_tokens == int(256 * 1.2 * 1.005)
-    assert request.estimate.total_tokens == 5 + int(256 * 1.2 * 1.005)
+    assert (request.estimate.output_tokens, request.estimate.total_tokens) == (output_tokens, 5 + output_tokens)
 
 
 def test_completion_is_learnt_from_and_recorded():
-    scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1, max_tokens=64), 0.0)
+    scheduler, records = queue(make_request(1, max_tokens=64))
     request = scheduler.next(2.0)
     scheduler.complete(Output(request, prompt_tokens=6, tokens=40, words=32, first_token_s=3.0, finish_s=9.0))
     [record] = records
     assert record.outcome is Outcome.COMPLETED and record.finish_s == 9.0
     assert (record.output_tokens, record.output_words, record.actual_tokens) == (40, 32, 32)
-    assert (record.bias_before, record.measured_bias) == (1.0, 0.5)
-    assert record.bias_after == pytest.approx(0.95)
+    assert (record.bias_before, record.measured_bias, record.bias_after) == (1.0, 0.5, pytest.approx(0.95))
 
 
 def test_a_full_queue_rejects_with_the_reason():
-    scheduler, records = make_scheduler(capacity=1)
-    scheduler.submit(make_request(1), 0.0)
-    scheduler.submit(make_request(2), 1.0)
+    _, records = queue(make_request(1), make_request(2), capacity=1)
     assert [(r.request_id, r.outcome, r.reason) for r in records] == [("2", "rejected", "queue full (1)")]
 
 
-def test_a_queued_request_expires_at_its_deadline_and_a_running_one_does_not():
-    scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
-    scheduler.submit(make_request(2, deadline_s=6.0), 0.0)
-    assert scheduler.next(1.0).request_id == "1"
-    assert scheduler.next_deadline() == 6.0
+def test_a_request_expires_at_its_deadline_while_queued_and_when_the_engine_could_not_begin_with_it():
+    scheduler, records = queue(make_request(1, deadline_s=5.0), make_request(2, deadline_s=6.0))
+    assert scheduler.next(1.0).request_id == "1" and scheduler.next_deadline() == 6.0
     scheduler.expire(5.9)
     assert records == []
-    assert scheduler.next(6.0) is None
-    assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0)]
-
-
-def test_a_request_that_the_engine_could_not_begin_with_still_has_its_deadline():
-    scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
-    scheduler.next(1.0)
-    assert scheduler.next_deadline() == inf
+    assert scheduler.next(6.0) is None and scheduler.next_deadline() == inf
     scheduler.give_back("1")
     assert scheduler.next_deadline() == 5.0
-    scheduler.expire(5.0)
-    assert [(r.request_id, r.outcome) for r in records] == [("1", "expired")]
+    scheduler.expire(7.0)
+    assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0), ("1", "expired", 7.0)]
 
 
 def test_an_id_that_comes_back_has_its_new_deadline():
-    scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1, deadline_s=5.0), 0.0)
+    scheduler, records = queue(make_request(1, deadline_s=5.0))
     scheduler.cancel("1", 1.0)
     scheduler.submit(make_request(1, deadline_s=10.0), 2.0)
     scheduler.expire(9.0)
@@ -130,22 +109,18 @@ def test_an_id_that_comes_back_has_its_new_deadline():
 
 
 def test_a_running_request_is_handed_back_when_its_client_gives_up():
-    scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1), 0.0)
-    scheduler.submit(make_request(2), 0.0)
+    scheduler, records = queue(make_request(1), make_request(2))
     running = scheduler.next(1.0)
     assert scheduler.cancel("2", 2.0) is None and scheduler.cancel("1", 3.0) is running
     assert scheduler.cancel("1", 4.0) is None and scheduler.cancel("never seen", 4.0) is None
-    ended = [(r.request_id, r.outcome, r.finish_s, r.reason) for r in records]
+    ended = [(r.request_id, r.finish_s, r.outcome, r.reason) for r in records]
     assert ended == [
-        ("2", "cancelled", 2.0, "cancelled while queued"),
-        ("1", "cancelled", 3.0, "cancelled while running"),
+        (i, s, "cancelled", f"cancelled while {at}") for i, s, at in (("2", 2, "queued"), ("1", 3, "running"))
     ]
 
 
 def test_an_output_that_cannot_be_counted_leaves_its_request_to_be_failed():
-    scheduler, records = make_scheduler()
-    scheduler.submit(make_request(1), 0.0)
+    scheduler, records = queue(make_request(1))
     with pytest.raises(ValueError, match="needs the generated text"):
         scheduler.complete(Output(scheduler.next(0.0), 4, 4, None, 1.0, 2.0))
     scheduler.fail_all("no text", 2.0)
@@ -153,8 +128,7 @@ def test_an_output_that_cannot_be_counted_leaves_its_request_to_be_failed():
 
 
 def test_an_id_that_is_here_is_refused():
-    scheduler, _ = make_scheduler()
-    scheduler.submit(make_request(1), 0.0)
+    scheduler, _ = queue(make_request(1))
     for _ in ("queued", "running"):
         with pytest.raises(ValueError, match="already here"):
             scheduler.submit(make_request(1), 0.0)
@@ -199,10 +173,7 @@ class Takes(Fifo):
 
 
 def test_a_policy_hears_how_each_request_that_it_dispatched_ended():
-    policy = Takes()
-    scheduler, _ = make_scheduler(policy)
-    for i in range(7):
-        scheduler.submit(make_request(i), 0.0)
+    scheduler, _ = queue(*map(make_request, range(7)), policy=(policy := Takes()))
     estimated = scheduler.next(1.0).estimate.output_tokens
     running = [scheduler.next(1.0) for _ in range(4)]
     scheduler.complete(Output(running[0], 4, 40, 32, 2.0, 3.0))  # in the run's accounting, whitespace here

@@ -1,5 +1,7 @@
 """The serving loop over an engine in virtual time that gives every request a token a second."""
 
+from collections import defaultdict
+
 import pytest
 from helpers import OneTokenASecond, make_request, make_scheduler
 from hypothesis import given
@@ -23,20 +25,19 @@ def outcomes(records):
     return {request_id: (record.outcome.value, record.finish_s) for request_id, record in records.items()}
 
 
-def test_continuous_batching_fills_a_slot_as_soon_as_it_is_free():
-    lengths = {"a": 3, "b": 1, "c": 2, "d": 1}
-    _, records = run([make_request(i, max_tokens=n) for i, n in lengths.items()], ContinuousBatching(), slots=2)
-    spans = {i: (record.dispatch_s, record.finish_s) for i, record in records.items()}
-    assert spans == {"a": (0.0, 3.0), "b": (0.0, 1.0), "c": (1.0, 3.0), "d": (3.0, 4.0)}
-    assert {record.batch_id for record in records.values()} == {None}
+CONTINUOUS = {"a": (0, 3, None, None), "b": (0, 1, None, None), "c": (1, 3, None, None), "d": (3, 4, None, None)}
+STATIC = {"a": (0, 3, 0, 2), "b": (0, 3, 0, 2), "c": (3, 5, 1, 2), "d": (3, 5, 1, 2)}
 
 
-def test_a_static_batch_ends_with_its_last_and_the_next_waits_for_it():
-    lengths = {"a": 3, "b": 1, "c": 2, "d": 1}
-    _, records = run([make_request(i, max_tokens=n) for i, n in lengths.items()], StaticBatching(2, 0.01))
+@pytest.mark.parametrize(
+    ("batching", "slots", "expected"), [(ContinuousBatching(), 2, CONTINUOUS), (StaticBatching(2, 0.01), 4, STATIC)]
+)
+def test_a_free_slot_is_filled_at_once_and_a_static_batch_ends_with_its_last(batching, slots, expected):
+    _, records = run(
+        [make_request(i, max_tokens=n) for i, n in zip("abcd", (3, 1, 2, 1), strict=True)], batching, slots
+    )
     spans = {i: (r.dispatch_s, r.finish_s, r.batch_id, r.batch_size) for i, r in records.items()}
-    assert spans == {"a": (0, 3, 0, 2), "b": (0, 3, 0, 2), "c": (3, 5, 1, 2), "d": (3, 5, 1, 2)}
-    assert records["b"].first_token_s == 1.0
+    assert spans == expected and records["b"].first_token_s == 1.0
 
 
 def test_a_static_batch_closes_when_its_window_has_passed():
@@ -79,14 +80,9 @@ def test_clients_that_give_up(batching):
         make_request("after", arrival_s=4.0, max_tokens=1, cancel_s=99.0),
     ]
     engine, records = run(requests, batching, slots=2)
-    ended = {request_id: outcome for request_id, (outcome, _) in outcomes(records).items()}
-    assert ended == {
-        "stays": "completed",
-        "running": "cancelled",
-        "queued": "cancelled",
-        "expires": "expired",
-        "after": "completed",
-    }
+    ended = {request_id: record.outcome for request_id, record in records.items()}
+    cancelled = dict.fromkeys(("running", "queued"), "cancelled")
+    assert ended == cancelled | {"stays": "completed", "expires": "expired", "after": "completed"}
     assert engine.left == {}
 
 
@@ -125,28 +121,19 @@ def test_a_loop_that_cannot_go_on_says_so():
         run([make_request("a")], ContinuousBatching(), slots=0)
 
 
-LOADS = st.lists(
-    st.tuples(
-        st.integers(0, 20),  # arrival
-        st.sampled_from([1, 2, 5, 2000]),  # length; the last one is refused
-        st.none() | st.integers(0, 30),  # patience of the client
-        st.none() | st.integers(1, 30),  # patience in the queue
-    ),
-    max_size=15,
+ARRIVAL, LENGTH = st.integers(0, 20), st.sampled_from([1, 2, 5, 2000])  # the last one is refused
+LOADS = st.lists(  # with the client's patience and that in the queue
+    st.tuples(ARRIVAL, LENGTH, st.none() | st.integers(0, 30), st.none() | st.integers(1, 30)), max_size=15
 )
 
 
 def requests_of(load):
-    return [
-        make_request(
-            i,
-            arrival_s=float(arrival),
-            max_tokens=length,
-            cancel_s=None if patience is None else arrival + patience,
-            deadline_s=None if timeout is None else arrival + timeout,
-        )
-        for i, (arrival, length, patience, timeout) in enumerate(sorted(load, key=lambda row: row[0]))
-    ]
+    requests = []
+    for i, (arrival, length, patience, timeout) in enumerate(sorted(load, key=lambda row: row[0])):
+        cancel_s, deadline_s = (None if after is None else arrival + after for after in (patience, timeout))
+        fields = {"max_tokens": length, "cancel_s": cancel_s, "deadline_s": deadline_s}
+        requests.append(make_request(i, float(arrival), **fields))
+    return requests
 
 
 @given(LOADS)
@@ -167,11 +154,10 @@ def test_any_load_ends_within_capacity_and_in_order(load):
 def test_any_load_goes_through_the_barrier_batch_by_batch(load, wait_s):
     engine, records = run(requests_of(load), StaticBatching(3, wait_s))
     assert engine.left == {}
-    batches = {}
+    batches, free_s = defaultdict(list), 0.0
     for record in records.values():
-        if record.batch_id is not None:
-            batches.setdefault(record.batch_id, []).append(record)
-    free_s = 0.0
+        batches[record.batch_id].append(record)
+    batches.pop(None, None)
     for _, batch in sorted(batches.items()):
         assert {record.batch_size for record in batch} == {len(batch)} and len(batch) <= 3
         [dispatch_s] = {record.dispatch_s for record in batch}
@@ -184,6 +170,5 @@ def test_any_load_goes_through_the_barrier_batch_by_batch(load, wait_s):
 def test_queue_depth_is_sampled_at_its_interval():
     depth = QueueDepth(interval_s=2.0)
     run([make_request(i, tier=list(TIERS)[i]) for i in range(3)], ContinuousBatching(), slots=1, monitor=depth)
-    times = [row[0] for row in depth.rows]
-    assert times == [0, 2, 4, 6, 8, 10, 12]
+    assert [row[0] for row in depth.rows] == [0, 2, 4, 6, 8, 10, 12]
     assert depth.rows[0][1:] == (0, 1, 1) and depth.rows[-1][1:] == (0, 0, 0)
