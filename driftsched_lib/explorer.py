@@ -1,7 +1,7 @@
 """Two schedulers on the same requests, side by side, as widgets."""
 
 import gc
-from collections.abc import Callable
+from collections import namedtuple
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.estimators import ESTIMATORS
@@ -24,12 +23,15 @@ from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import policy_names
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import QueueDepth
 from driftsched_lib.studies.compare import intervals
 from driftsched_lib.workloads.drift import SCENARIOS
 
 LIVE_S = 1.0  # between two pictures of a run's queue; the run waits while one is drawn
+
+
+Served = namedtuple("Served", "params done depth")
+"""One run: its parameters, its completed requests (`metrics.latencies`) and its queue over time."""
 
 
 class Choice(NamedTuple):
@@ -44,26 +46,18 @@ class Choice(NamedTuple):
     seed: int = 1
 
 
-class Served(NamedTuple):
-    """One run: its parameters, its completed requests (`metrics.latencies`) and its queue over time."""
-
-    params: Params
-    done: pd.DataFrame
-    depth: pd.DataFrame
-
-
 def setting(base: Params, choice: Choice) -> Params:
     """Return the parameters of one run, with all else as in `base`."""
     phase = base.workload.phases[-1].model_dump() | {"share": 1.0, "load_factor": choice.load_factor, "pause_s": 0.0}
-    workload = {"phases": [phase], "drift": choice.drift, "output_length": "limit"}
+    changes = {"workload__phases": [phase], "workload__drift": choice.drift, "workload__output_length": "limit"}
     if choice.tenants > len(base.workload.tenants):
         tiers = list(base.tiers)
-        workload |= {"tenants": {f"tenant-{i:03}": tiers[i % len(tiers)] for i in range(choice.tenants)}, "zipf": 1.0}
-    scheduler = {"policies": [choice.policy], "estimators": [choice.estimator], "batching": [choice.batching]}
-    scheduler |= {"vary_estimates_for": [], "calibration": [True], "token_counter": ["tokenizer"]}
-    sections = {"workload": workload, "scheduler": scheduler, "measure": {"queue_depth_interval_s": 0.02}}
-    changes = {f"{section}__{name}": value for section, values in sections.items() for name, value in values.items()}
-    return base.changed(**changes, seeds=[choice.seed], rates=[1.0])
+        tenants = {f"tenant-{i:03}": tiers[i % len(tiers)] for i in range(choice.tenants)}
+        changes |= {"workload__tenants": tenants, "workload__zipf": 1.0}
+    changes |= {"scheduler__policies": [choice.policy], "scheduler__estimators": [choice.estimator]}
+    changes |= {"scheduler__batching": [choice.batching], "scheduler__token_counter": ["tokenizer"]}
+    changes |= {"scheduler__calibration": [True], "scheduler__vary_estimates_for": []}
+    return base.changed(**changes, measure__queue_depth_interval_s=0.02, seeds=[choice.seed], rates=[1.0])
 
 
 def simulate(params: Params, speed: results.EngineSpeed) -> Served:
@@ -75,10 +69,8 @@ def simulate(params: Params, speed: results.EngineSpeed) -> Served:
 class Explorer:
     """The widgets: change one, and pictures and differences follow.
 
-    Parameters:
-        params: of the real engine; its policies and estimators are offered beside the built-in ones.
-        profile: of the same engine, for the simulator.
-        out: the folder for saved settings (`*.yaml`) and real runs (`real/`).
+    `params` are of the real engine, `profile` is the same engine's for the simulator.  Policies and estimators of
+    `params` are offered beside the built-in ones.  `out` gets saved settings (`*.yaml`) and real runs (`real/`).
     """
 
     def __init__(self, params: Params, profile: str, out: str | Path):
@@ -87,8 +79,7 @@ class Explorer:
         probe = setting(self.simulated, Choice("fifo"))
         self.speed = measure_speed(probe, load_engine(probe.engine, log_steps=True))  # one load factor, one rate
         self.engine, self.engine_speed = None, None
-        self.served: dict[str, Served] = {}
-        self.figure = SideBySide(2, params.tiers)
+        self.served, self.figure = {}, SideBySide(2, params.tiers)
         late = {"continuous_update": False}
         self.load_controls = {
             "load_factor": widgets.FloatLogSlider(6.0, min=-1, max=4, base=2, step=0.25, readout_format=".2f", **late),
@@ -101,9 +92,8 @@ class Explorer:
         self.table, self.message = widgets.HTML(), widgets.HTML()
         self.progress = widgets.IntProgress(layout=widgets.Layout(width="100%", display="none"))
         self.live = widgets.Image(format="png", layout=widgets.Layout(display="none"))
-        rows = [self.load_controls.values(), map(self._column, self.side_controls)]
-        below = [self.message, self.progress, self.live, self.table, self.image]
-        self.widget = widgets.VBox([*(widgets.HBox(list(row)) for row in rows), *below])
+        rows = [widgets.HBox([*self.load_controls.values()]), widgets.HBox([*map(self._column, self.side_controls)])]
+        self.widget = widgets.VBox([*rows, self.message, self.progress, self.live, self.table, self.image])
         for controls in (self.load_controls, *self.side_controls.values()):
             for name, control in controls.items():
                 control.description = name.replace("_", " ")
@@ -117,32 +107,25 @@ class Explorer:
             params = setting(self.simulated, self._chosen(name))
             if name not in self.served or self.served[name].params != params:
                 self.served[name] = simulate(params, self.speed)
-        self.message.value = ""
-        self.image.value = self.picture()
+        self.message.value, self.image.value = "", self.picture()
         self.table.value = _html(self.differences(), "E2E, B against A")
 
     def picture(self) -> bytes:
         """Return both sides, simulated, as a PNG."""
-        chosen = {name: self._chosen(name) for name in self.served}
+        chosen, runs = {name: self._chosen(name) for name in self.served}, {}
         names = policy_names(side.policy for side in chosen.values())
-        titles = [f"{name}: {names[side.policy]}, {side.estimator}, {side.batching}" for name, side in chosen.items()]
-        runs = [(run.done, run.depth) for run in self.served.values()]
-        return _png(self.figure.draw(dict(zip(titles, runs, strict=True))))
+        for name, side in chosen.items():
+            runs[f"{name}: {names[side.policy]}, {side.estimator}, {side.batching}"] = self.served[name][1:]
+        return _png(self.figure.draw(runs))
 
     def differences(self) -> pd.DataFrame:
         """Return how much B's E2E is above A's for the same requests, by tier, with 95% intervals."""
-        a, b = (self.served[name].done for name in "AB")
-        both = a[["request_id", "tier", "e2e_s"]].merge(b[["request_id", "e2e_s"]], on="request_id")
-        both = both.iloc[both.request_id.astype(int).argsort()]
-        groups = {"all": both} | {tier: mine for tier in self.real.tiers if len(mine := both[both.tier == tier])}
-
-        def levels(values: np.ndarray) -> np.ndarray:
-            return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
-
+        a, b = (self.served[name].done[["request_id", "tier", "e2e_s"]] for name in "AB")
+        both = a.merge(b, on=["request_id", "tier"]).sort_values("request_id", key=lambda ids: ids.astype(int))
         rows = {}
-        for tier, mine in groups.items():
-            e2e_s = mine[["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
-            changes = intervals([e2e_s], levels, lambda b, a: b / a - 1, resamples=400)
+        for tier in ("all", *(tier for tier in self.real.tiers if tier in set(both.tier))):
+            e2e_s = both[(both.tier == tier) | (tier == "all")][["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
+            changes = intervals([e2e_s], _mean_p50_p99, lambda b, a: b / a - 1, resamples=400)
             rows[tier] = [f"{change:+.0%}" for change in changes]
         return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "P50", "P99"])
 
@@ -168,21 +151,18 @@ class Explorer:
                 self.engine_speed = measure_speed(params, self.engine)
             self._say(f"{name} on real vLLM ...")
             self.progress.layout.display = self.live.layout.display = None
-            run, speed = params.runs()[0], self.engine_speed
-            tables, manifest = serve_run(params, run, self.engine, speed, self._count, self._watch)
+            served = serve_run(params, params.runs()[0], self.engine, self.engine_speed, self._count, self._watch)
         except BaseException:
             engine, self.engine = self.engine, None
             if engine is not None:
                 engine.close()
             raise
         folder = self.out / "real" / self._name(name)
-        results.write_run(folder, tables, manifest)
-        done = latencies(tables["requests"], speed.idle_ttft_s, speed.idle_tpot_s)
-        sides = [("simulated", self.served[name].done), ("real", done)]
-        table = pd.DataFrame(
-            {f"P{q}, {side}": run.groupby("tier").e2e_s.quantile(q / 100) for q in (50, 99) for side, run in sides}
-        )
-        table = table.reindex(list(params.tiers)).dropna(how="all").round(2)
+        results.write_run(folder, *served)
+        done = latencies(served[0]["requests"], self.engine_speed.idle_ttft_s, self.engine_speed.idle_tpot_s)
+        e2e_s = {"simulated": self.served[name].done.groupby("tier").e2e_s, "real": done.groupby("tier").e2e_s}
+        table = pd.DataFrame({f"P{q}, {side}": e2e_s[side].quantile(q / 100) for q in (50, 99) for side in e2e_s})
+        table = table.reindex([tier for tier in params.tiers if tier in table.index]).round(2)
         self._say(f"{name} on real vLLM, kept in {folder}:", _html(table, "E2E (s)"))
         return table
 
@@ -191,9 +171,8 @@ class Explorer:
         return Choice(**{key: control.value for key, control in controls.items()})
 
     def _name(self, name: str) -> str:
-        chosen = self._chosen(name)
-        run = setting(self.real, chosen).runs()[0].name
-        return f"{run}_{chosen.drift}_load{chosen.load_factor:g}_{chosen.tenants}tenants"
+        side = self._chosen(name)
+        return f"{setting(self.real, side).runs()[0].name}_{side.drift}_load{side.load_factor:g}_{side.tenants}tenants"
 
     def _column(self, name: str) -> widgets.Widget:
         real, save = f"Run {name} on real vLLM", f"Save {name} as YAML"
@@ -201,17 +180,16 @@ class Explorer:
         for text, icon, action in ((real, "play", self.run_on_vllm), (save, "save", self.save)):
             buttons.append(widgets.Button(description=text, icon=icon, layout=widgets.Layout(width="auto")))
             buttons[-1].on_click(lambda clicked, action=action: self._try(action, name))
-        controls = self.side_controls[name].values()
-        return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *controls, widgets.HBox(buttons)])
+        return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *self.side_controls[name].values(), widgets.HBox(buttons)])
 
     def _side(self, policy: str) -> dict[str, widgets.Widget]:
         """Return the controls of a side, which begins with a policy."""
         offered = self.real.scheduler
-        policies = policy_names([*POLICIES, *(component.name for component in offered.policies)])
-        estimators = dict.fromkeys([*ESTIMATORS, *(component.name for component in offered.estimators)])
+        policies = policy_names([*POLICIES, *(component.name for component in offered.policies)]).items()
+        estimators = list(dict.fromkeys([*ESTIMATORS, *(component.name for component in offered.estimators)]))
         return {
-            "policy": widgets.Dropdown(options=[(name, key) for key, name in policies.items()], value=policy),
-            "estimator": widgets.Dropdown(options=list(estimators), value="paper"),
+            "policy": widgets.Dropdown(options=[(name, key) for key, name in policies], value=policy),
+            "estimator": widgets.Dropdown(options=estimators, value="paper"),
             "batching": widgets.ToggleButtons(options=["static", "continuous"], value="continuous"),
         }
 
@@ -219,7 +197,7 @@ class Explorer:
         shown = self._try(self.update)
         self.image.layout.display = self.table.layout.display = None if shown else "none"  # no stale picture
 
-    def _try(self, action: Callable[..., object], *arguments: str) -> bool:
+    def _try(self, action, *arguments: str) -> bool:
         """Return whether it was done; else say why, since nobody sees what a callback raises."""
         try:
             action(*arguments)
@@ -236,11 +214,15 @@ class Explorer:
     def _count(self, record: object) -> None:
         self.progress.value += 1
 
-    def _watch(self, now: float, scheduler: Scheduler) -> None:
+    def _watch(self, now: float, scheduler) -> None:
         self.depth(now, scheduler)
         if now >= self.drawn_s + LIVE_S:
             self.drawn_s = now
             self.live.value = _png(live_queue(pd.DataFrame(self.depth.rows, columns=["time_s", *scheduler.depth])))
+
+
+def _mean_p50_p99(values: np.ndarray) -> np.ndarray:
+    return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
 
 
 def _html(table: pd.DataFrame, corner: str) -> str:
@@ -248,7 +230,7 @@ def _html(table: pd.DataFrame, corner: str) -> str:
     return table.rename_axis(columns=corner).style.set_table_styles(style).format(precision=2).to_html()
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure) -> bytes:
     image = BytesIO()
     figure.set_dpi(80)
     FigureCanvasAgg(figure).print_png(image, pil_kwargs={"compress_level": 1})  # savefig lays out, and draws twice

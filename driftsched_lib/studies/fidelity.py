@@ -38,14 +38,16 @@ def grid_of(params_file: str | Path, engine: str, grid: str) -> Params:
 def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) -> None:
     """Serve the run to fit and all measurements on real vLLM, these twice, to see reality differ from itself.
 
-    All arrivals follow the speed of the engine before the first run.
+    All arrivals follow the speed of the engine before the first run.  Raises ParamsError for an engine without a file.
     """
-    for engine, grid in product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS))):
+    pairs = list(product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS))))
+    grids = [grid_of(params_file, engine, grid.removesuffix("-again")) for engine, grid in pairs]
+    for (engine, grid), params in zip(pairs, grids, strict=True):
         folder = Path(out) / f"{engine}-{grid}"
         if grid != "fit":
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(out) / f"{engine}-fit" / results.SPEED, folder)
-        run_grid(grid_of(params_file, engine, grid.removesuffix("-again")), folder)
+        run_grid(params, folder)
 
 
 def stored(out: str | Path, engine: str) -> dict[str, StoredRun]:
