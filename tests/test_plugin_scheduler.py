@@ -1,13 +1,14 @@
 """The scheduler inside vLLM, asynchronous as on a GPU, driven by a model runner that answers one step late."""
 
 import time
-from collections import defaultdict, deque
-from importlib import import_module
+from collections import deque
 from random import Random
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from inside_vllm import MODEL, Runner, make_vllm_scheduler, start, storm
+from inside_vllm import make_vllm_request as request
 from simulation import COSTS, make_profile, served
 
 from driftsched_lib.engines.simulated import SimulatedEngine
@@ -15,110 +16,49 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Outcome, Request
-from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
-MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
 BLOCKS = 40
 
 
 @pytest.fixture(scope="module")
 def scheduler():
-    import_module("driftsched_lib.engines.vllm")  # sets what vLLM reads at import
-    import torch
-    from vllm import EngineArgs
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-    from vllm.v1.structured_output import StructuredOutputManager
-
-    from driftsched_lib.vllm_plugin.scheduler import DriftSchedScheduler
-
     limits = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64}
-    config = EngineArgs(MODEL, enforce_eager=True, enable_prefix_caching=False, **limits).create_engine_config()
-    config.scheduler_config.async_scheduling = True  # which vLLM switches off on a CPU
-    config.cache_config.num_gpu_blocks = BLOCKS
-    layer = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    cache = KVCacheConfig(BLOCKS, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)])
-    return DriftSchedScheduler(config, cache, StructuredOutputManager(config), block_size=16, log_stats=True)
+    return make_vllm_scheduler("driftsched_lib.vllm_plugin.DriftSchedScheduler", BLOCKS, **limits)
+
+
+@pytest.fixture
+def finish(scheduler):
+    """End requests from outside, by the name of a status of vLLM."""
+    from vllm.v1.request import RequestStatus
+
+    return lambda names, status="FINISHED_ABORTED": scheduler.finish_requests(names, RequestStatus[status])
 
 
 def use(scheduler, **settings):
-    """Start anew with these settings; return the list that gets a record for each request that ends."""
-    records = []
-    assert not scheduler.requests
-    scheduler.use(PluginSettings.parse({"estimator": "paper", "classifier": "keywords"} | settings, "test"))
-    scheduler.core.on_record = records.append
-    return records
-
-
-def request(name, tokens, tier="standard", prompt=20, **sent):
-    from vllm import SamplingParams
-    from vllm.v1.request import Request
-
-    params = SamplingParams(max_tokens=tokens, ignore_eos=True, extra_args={"tier": tier, "category": "report"} | sent)
-    return Request(name, [5] * prompt, params, None)
-
-
-class Runner:
-    """Answers `depth` - 1 steps late; a token is the place in its request that it was sampled at."""
-
-    def __init__(self, scheduler, depth=2):
-        self.scheduler, self.depth, self.late = scheduler, depth, deque()
-        self.made, self.begun = defaultdict(list), []
-
-    def step(self):
-        from vllm.v1.outputs import ModelRunnerOutput
-
-        scheduler, ended = self.scheduler, set()
-        output = scheduler.schedule()
-        self.begun += [new.req_id for new in output.scheduled_new_reqs]
-        assert len(scheduler.running) <= scheduler.max_num_running_reqs
-        running = {name: scheduler.requests[name] for name in output.num_scheduled_tokens}
-        tokens = {name: [] if one.is_prefill_chunk else [one.num_computed_tokens] for name, one in running.items()}
-        if tokens or not self.late:
-            self.late.append((output, tokens))
-        if len(self.late) >= self.depth or not tokens:
-            output, tokens = self.late.popleft()
-            answer = ModelRunnerOutput(list(tokens), {name: i for i, name in enumerate(tokens)}, list(tokens.values()))
-            for client in scheduler.update_from_output(output, answer).values():
-                for part in client.outputs:
-                    self.made[part.request_id] += part.new_token_ids
-                    if part.finish_reason is not None:
-                        ended.add(part.request_id)
-        return ended
-
-    def drain(self):
-        while self.scheduler.requests or self.late:
-            self.step()
+    quick = {"estimator": "paper", "classifier": "keywords"}
+    return start(scheduler, PluginSettings.parse(quick | settings, "test"))
 
 
 @pytest.mark.parametrize(("policy", "n"), {"express": 1000, "fifo": 200, "srpt": 200, "mlfq": 200, "vtc": 200}.items())
-def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, scheduler):
+def test_nothing_is_lost_or_made_twice_however_it_is_aborted(policy, n, scheduler, finish):
     """Few KV blocks, so vLLM preempts; each ends once, and what ends whole has every token once, in order."""
-    from vllm.v1.request import RequestStatus
-
     records, random, runner = use(scheduler, policy=policy), Random(1), Runner(scheduler)
-    todo, want, alive, ended, aborted = list(map(str, range(n))), {}, set(), set(), set()
-    while todo or scheduler.requests or runner.late:
-        for name in todo[: random.randint(0, 3)]:
-            want[name] = random.choice([2, 5, 40, 90])
-            sent = {"tenant": random.choice("abc"), "category": random.choice(["short_qa", "report"])}
-            scheduler.add_request(request(name, want[name], prompt=random.randint(3, 60), **sent))
-            alive.add(name)
-            todo.remove(name)
-        if random.random() < 0.03:
-            victims = set(random.sample(sorted(alive), min(len(alive), random.choice([1, 1, 10]))))
-            scheduler.finish_requests(victims, RequestStatus.FINISHED_ABORTED)
-            aborted |= victims
-        done = runner.step()
-        assert not done & ended
-        ended |= done
-        alive -= ended | aborted
+    load = {}
+    for name in map(str, range(n)):
+        sent = {"tenant": random.choice("abc"), "category": random.choice(["short_qa", "report"])}
+        load[name] = request(name, random.choice([2, 5, 40, 90]), prompt=random.randint(3, 60), **sent)
+    ended, aborted = storm(
+        *(load, random, 3, lambda: random.choice([1, 1, 10]) * (random.random() < 0.03)),
+        *(scheduler.add_request, finish, runner.step, lambda: scheduler.requests or runner.late),
+    )
     outcomes = {record.request_id: record.outcome for record in records}
-    assert len(records) == len(outcomes) == n and ended | aborted == set(want)
+    assert len(records) == len(outcomes) == n and ended | aborted == set(load)
     assert all(outcomes[name] is Outcome.COMPLETED for name in ended - aborted)
     assert all(outcomes[name] is Outcome.CANCELLED for name in aborted - ended) and aborted - ended
     for name in ended - aborted:
-        assert runner.made[name] == list(range(runner.made[name][0], runner.made[name][0] + want[name]))
+        first = runner.made[name][0]
+        assert runner.made[name] == list(range(first, first + load[name].max_tokens))
     assert scheduler.core.is_idle and not scheduler.waiting.served and not len(scheduler.waiting)
 
 
@@ -127,11 +67,10 @@ def test_the_order_is_the_simulators_as_requests_come_and_slots_free(policy, sch
     """Four slots, iterations of a second, requests that come as others run, and estimates that learn on the way."""
     random, clock, base = Random(4), SimpleNamespace(now=0.0), dict.fromkeys(BASE_TOKENS, 9)
     load = []
-    for i in range(60):
-        sender = float(random.randrange(80)), "", random.choice("abc"), random.choice(list(TIERS))
+    for i, arrival_s in enumerate(sorted(float(random.randrange(80)) for _ in range(60))):
+        sender = arrival_s, "", random.choice("abc"), random.choice(list(TIERS))
         load.append(Request(str(i), *sender, random.randint(2, 18), category=random.choice(list(base))))
         load[-1].input_tokens = random.randint(2, 15)
-    load.sort(key=lambda one: one.arrival_s)
     monkeypatch.setattr(scheduler, "_now", lambda: clock.now)
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
     records, runner = use(scheduler, policy=policy, base_tokens=base), Runner(scheduler, depth=1)
@@ -182,38 +121,36 @@ def test_what_cannot_begin_yet_goes_back_to_the_policy(scheduler, monkeypatch):
     assert len(records) == 6 and scheduler.core.is_idle
 
 
-def test_what_went_back_and_is_aborted_is_forgotten(scheduler):
-    from vllm.v1.request import RequestStatus
-
+def test_what_went_back_and_is_aborted_is_forgotten(scheduler, finish):
     for policy in ("vtc", "wfq", "drr", "express"):
         records = use(scheduler, policy=policy)
         add_blocked(scheduler)
         runner = Runner(scheduler, depth=1)
         runner.step()
         runner.step()
-        scheduler.finish_requests(["json"], RequestStatus.FINISHED_ABORTED)
+        finish(["json"])
         assert [record.outcome for record in records] == [Outcome.CANCELLED] and scheduler.core.is_idle
         for name in ("_charged", "_paid", "_dispatched"):
             assert not getattr(scheduler.core.policy, name, ())
 
 
-def full(scheduler, monkeypatch, slots=4):
-    """Slots full of long requests under SRPT."""
-    monkeypatch.setattr(scheduler, "max_num_active_reqs", slots)
+@pytest.fixture
+def runner(scheduler, monkeypatch):
+    """The runner of a scheduler whose four slots are full of long requests under SRPT."""
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
     use(scheduler, policy="srpt")
     runner = Runner(scheduler, depth=1)
-    for i in range(slots):
+    for i in range(4):
         scheduler.add_request(request(f"long{i}", 200))
     for _ in range(6):
         runner.step()
-    assert len(scheduler.running) == slots
+    assert len(scheduler.running) == 4
     return runner
 
 
-def test_nothing_is_preempted_while_paused(scheduler, monkeypatch):
+def test_nothing_is_preempted_while_paused(scheduler, runner):
     from vllm.v1.core.sched.interface import PauseState
 
-    runner = full(scheduler, monkeypatch)
     scheduler.add_request(request("short", 5, category="short_qa"))
     for state in (PauseState.PAUSED_NEW, PauseState.PAUSED_ALL):
         scheduler.set_pause_state(state)
@@ -225,11 +162,9 @@ def test_nothing_is_preempted_while_paused(scheduler, monkeypatch):
     runner.drain()
 
 
-def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, monkeypatch):
+def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, runner, monkeypatch):
     """While a request that vLLM preempted waits in front, a free slot is its."""
-    runner = full(scheduler, monkeypatch)
-    victim = scheduler.running.pop()
-    scheduler._preempt_request(victim, 0.0)
+    scheduler._preempt_request(scheduler.running.pop(), 0.0)
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 3)
     scheduler.add_request(request("short", 5, category="short_qa"))
     runner.step()
@@ -238,20 +173,18 @@ def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, monkeyp
     runner.drain()
 
 
-def test_a_failure_of_the_engine_is_no_clients_abort(scheduler):
-    from vllm.v1.request import RequestStatus
-
+def test_a_failure_of_the_engine_is_no_clients_abort(scheduler, finish):
     records, runner = use(scheduler), Runner(scheduler, depth=1)
     scheduler.add_request(request("1", 50))
     runner.step()
-    scheduler.finish_requests(["1"], RequestStatus.FINISHED_ERROR)
+    finish(["1"], "FINISHED_ERROR")
     assert [record.outcome for record in records] == [Outcome.FAILED]
     assert abs(records[0].arrival_s - time.time()) < 60
 
 
 def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkeypatch):
     path = tmp_path / "state.json"
-    use(scheduler, estimator="paper", state_file=str(path))
+    use(scheduler, state_file=str(path))
     assert path.exists()  # from the start, so that a wrong path is no surprise at the end
     for other in ({"estimator": "kalman"}, {"base_tokens": {"short_qa": 1, "summary": 2, "technical": 3, "report": 4}}):
         with pytest.raises(ParamsError, match=r"state.json: holds PaperEstimator .* and the settings ask for"):
@@ -268,29 +201,29 @@ def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkey
     scheduler.add_request(request("1", 5))
     Runner(scheduler, depth=1).drain()
     assert path.read_bytes() != before
+    path.unlink()
 
-
-def test_engines_side_by_side_keep_states_of_their_own(scheduler, tmp_path, monkeypatch):
+    # Engines side by side keep states of their own.
     monkeypatch.setattr(scheduler.vllm_config.parallel_config, "data_parallel_size", 2)
     monkeypatch.setattr(scheduler.vllm_config.parallel_config, "data_parallel_index", 1)
-    use(scheduler, state_file=str(tmp_path / "state.json"))
+    use(scheduler, state_file=str(path))
     assert [path.name for path in tmp_path.iterdir()] == ["state-rank1.json"]
 
 
-def make_tokenizer():
+@pytest.fixture
+def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(MODEL)
 
 
-def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, monkeypatch):
-    encode = make_tokenizer().encode
+def test_a_long_system_prompt_does_not_hide_what_is_asked(scheduler, tokenizer, monkeypatch):
     monkeypatch.setattr(scheduler, "_now", lambda: 0.0)
     use(scheduler, classifier="text")
     system = "You are a helpful assistant for ACME. Always answer politely, and cite the sources that you use. " * 15
     for text in ("What is DNS?", "Summarize TLS in one paragraph."):
         sent = request("1", 5)
-        sent.prompt_token_ids = encode(system + text)
+        sent.prompt_token_ids = tokenizer.encode(system + text)
         read = scheduler._read(sent).prompt
         assert read.endswith(text) and len(read) < len(system) / 2
 
@@ -318,13 +251,12 @@ SENT = [*TEXTS, None, 0, -1, 1e308, True, float("nan"), [], ["premium"], {"premi
 
 
 @pytest.mark.parametrize("classifier", ["keywords", "text"])
-def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tmp_path):
+def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classifier, scheduler, tokenizer, tmp_path):
     """Words that would be code elsewhere and tokens that are no text, names of all types: served, learnt, kept."""
-    tokenizer, random = make_tokenizer(), Random(3)
+    random, state = Random(3), tmp_path / "state.json"
     texts = SCRIPT * 5, "{0.__class__.__mro__}", "a\0b\u202e\u2028", "%s%n$(id)"
     prompts = [tokenizer.encode(text) for text in texts]
     prompts += [random.choices(range(len(tokenizer)), k=random.randint(1, 300)) for _ in range(40)]
-    state = tmp_path / "state.json"
     settings = {"classifier": classifier, "estimator": "pooled", "policy": "express", "state_file": str(state)}
     records, runner = use(scheduler, **settings), Runner(scheduler)
     for i, prompt in enumerate(prompts + [prompts[0]] * 3 * len(SENT)):
@@ -342,7 +274,7 @@ def test_whatever_is_sent_is_data_and_what_is_learnt_of_it_can_be_loaded(classif
     assert scheduler.core.estimator.state_ == learnt
 
 
-TIERS_OF_MY_OWN = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {}, "free": {"ttft_slo_s": 90.0}}
+OWN_TIERS = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {}, "free": {"ttft_slo_s": 90.0}}
 
 
 @pytest.mark.parametrize(
@@ -353,14 +285,12 @@ TIERS_OF_MY_OWN = {"gold": {"weight": 8}, "silver": {"safety": 1.1}, "bronze": {
 def test_tiers_and_a_policy_and_an_estimator_of_my_own(policy, order, scheduler, tmp_path, monkeypatch):
     """One settings file names them; the classes stand in a file beside it, which is on PYTHONPATH."""
     (tmp_path / "my_policy.py").write_text(MINE)
-    settings = {"policy": policy, "estimator": {"my_policy:Constant": {"tokens": 7}}, "tiers": TIERS_OF_MY_OWN}
+    settings = {"policy": policy, "estimator": {"my_policy:Constant": {"tokens": 7}}, "tiers": OWN_TIERS}
     settings |= {"tenants": {"acme": "silver"}, "default_tier": "free"}
     (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
-    records, runner = [], Runner(scheduler, depth=1)
-    scheduler.use(PluginSettings.load(tmp_path / "plugin.yaml"))
-    scheduler.core.on_record = records.append
+    records, runner = start(scheduler, PluginSettings.load(tmp_path / "plugin.yaml")), Runner(scheduler, depth=1)
     for tier in ("free", "bronze", "premium", "gold"):
         scheduler.add_request(request(tier, 5, tier))
     scheduler.add_request(request("acme", 5, "gold", tenant="acme"))

@@ -1,8 +1,6 @@
 """The simulated engine: by hand, jumping against stepping, and against vLLM's own scheduler."""
 
-from collections import deque
-from math import isinf
-from pathlib import Path
+from math import inf, isinf, nan
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inside_vllm import Runner, make_vllm_request, make_vllm_scheduler
 from simulation import COSTS, loads, make_profile, request, requests_of, served, simulated, small
 
 from driftsched_lib.engines.base import STEP_COLUMNS
@@ -20,7 +19,8 @@ from driftsched_lib.requests import Output
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
 
 COST = StepCost(**COSTS)
-MODEL = Path(__file__).parents[1] / "data" / "models" / "driftsched-tiny"
+BATCHINGS = st.sampled_from([ContinuousBatching, lambda: StaticBatching(3, 0.02)])
+NO_LINE = {"decode_s": {1: 1e-4, 2: 9e-4, 4: 5e-4}}
 
 
 def seconds(prefill_tokens=0, decode_seqs=0, context_tokens=0, prompts=1):
@@ -86,11 +86,8 @@ def test_an_asynchronous_engine_knows_an_iteration_later_what_was_made():
 def test_what_comes_waits_until_the_launched_iteration_ends():
     load = [request("long", prompt=4, output=9), request("next", arrival_s=1e-3, prompt=2)]
     _, records = simulated(load, make_profile(async_scheduling=True))
-    ends = 0.0
-    for iteration in (seconds(4), seconds(0, 1, 5), seconds(2, 1, 6)):  # the second is launched with the first
-        ends += iteration
-    assert records["next"].dispatch_s == pytest.approx(seconds(4))
-    assert records["next"].first_token_s == pytest.approx(ends)
+    assert records["next"].dispatch_s == pytest.approx(seconds(4))  # the second is launched with the first
+    assert records["next"].first_token_s == pytest.approx(seconds(4) + seconds(0, 1, 5) + seconds(2, 1, 6))
 
 
 def test_a_slot_is_free_once_the_last_token_is_known():
@@ -114,7 +111,7 @@ def test_what_waits_for_its_last_token_to_be_known_can_be_aborted_and_not_preemp
     engine.abort("gone")
     outputs = []
     while not outputs:
-        outputs = engine.step(float("inf"))
+        outputs = engine.step(inf)
     assert [output.request.request_id for output in outputs] == ["stays"] and not engine._in_flight
 
 
@@ -132,21 +129,11 @@ def test_the_oracle_serves_the_short_first():
 
 
 def test_requests_that_can_never_be_served_fail_alone():
-    requests = [
-        request("context", prompt=256),
-        request("empty", prompt=0),
-        request("cache", prompt=100, output=102),
-        request("fits", prompt=100, output=100),
-        request("cut", prompt=250, output=100),
-    ]
+    sizes = {"context": (256, 1), "empty": (0, 1), "cache": (100, 102), "fits": (100, 100), "cut": (250, 100)}
+    requests = [request(name, 0.0, *lengths) for name, lengths in sizes.items()]
     _, records = simulated(requests, make_profile(kv_blocks=25, block_size=8))
-    assert {i: record.outcome.value for i, record in records.items()} == {
-        "context": "failed",
-        "empty": "failed",
-        "cache": "failed",
-        "fits": "completed",
-        "cut": "failed",
-    }
+    outcomes = {name: record.outcome.value for name, record in records.items()}
+    assert outcomes == dict.fromkeys(sizes, "failed") | {"fits": "completed"}
     assert "takes 1 to 255" in records["context"].reason
     assert "can never fit the KV cache, 25 blocks of 8 tokens" in records["cache"].reason
     _, records = simulated([request("cut", prompt=250, output=100)])
@@ -154,23 +141,19 @@ def test_requests_that_can_never_be_served_fail_alone():
     record = served([request(0)], SimulatedEngine(make_profile(), lambda request: (5, 0)))["0"]
     assert record.outcome == "failed" and record.reason == "the output has 0 tokens, it must have at least one"
 
-
-def test_a_fixed_output_beyond_the_context_fails_as_on_vllm():
+    # A fixed output beyond the context fails as on vLLM.
     engine, records = simulated([request(0, prompt=250, output=100, fixed_output_tokens=100)])
     assert records["0"].outcome == "failed" and records["0"].reason == "the context holds 6 of 100 fixed tokens"
     assert engine.now() > 5 * COST.base_s  # it was worked on all the same
 
 
-def test_a_time_that_is_no_number_is_no_progress():
-    with pytest.raises(RuntimeError, match="no progress: a request's arrival"):
-        simulated([request(0, arrival_s=float("nan"))])
-
-
 def test_an_engine_with_nothing_to_do_waits_or_says_so():
+    with pytest.raises(RuntimeError, match="no progress: a request's arrival"):
+        simulated([request(0, arrival_s=nan)])
     engine = SimulatedEngine(make_profile())
     assert engine.step(3.0) == [] and engine.now() == 3.0
     with pytest.raises(RuntimeError, match="no progress"):
-        engine.step(float("inf"))
+        engine.step(inf)
     engine.add(request(0))
     with pytest.raises(RuntimeError, match="1 requests are still in flight"):
         engine.restart_clock()
@@ -185,35 +168,30 @@ def test_lengths_are_the_requests_own_or_those_that_are_given():
     known = {"fixed": (1, 9), "limited": (1, 20), "given": (7, 3)}
     given = SimulatedEngine(make_profile(), lambda request: known[request.request_id])
     assert served(requests[:2], engine)["fixed"].output_tokens == 9
-    records = served(requests, given)
-    lengths = {name: (record.prompt_tokens, record.output_tokens) for name, record in records.items()}
+    lengths = {name: (one.prompt_tokens, one.output_tokens) for name, one in served(requests, given).items()}
     assert lengths == known
 
 
-NO_LINE = {"decode_s": {1: 1e-4, 2: 9e-4, 4: 5e-4}}
-
-
-@given(small, loads, st.sampled_from(sorted(POLICIES)), *[st.booleans()] * 4)
-def test_jumping_and_stepping_agree_to_the_last_bit(limits, load, policy, static, line, async_scheduling, launch_bound):
-    runs = []
-    limits = limits | {"async_scheduling": async_scheduling, "launch_bound": launch_bound}
+@given(small, loads, st.sampled_from(sorted(POLICIES)), BATCHINGS, *[st.booleans()] * 3)
+def test_jumping_and_stepping_agree_to_the_last_bit(
+    limits, load, policy, batching, line, async_scheduling, is_launched
+):
+    limits = limits | {"async_scheduling": async_scheduling, "launch_bound": is_launched}
+    profile, runs = make_profile(COSTS | ({} if line else NO_LINE), **limits), []
     for log_steps in (False, True):
-        batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
-        profile = make_profile(COSTS | ({} if line else NO_LINE), **limits)
-        engine, records = simulated(requests_of(load), profile, log_steps, policy=POLICIES[policy](), batching=batching)
+        options = {"policy": POLICIES[policy](), "batching": batching()}
+        engine, records = simulated(requests_of(load), profile, log_steps, **options)
         assert len(records) == len(load)
         runs.append((records, engine.now()))
     assert runs[0] == runs[1]
 
 
-@given(small, loads, st.booleans())
-def test_stepping_does_what_vllm_is_written_to_do(limits, load, static):
+@given(small, loads, BATCHINGS)
+def test_stepping_does_what_vllm_is_written_to_do(limits, load, batching):
     profile = make_profile(**limits)
     literal = LiteralEngine(profile)
-    batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
-    expected = served(requests_of(load), literal, batching=batching)
-    batching = StaticBatching(3, 0.02) if static else ContinuousBatching()
-    engine, records = simulated(requests_of(load), profile, log_steps=True, batching=batching)
+    expected = served(requests_of(load), literal, batching=batching())
+    engine, records = simulated(requests_of(load), profile, log_steps=True, batching=batching())
     assert [row[2:9] for row in engine.steps] == [row[2:9] for row in literal.steps]
     assert np.array(engine.steps) == pytest.approx(np.array(literal.steps))
     for request_id, record in records.items():
@@ -224,8 +202,8 @@ def test_stepping_does_what_vllm_is_written_to_do(limits, load, static):
 
 class Sequence(SimpleNamespace):
     __eq__ = object.__eq__
-    generated = computed = blocks = 0
-    decodes, first_token_s = False, None
+    generated = computed = blocks = decodes = 0
+    first_token_s = None
 
 
 class LiteralEngine:
@@ -249,10 +227,9 @@ class LiteralEngine:
         self.waiting.append(Sequence(request=request, prompt=prompt, output=output))
 
     def abort(self, request_id):
-        for queue in (self.running, self.waiting):
-            for sequence in [one for one in queue if one.request.request_id == request_id]:
-                queue.remove(sequence)
-                self.release(sequence)
+        for sequence in [one for one in self.running + self.waiting if one.request.request_id == request_id]:
+            (self.running if sequence in self.running else self.waiting).remove(sequence)
+            self.release(sequence)
 
     def allocate(self, sequence, tokens):
         blocks = -(-tokens // self.limits.block_size)
@@ -272,9 +249,8 @@ class LiteralEngine:
             self.time = max(self.time, until)
             return []
         budget, scheduled, preempted = self.limits.max_num_batched_tokens, [], []
-        i = 0
-        while i < len(self.running) and budget:
-            sequence = self.running[i]
+        while len(scheduled) < len(self.running) and budget:
+            sequence = self.running[len(scheduled)]
             tokens = min(sequence.prompt + sequence.generated - sequence.computed, budget)
             while not (allocated := self.allocate(sequence, sequence.computed + tokens)):
                 last = self.running.pop()
@@ -288,7 +264,6 @@ class LiteralEngine:
                 break
             scheduled.append((sequence, tokens))
             budget -= tokens
-            i += 1
         while not preempted and self.waiting and budget and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
             whole = sequence.prompt + sequence.generated
@@ -333,14 +308,8 @@ def test_iterations_are_those_of_vllms_own_scheduler(seed, async_scheduling):
     """All requests are there at once; every iteration must hold the same tokens of the same kind."""
     pytest.importorskip("vllm")
     rng = np.random.default_rng(seed)
-    limits = {
-        "max_num_seqs": int(rng.integers(2, 9)),
-        "max_num_batched_tokens": int(rng.integers(16, 65)),
-        "max_model_len": 128,
-        "block_size": 16,
-        "kv_blocks": int(rng.integers(9, 20)),
-        "async_scheduling": async_scheduling,
-    }
+    limits = {"max_num_seqs": int(rng.integers(2, 9)), "max_num_batched_tokens": int(rng.integers(16, 65))}
+    limits |= {"max_model_len": 128, "kv_blocks": int(rng.integers(9, 20)), "async_scheduling": async_scheduling}
     load = [(int(rng.integers(1, 60)), int(rng.integers(1, 60))) for _ in range(30)]
     engine = SimulatedEngine(make_profile(**limits), log_steps=True)
     for i, (prompt, output) in enumerate(load):
@@ -352,50 +321,20 @@ def test_iterations_are_those_of_vllms_own_scheduler(seed, async_scheduling):
 
 
 def vllm_iterations(load, limits):
-    """The iterations of vLLM's v1 scheduler for (prompt, output) lengths: the columns of `steps` from `running` to
-    `preemptions`."""
-    import torch
-    from vllm import SamplingParams
-    from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-    from vllm.v1.outputs import ModelRunnerOutput
-    from vllm.v1.request import Request
-    from vllm.v1.structured_output import StructuredOutputManager
+    """The iterations of vLLM's v1 scheduler for (prompt, output) lengths: `steps` from `running` to `preemptions`."""
     from vllm.v1.utils import compute_iteration_details
 
-    block_size, given = limits["block_size"], {k: v for k, v in limits.items() if k not in ("block_size", "kv_blocks")}
-    cache = CacheConfig(block_size=block_size, enable_prefix_caching=False)
-    cache.num_gpu_blocks = limits["kv_blocks"] + 1  # one is vLLM's own null block
-    config = VllmConfig(
-        model_config=ModelConfig(model=str(MODEL), max_model_len=limits["max_model_len"], dtype="float32"),
-        scheduler_config=SchedulerConfig(is_encoder_decoder=False, enable_chunked_prefill=True, **given),
-        cache_config=cache,
-        device_config=DeviceConfig("cpu"),
-    )
-    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    kv_cache = KVCacheConfig(cache.num_gpu_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
-    kind = AsyncScheduler if limits["async_scheduling"] else Scheduler
-    scheduler = kind(config, kv_cache, StructuredOutputManager(config), block_size)
+    def log(scheduled):
+        done = compute_iteration_details(scheduled)
+        made = (done.num_generation_requests, done.num_generation_tokens, len(scheduled.preempted_req_ids or ()))
+        held = (len(scheduler.running), len(scheduler.waiting))
+        rows.append((*held, done.num_ctx_requests, done.num_ctx_tokens, *made))
+
+    rows, late = [], limits["async_scheduling"]
+    limits = limits | {"kv_blocks": limits["kv_blocks"] + 1}  # one is vLLM's own null block
+    kind = "async_scheduler.AsyncScheduler" if late else "scheduler.Scheduler"
+    scheduler = make_vllm_scheduler(f"vllm.v1.core.sched.{kind}", **limits)
     for i, (prompt, output) in enumerate(load):
-        params = SamplingParams(max_tokens=output, ignore_eos=True)
-        params.update_from_generation_config({}, eos_token_id=0)
-        scheduler.add_request(Request(str(i), [1] * prompt, params, None))
-    rows, launched = [], deque()
-    while scheduler.has_unfinished_requests():
-        scheduled = scheduler.schedule()
-        ids = list(scheduled.num_scheduled_tokens)
-        complete = [not scheduler.requests[i].is_prefill_chunk for i in ids]
-        output = ModelRunnerOutput(ids, {i: n for n, i in enumerate(ids)}, [[1] if done else [] for done in complete])
-        if ids:
-            launched.append((scheduled, output))
-        if ids and len(launched) <= limits["async_scheduling"]:
-            continue
-        scheduled, output = launched.popleft()
-        scheduler.update_from_output(scheduled, output)
-        details = compute_iteration_details(scheduled)
-        made = (details.num_generation_requests, details.num_generation_tokens, len(scheduled.preempted_req_ids or ()))
-        prompts = (details.num_ctx_requests, details.num_ctx_tokens)
-        rows.append((len(scheduler.running), len(scheduler.waiting), *prompts, *made))
+        scheduler.add_request(make_vllm_request(str(i), output, prompt=prompt))
+    Runner(scheduler, 1 + late, log).drain()
     return rows
