@@ -1,6 +1,5 @@
 """Two schedulers on the same requests, side by side, as widgets."""
 
-import gc
 from collections import namedtuple
 from html import escape
 from io import BytesIO
@@ -99,7 +98,6 @@ class Explorer:
                 control.description = name.replace("_", " ")
                 control.observe(self._changed, names="value")
         self.update()
-        gc.freeze()  # else each collection looks through all that was imported, up to a fifth of a second
 
     def update(self) -> None:
         """Simulate what has changed, and draw."""
