@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from driftsched_lib.figures.kinds import against, bars, caption, differing, forest, lines, panels, spread, tails
 from driftsched_lib.figures.style import CALIBRATION, by_side, looks_of, side_looks
 from driftsched_lib.requests import CATEGORIES, TIERS
-from driftsched_lib.studies.compare import bootstrap, mean, quantile, relative_change, root_mean_square, select
+from driftsched_lib.studies.compare import bootstrap, mean, quantile, relative_change, rms, select
 
 PAPER_CHANGE = {"P50": -0.42, "P99": -0.16}
 """What SJF changes against FIFO in static batches in the paper."""
@@ -47,7 +47,7 @@ def estimation_error(done: pd.DataFrame, by: str = "category") -> Figure:
     """
     frame, tables = _calibrated(done).assign(size=done.error_tokens.abs()), []
     groups = frame[["token_counter", "calibrated", by]].drop_duplicates()
-    for measure, statistic in (("MAE (tokens)", mean), ("RMSE (tokens)", root_mean_square)):
+    for measure, statistic in (("MAE (tokens)", mean), ("RMSE (tokens)", rms)):
         intervals = [bootstrap(frame, "size", statistic, [group]) for group in groups.to_dict("records")]
         tables.append(groups.join(spread(pd.Series(intervals, groups.index))).assign(measure=measure))
     table = differing(pd.concat(tables), "token_counter", "middle", within=[by, "measure"])
