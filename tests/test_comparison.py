@@ -14,7 +14,7 @@ from driftsched_lib.studies.compare import (
     paired_change,
     quantile,
     relative_change,
-    root_mean_square,
+    rms,
     share_of_gap,
 )
 from driftsched_lib.studies.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
@@ -35,7 +35,7 @@ def two_policies(rng, factor=0.6, seeds=3, n=300, noise=0.3):
 
 def test_an_exact_change_is_found_exactly():
     frame = two_policies(np.random.default_rng(1), noise=0.0)
-    for statistic in (mean, root_mean_square, quantile(0.5), quantile(0.99)):
+    for statistic in (mean, rms, quantile(0.5), quantile(0.99)):
         change = relative_change(frame, "e2e_s", statistic, NEW, OLD)
         assert (change.estimate, change.low, change.high) == pytest.approx((-0.4, -0.4, -0.4))
 

@@ -45,11 +45,8 @@ def run_grid(
         jobs: simulated runs at a time; None for one per core.  Real runs, whose speed is measured, share no cores.
         backend: processes of this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`).
 
-    Raises:
-        ParamsError: several jobs, or a cluster, for a real engine; an engine or a load that cannot be made.
-        DriftSchedError: `out` holds runs of other parameters, is damaged, or cannot be written.
-        RunError: an engine failed.
-        KeyboardInterrupt: with a message that finished runs are kept.
+    Raises ParamsError for several jobs or a cluster with a real engine, or an engine or load that cannot be made;
+    DriftSchedError if `out` has other parameters, is damaged or cannot be written; RunError if an engine fails.
     """
     out = Path(out)
     if jobs is not None and jobs < 1 and jobs != -1:

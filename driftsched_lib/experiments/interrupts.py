@@ -12,10 +12,7 @@ def remembered(at_once: bool) -> Iterator[Callable[[], None]]:
     """Remember Ctrl-C; the function that is yielded raises it as KeyboardInterrupt, and so does the end.
 
     Python itself raises it between any two instructions: a change of state stays half done, or a destructor swallows
-    it.  Only the main thread is told of it.
-
-    Parameters:
-        at_once: raise it where it comes, too; else only a second one is, for a person who does not want to wait.
+    it.  `at_once` raises it where it comes, too; else only a second one is.  Only the main thread is told of it.
     """
     before, pressed = signal.getsignal(signal.SIGINT), 0
     if current_thread() is not main_thread() or before in (signal.SIG_IGN, None):

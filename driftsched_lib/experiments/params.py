@@ -26,15 +26,12 @@ from driftsched_lib.workloads.params import WorkloadParams
 
 
 class MeasureParams(Validated):
-    """What is recorded of a run, and how.
-
-    Attributes:
-        job_class_tokens: the paper's bounds of a short and of a medium request (estimated total, before scaling).
-        cooling_s: pause between two runs on a real engine.
-    """
+    """What is recorded of a run, and how."""
 
     job_class_tokens: Annotated[list[int], Field(min_length=2, max_length=2)] = [128, 512]
+    """The paper's bounds of a short and of a medium request (estimated total, before scaling)."""
     cooling_s: NotNegative = 60.0
+    """Pause between two runs on a real engine."""
     queue_depth_interval_s: Positive = 1.0
     telemetry_interval_s: Positive = 0.2
 
@@ -56,9 +53,7 @@ MOVED = {"engine": "engine.kind", "engine_args": "engine.args", "longest_wait_s"
 class Params(Validated):
     """Everything that decides an experiment.  The defaults are the paper's; a list makes a dimension of the grid.
 
-    Attributes:
-        rates: requests arrive as fast as the load says, times each of these.
-        requests: of each run.
+    Each rate multiplies the load's arrival rate; `requests` counts those of one run.
     """
 
     engine: EngineParams = EngineParams()

@@ -33,9 +33,8 @@ PARAMS = "params.yaml"
 class EngineSpeed:
     """What an engine can do, measured before the first run.
 
-    Attributes:
-        capacity_tokens_per_s: output tokens per second with every slot taken; load factors refer to it.
-        idle_ttft_s, idle_tpot_s: of a request alone on the engine; slowdowns refer to them.
+    Load factors refer to the capacity, output tokens per second with every slot taken; slowdowns to TTFT and TPOT of a
+    request alone.
     """
 
     capacity_tokens_per_s: float
@@ -47,9 +46,8 @@ class EngineSpeed:
 class StoredRun:
     """A finished run.
 
-    Attributes:
-        manifest: `run` (its settings), `summary`, parameters, versions, hardware, times.
-        table: returns a table by name: `requests`, `steps`, `queue_depth` or `telemetry`.
+    Its manifest has `run` (its settings), `summary`, parameters, versions, hardware and times; `table` returns a table
+    by name: `requests`, `steps`, `queue_depth` or `telemetry`.
     """
 
     name: str
@@ -110,17 +108,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def runs(out: str | Path) -> list[StoredRun]:
-    """Return the finished runs in the order in which they were served.
-
-    Raises DriftSchedError if there is none, or something is damaged.
-    """
+    """Return the finished runs as they were served; DriftSchedError if there is none, or something is damaged."""
     out = Path(out)
     if (study := _study(out)) is not None:
         with _damaged(study, delete=study):
             whole = pq.read_table(study)
-        columns = (whole["run"].to_pylist(), whole["manifest"].to_pylist())
-        named = enumerate(zip(*columns, strict=True))
-        return [StoredRun(name, json.loads(manifest), partial(_of_study, whole, i)) for i, (name, manifest) in named]
+        rows = enumerate(whole.select(["run", "manifest"]).to_pylist())
+        return [StoredRun(row["run"], json.loads(row["manifest"]), partial(_of_study, whole, i)) for i, row in rows]
     folders = [path.parent for path in out.glob("*/manifest.json") if path.parent.suffix != PARTIAL]
     if not folders:
         raise DriftSchedError(f"{out} holds no finished run; `python -m driftsched_lib run PARAMS.yaml --out {out}`")

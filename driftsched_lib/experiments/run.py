@@ -39,15 +39,10 @@ def serve_run(
     watch: Monitor = lambda now, scheduler: None,
     estimator: Estimator | None = None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Serve one run; return its tables by name, and its manifest.
+    """Serve one run; return its tables by name, and its manifest.  Raises RunError if the engine fails.
 
-    Parameters:
-        on_record: called with each request's record when it has ended.
-        watch: called once per engine iteration.
-        estimator: in place of the run's, for one that parameters cannot name.
-
-    Raises:
-        RunError: the engine failed.
+    `on_record` is called with each request's record when it has ended, `watch` once per engine iteration.  `estimator`
+    takes the place of the run's, if parameters cannot name it.
     """
     records: list[Record] = []
     depth = QueueDepth(params.measure.queue_depth_interval_s)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from driftsched_lib.figures.kinds import bars, differing, forest, lines, log_share, palette, panels, spread
 from driftsched_lib.figures.style import CALIBRATION, by_side, looks_of
 from driftsched_lib.requests import CATEGORIES, TIERS
-from driftsched_lib.studies.compare import bootstrap, mean, quantile, relative_change, root_mean_square, select
+from driftsched_lib.studies.compare import bootstrap, mean, quantile, relative_change, rms, select
 
 PAPER_CHANGE = (-0.42, -0.16)
 """What SJF changes in P50 and P99 of E2E against FIFO in static batches in the paper."""
@@ -46,7 +46,11 @@ def estimation_error(done: pd.DataFrame, by: str = "category") -> Figure:
     """
     frame, tables = _calibrated(done).assign(size=done.error_tokens.abs()), []
     groups = frame[["token_counter", "calibrated", by]].drop_duplicates()
+<<<<<<< HEAD
     for measure, statistic in (("MAE", mean), ("RMSE", root_mean_square)):
+=======
+    for measure, statistic in (("MAE (tokens)", mean), ("RMSE (tokens)", rms)):
+>>>>>>> w-studies
         intervals = [bootstrap(frame, "size", statistic, [group]) for group in groups.to_dict("records")]
         tables.append(groups.join(spread(pd.Series(intervals, groups.index))).assign(measure=measure))
     table = differing(pd.concat(tables), "token_counter", "middle", within=[by, "measure"])

@@ -9,30 +9,24 @@ from sklearn.linear_model import LogisticRegression
 
 from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifier, TextWeights, words_of
 from driftsched_lib.requests import CATEGORIES
-from driftsched_lib.workloads.prompts import STYLES, TEMPLATES, TOPICS, build_prompt, label_prefix
+from driftsched_lib.workloads.prompts import STYLES, TOPICS, build_prompt, label_prefix
 
 FOLDS = 5
 """The number of wordings in a category."""
 OTHER_WORDINGS = {
-    "short_qa": (
-        "Who invented BGP?", "Is Redis single-threaded?", "Why do we need TLS?", "Can Kafka lose messages?",
-        "Define an API gateway in one line.",
-    ),
-    "summary": (
-        "Give me a summary of how Terraform works.", "Condense the main points about CDNs.",
-        "Sum up the key ideas of OAuth.", "TL;DR of PagedAttention please.", "Briefly recap the history of Docker.",
-    ),
-    "technical": (
-        "Describe the internals of PostgreSQL replication.", "Walk me through the architecture of a service mesh.",
-        "How exactly does the KV cache get evicted, step by step?",
-        "Show how CUDA streams overlap copies with kernels.",
-        "Detail the implementation of rate limiting with token buckets.",
-    ),
-    "report": (
-        "Prepare a comprehensive report about cloud security.", "Draft a long analysis of multi-tenant systems.",
-        "Produce a full assessment of our observability stack.", "Compile a white paper on zero trust.",
-        "Write an in-depth study of autoscaling in production.",
-    ),
+    "short_qa": ("Who invented BGP?", "Is Redis single-threaded?", "Why do we need TLS?", "Can Kafka lose messages?",
+                 "Define an API gateway in one line."),
+    "summary": ("Give me a summary of how Terraform works.", "Condense the main points about CDNs.",
+                "Sum up the key ideas of OAuth.", "TL;DR of PagedAttention please.",
+                "Briefly recap the history of Docker."),
+    "technical": ("Describe the internals of PostgreSQL replication.",
+                  "Walk me through the architecture of a service mesh.",
+                  "How exactly does the KV cache get evicted, step by step?",
+                  "Show how CUDA streams overlap copies with kernels.",
+                  "Detail the implementation of rate limiting with token buckets."),
+    "report": ("Prepare a comprehensive report about cloud security.", "Draft a long analysis of multi-tenant systems.",
+               "Produce a full assessment of our observability stack.", "Compile a white paper on zero trust.",
+               "Write an in-depth study of autoscaling in production."),
 }  # fmt: skip
 """Prompts as other people word them; nothing is trained on them."""
 
@@ -40,16 +34,10 @@ OTHER_WORDINGS = {
 def labelled_prompts(
     topics: Sequence[str] = TOPICS, templates: Sequence[int] = range(FOLDS)
 ) -> tuple[list[str], list[str]]:
-    """Return the project's prompts of these topics and templates in every style, without prefix, and their categories.
-
-    Parameters:
-        templates: numbers of templates, the same in each category.
-    """
-    prompts, labels = [], []
-    for category, topic, style, template in product(CATEGORIES, topics, STYLES, templates):
-        prompts.append(build_prompt(category, topic, template, style))
-        labels.append(category)
-    return prompts, labels
+    """Return the prompts of these topics and template numbers in every style, without prefix, and their categories."""
+    cases = list(product(CATEGORIES, topics, STYLES, templates))
+    prompts = [build_prompt(category, topic, template, style) for category, topic, style, template in cases]
+    return prompts, [category for category, *_ in cases]
 
 
 def train(topics: Sequence[str] = TOPICS, templates: Sequence[int] = range(FOLDS)) -> TextWeights:
@@ -95,9 +83,8 @@ def classified_prompts() -> pd.DataFrame:
     """Return every prompt of the load behind the paper's classifier, with and without the label prefix, one per row."""
     classify = KeywordClassifier().classify
     rows = []
-    for category, topic in product(CATEGORIES, TOPICS):
-        for template in range(len(TEMPLATES[category])):
-            prompt = build_prompt(category, topic, template)
-            rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
-            rows.append(("without it", category, classify(prompt)))
+    for category, topic, template in product(CATEGORIES, TOPICS, range(FOLDS)):
+        prompt = build_prompt(category, topic, template)
+        rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
+        rows.append(("without it", category, classify(prompt)))
     return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])

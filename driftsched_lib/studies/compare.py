@@ -40,7 +40,7 @@ def mean(values: np.ndarray) -> np.ndarray:
     return values.mean(axis=-1)
 
 
-def root_mean_square(values: np.ndarray) -> np.ndarray:
+def rms(values: np.ndarray) -> np.ndarray:
     """Return the root of the mean square over the last axis."""
     return np.sqrt((values**2).mean(axis=-1))
 

@@ -55,12 +55,9 @@ def replay(
     for request, length in zip(requests, lengths, strict=True):
         made = request.estimate = estimator.estimate(request)
         probe = replace(request, tenant=probe_tenant, tier="standard", fixed_output_tokens=length)
-        probe.prompt, interval = (
-            build_prompt(request.category, "Load Balancing", 0),
-            (made.low_tokens, made.high_tokens),
-        )
-        estimates = made.output_tokens, length, *interval, estimator.estimate(probe).output_tokens
-        rows.append((request.category, request.tenant, *estimates))
+        probe.prompt = build_prompt(request.category, "Load Balancing", 0)
+        estimated = made.output_tokens, length, made.low_tokens, made.high_tokens
+        rows.append((request.category, request.tenant, *estimated, estimator.estimate(probe).output_tokens))
         in_flight.append((request, length))
         if len(in_flight) > delay:
             estimator.observe(*in_flight.popleft())
@@ -125,9 +122,8 @@ def coverage_table(windows: pd.DataFrame, low: float = 0.88, high: float = 0.92)
     late = windows[windows.window > 0]
     means = late.groupby([*BY, "window"], sort=False).coverage.mean().groupby(level=BY, sort=False)
     single = late.assign(within=late.coverage.between(low - 1e-9, high + 1e-9)).groupby(BY, sort=False)
-    return pd.DataFrame(
-        {"least": means.min(), "most": means.max(), "lowest": single.coverage.min(), "within": single.within.mean()}
-    )
+    table = {"least": means.min(), "most": means.max(), "lowest": single.coverage.min()}
+    return pd.DataFrame(table | {"within": single.within.mean()})
 
 
 def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFrame:

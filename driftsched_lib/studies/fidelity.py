@@ -65,13 +65,9 @@ def replay(run: StoredRun, profile: Profile) -> pd.DataFrame:
     [mine] = [planned for planned in params.runs() if planned.name == run.name]
     limits = EngineLimits(**run.manifest["engine_limits"])
     real = run.table("requests").query("outcome == 'completed'")
-    columns = (real.request_id, real.prompt_tokens, real.output_tokens)
-    known = {name: (int(prompt), int(output)) for name, prompt, output in zip(*columns, strict=True)}
-    refused = (limits.max_model_len, 1)  # too long again
-
-    engine = SimulatedEngine(
-        profile.model_copy(update={"limits": limits}), lambda request: known.get(request.request_id, refused)
-    )
+    known = {row.request_id: (int(row.prompt_tokens), int(row.output_tokens)) for row in real.itertuples()}
+    refused, own = (limits.max_model_len, 1), profile.model_copy(update={"limits": limits})  # too long again
+    engine = SimulatedEngine(own, lambda request: known.get(request.request_id, refused))
     return serve_run(params, mine, engine, run.speed)[0]["requests"]
 
 

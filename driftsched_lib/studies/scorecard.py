@@ -9,15 +9,7 @@ import pandas as pd
 
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.metrics import barrier_waste, estimation_errors, job_classes, latencies, throughput
-from driftsched_lib.studies.compare import (
-    Interval,
-    bootstrap,
-    mean,
-    quantile,
-    relative_change,
-    root_mean_square,
-    select,
-)
+from driftsched_lib.studies.compare import Interval, bootstrap, mean, quantile, relative_change, rms, select
 
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
 CLOSE_TO_THE_PAPER = 0.25
@@ -122,7 +114,7 @@ def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
         f"outputs come to {ratio:.2f} of their base as counted here, and the bias averages {bias:.2f}: {learns}; the "
         "error that stays is mostly the tiers' safety factors, which no bias can see"
     )
-    mae, rmse = (relative_change(runs, "abs_error_tokens", how, ON, OFF) for how in (mean, root_mean_square))
+    mae, rmse = (relative_change(runs, "abs_error_tokens", how, ON, OFF) for how in (mean, rms))
     rulings = [_change("C1", setting, mae, why), _change("C2", setting, rmse, why)]
     if setting.endswith("tokenizer"):
         here = bootstrap(runs, "bias_deviation", mean, [ON])
