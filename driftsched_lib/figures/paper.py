@@ -46,11 +46,7 @@ def estimation_error(done: pd.DataFrame, by: str = "category") -> Figure:
     """
     frame, tables = _calibrated(done).assign(size=done.error_tokens.abs()), []
     groups = frame[["token_counter", "calibrated", by]].drop_duplicates()
-<<<<<<< HEAD
-    for measure, statistic in (("MAE", mean), ("RMSE", root_mean_square)):
-=======
-    for measure, statistic in (("MAE (tokens)", mean), ("RMSE (tokens)", rms)):
->>>>>>> w-studies
+    for measure, statistic in (("MAE", mean), ("RMSE", rms)):
         intervals = [bootstrap(frame, "size", statistic, [group]) for group in groups.to_dict("records")]
         tables.append(groups.join(spread(pd.Series(intervals, groups.index))).assign(measure=measure))
     table = differing(pd.concat(tables), "token_counter", "middle", within=[by, "measure"])
