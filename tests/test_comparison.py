@@ -4,65 +4,50 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftsched_lib.studies.compare import (
-    Interval,
-    behind_best,
-    bootstrap,
-    changes,
-    mean,
-    mean_interval,
-    paired_change,
-    quantile,
-    relative_change,
-    rms,
-    share_of_gap,
-)
+from driftsched_lib.studies import compare
 from driftsched_lib.studies.scorecard import DIRECTION_ONLY, NOT_REPRODUCED, REPRODUCED, verdict
 
 NEW, OLD = {"policy": "new"}, {"policy": "old"}
 
 
 def two_policies(rng, factor=0.6, seeds=3, n=300, noise=0.3):
-    """The same requests under two policies, the new one faster by a factor, rows in no order."""
+    """Return the same requests under two policies, the new one faster by a factor, rows in no order."""
     rows = []
     for seed in range(seeds):
         base = rng.lognormal(0, 1, n)
         for policy, scale in (("old", 1.0), ("new", factor)):
-            e2e_s = base * scale * rng.lognormal(0, noise, n)
-            rows += [(seed, str(i), policy, e2e_s[i]) for i in range(n)]
+            rows += [(seed, str(i), policy, s) for i, s in enumerate(base * scale * rng.lognormal(0, noise, n))]
+    return shuffled(rows)
+
+
+def shuffled(rows):
     return pd.DataFrame(rows, columns=["seed", "request_id", "policy", "e2e_s"]).sample(frac=1, random_state=1)
 
 
-def test_an_exact_change_is_found_exactly():
+def test_an_exact_change_is_found_exactly_as_requests_are_paired():
     frame = two_policies(np.random.default_rng(1), noise=0.0)
-    for statistic in (mean, rms, quantile(0.5), quantile(0.99)):
-        change = relative_change(frame, "e2e_s", statistic, NEW, OLD)
+    for statistic in (compare.mean, compare.rms, compare.quantile(0.5), compare.quantile(0.99)):
+        change = compare.relative_change(frame, "e2e_s", statistic, NEW, OLD)
         assert (change.estimate, change.low, change.high) == pytest.approx((-0.4, -0.4, -0.4))
-
-
-def test_requests_are_paired():
-    frame = two_policies(np.random.default_rng(1), noise=0.0)
     without = frame[~((frame.policy == "new") & frame.request_id.astype(int).lt(100))]
-    assert relative_change(without, "e2e_s", mean, NEW, OLD).estimate == pytest.approx(-0.4)
+    assert compare.relative_change(without, "e2e_s", compare.mean, NEW, OLD).estimate == pytest.approx(-0.4)
 
 
 def test_intervals_cover_about_as_often_as_they_say():
-    rng = np.random.default_rng(2)
-    covered = 0
+    rng, covered, options = np.random.default_rng(2), 0, {"resamples": 300, "block": 1}
     for _ in range(60):
-        interval = relative_change(two_policies(rng, seeds=6, n=100), "e2e_s", mean, NEW, OLD, resamples=300, block=1)
+        frame = two_policies(rng, seeds=6, n=100)
+        interval = compare.relative_change(frame, "e2e_s", compare.mean, NEW, OLD, **options)
         covered += interval.low <= -0.4 <= interval.high
     assert covered >= 48  # 95% of 60 are 57; fewer than 48 has a probability below 0.001 even at 90%
 
 
 def one_run(values):
-    rows = [(1, str(i), "new", value) for i, value in enumerate(values)]
-    frame = pd.DataFrame(rows, columns=["seed", "request_id", "policy", "e2e_s"])
-    return frame.sample(frac=1, random_state=1)
+    return shuffled([(1, str(i), "new", value) for i, value in enumerate(values)])
 
 
 def width(frame, **options):
-    interval = bootstrap(frame, "e2e_s", mean, [NEW], **options)
+    interval = compare.bootstrap(frame, "e2e_s", compare.mean, [NEW], **options)
     return interval.high - interval.low
 
 
@@ -80,15 +65,15 @@ def test_neighbours_that_met_the_same_queue_widen_the_interval():
 
 def test_a_difference_and_one_setting_agree_with_plain_means():
     frame = two_policies(np.random.default_rng(3))
-    means, alone = frame.groupby("policy").e2e_s.mean(), bootstrap(frame, "e2e_s", mean, [NEW])
-    difference = bootstrap(frame, "e2e_s", mean, [NEW, OLD], lambda new, old: new - old)
+    means, alone = frame.groupby("policy").e2e_s.mean(), compare.bootstrap(frame, "e2e_s", compare.mean, [NEW])
+    difference = compare.bootstrap(frame, "e2e_s", compare.mean, [NEW, OLD], lambda new, old: new - old)
     assert difference.estimate == pytest.approx(means["new"] - means["old"])
     assert alone.estimate == pytest.approx(means["new"]) and alone.low < alone.estimate < alone.high
 
 
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(ValueError, match="no request was completed under all of"):
-        relative_change(two_policies(np.random.default_rng(1)), "e2e_s", mean, {"policy": "none"}, OLD)
+        compare.relative_change(two_policies(np.random.default_rng(1)), "e2e_s", compare.mean, {"policy": "none"}, OLD)
 
 
 @pytest.mark.parametrize(
@@ -105,17 +90,16 @@ def test_nothing_to_compare_is_an_error():
     ],
 )
 def test_verdicts(interval, expected):
-    assert verdict(-0.42, Interval(*interval)) == expected
+    assert verdict(-0.42, compare.Interval(*interval)) == expected
 
 
 def test_many_seeds_give_students_interval_over_seeds():
     rng = np.random.default_rng(5)
     frames = [one_run(rng.normal(level, 1, 200)).assign(seed=seed) for seed, level in enumerate(rng.normal(9, 1, 12))]
-    frame = pd.concat(frames)
-    means = frame.groupby("seed").e2e_s.mean()
-    interval, by_hand = bootstrap(frame, "e2e_s", mean, [NEW]), mean_interval(means)
+    frame, means = pd.concat(frames), pd.Series([each.e2e_s.mean() for each in frames])
+    interval, by_hand = compare.bootstrap(frame, "e2e_s", compare.mean, [NEW]), compare.mean_interval(means)
     assert (interval.estimate, interval.high) == (pytest.approx(by_hand.estimate), pytest.approx(by_hand.high))
-    few = bootstrap(frame[frame.seed < 3], "e2e_s", mean, [NEW])
+    few = compare.bootstrap(frame[frame.seed < 3], "e2e_s", compare.mean, [NEW])
     assert few.low < means[:3].mean() < few.high
 
 
@@ -125,21 +109,18 @@ SJF, FIFO = {"policy": "sjf"}, {"policy": "fifo"}
 
 
 def test_changes_are_paired_by_seed():
-    [row] = changes(SUMMARY, FIFO, {"SJF": SJF}, ["p50_e2e_s"]).itertuples()
+    [row] = compare.changes(SUMMARY, FIFO, {"SJF": SJF}, ["p50_e2e_s"]).itertuples()
     assert (row.setting, row.change, row.low, row.high) == ("SJF", -0.5, -0.5, -0.5)
-    assert paired_change(SUMMARY, "p50_e2e_s", SJF, FIFO, relative=False).estimate == -7.5
+    assert compare.paired_change(SUMMARY, "p50_e2e_s", SJF, FIFO, relative=False).estimate == -7.5
     with pytest.raises(ValueError, match="selects 2 runs of 1 seeds"):
-        paired_change(SUMMARY.assign(seed=1), "p50_e2e_s", SJF, FIFO)
+        compare.paired_change(SUMMARY.assign(seed=1), "p50_e2e_s", SJF, FIFO)
 
 
-def test_the_share_of_a_gap_by_hand():
-    share = share_of_gap(SUMMARY, "p50_e2e_s", {"policy": "drr"}, FIFO, SJF)
+def test_the_share_of_a_gap_by_hand_and_what_cannot_be_told_from_the_best_reaches_0():
+    share = compare.share_of_gap(SUMMARY, "p50_e2e_s", {"policy": "drr"}, FIFO, SJF)
     assert (share.estimate, share.low, share.high) == pytest.approx((8 / 15, 2 / 5, 6 / 10))
-
-
-def test_what_cannot_be_told_from_the_best_reaches_0():
     values = SUMMARY.pivot(index="seed", columns="policy", values="p50_e2e_s")
-    behind = behind_best(values)
+    behind = compare.behind_best(values)
     assert list(behind.index) == ["sjf", "drr", "fifo"] and behind["fifo"].estimate == 7.5
     assert (behind["sjf"].low, behind["sjf"].high) == (0, 0) and behind["drr"].low < 0 < behind["drr"].high
-    assert list(behind_best(values, larger_is_better=True).index) == ["fifo", "drr", "sjf"]
+    assert list(compare.behind_best(values, larger_is_better=True).index) == ["fifo", "drr", "sjf"]
