@@ -6,6 +6,7 @@ from importlib import import_module
 from random import Random
 
 import pytest
+from inside_vllm import MODEL, start, storm
 from simulation import COSTS, make_profile, simulated
 
 from driftsched_lib.errors import ParamsError
@@ -15,7 +16,6 @@ from driftsched_lib.requests import BASE_TOKENS, Outcome, Request
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
-MODEL = str(PROJECT / "data" / "models" / "driftsched-tiny")
 TENANTS = {"a": "premium", "b": "standard", "c": "batch", "d": "batch"}
 PROMPTS = "What is DNS?", "Summarize TLS in one paragraph.", "Explain how Go works.", "Write a detailed report on Go."
 
@@ -40,19 +40,8 @@ def engine():
 
 
 def use(engine, **settings):
-    """Start anew with these settings; return the list that gets a record for each request that ends."""
-    scheduler, records = engine.scheduler, []
     assert not engine.has_unfinished_requests()
-    scheduler.use(PluginSettings.parse(settings, "test"))
-    count = scheduler.core.on_record
-
-    def on_record(record):
-        count(record)
-        record.request_id = record.request_id.rpartition("-")[0]  # vLLM adds to an id, so that each is unique
-        records.append(record)
-
-    scheduler.core.on_record = on_record
-    return records
+    return start(engine.scheduler, PluginSettings.parse(settings, "test"))
 
 
 def add(engine, request):
@@ -60,7 +49,7 @@ def add(engine, request):
     from vllm.sampling_params import RequestOutputKind
 
     sent = {"tenant": request.tenant, "tier": request.tier}
-    length = {"max_tokens": request.fixed_output_tokens, "min_tokens": request.fixed_output_tokens}
+    length = dict.fromkeys(("max_tokens", "min_tokens"), request.fixed_output_tokens)
     params = SamplingParams(**length, extra_args=sent, output_kind=RequestOutputKind.FINAL_ONLY)
     engine.add_request(request.request_id, request.prompt, params)
 
@@ -80,29 +69,30 @@ def serve_all(engine, requests=()):
     for request in requests:
         add(engine, request)
     while engine.has_unfinished_requests():
-        for output in engine.step():
-            if output.finished:
-                lengths[output.request_id] = len(output.outputs[0].token_ids)
+        lengths |= {done.request_id: len(done.outputs[0].token_ids) for done in engine.step() if done.finished}
     return lengths
 
 
 def is_empty(engine):
-    scheduler = engine.scheduler
-    queue = scheduler.waiting
-    return scheduler.core.is_idle and not queue and not len(queue) and not list(queue) and not queue.served
+    queue = engine.scheduler.waiting
+    return engine.scheduler.core.is_idle and not queue and not len(queue) and not list(queue) and not queue.served
+
+
+def assert_whole(engine, lengths, requests, records):
+    assert lengths == {request.request_id: request.fixed_output_tokens for request in requests}
+    assert lengths == {record.request_id: record.output_tokens for record in records}
+    assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * len(requests)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_vllm_serves_in_the_order_of_the_simulator(policy, engine, monkeypatch):
     """One slot, all requests there at once, time standing still: every choice shows in the order."""
-    base = dict.fromkeys(BASE_TOKENS, 12)
+    base, requests = dict.fromkeys(BASE_TOKENS, 12), load(40)
     monkeypatch.setattr(type(engine.scheduler), "_now", lambda self: 0.0)
     monkeypatch.setattr(engine.scheduler, "max_num_active_reqs", 1)
     records = use(engine, policy=policy, estimator="paper", classifier="keywords", base_tokens=base)
-    requests = load(40)
     serve_all(engine, requests)
     assert is_empty(engine)
-
     tokens = {record.request_id: record.input_tokens for record in records}
     for request in requests:
         request.input_tokens = tokens[request.request_id]
@@ -118,25 +108,16 @@ def test_abort_storms_lose_nothing(engine):
     """1,000 requests, a third of them aborted at random moments and some in storms: each ends exactly once."""
     random = Random(2)
     records = use(engine, policy="express", tenants=TENANTS)
-    requests, finished, alive, aborted = load(1000, longest=6), set(), set(), set()
-    ids = {request.request_id for request in requests}
-    while requests or engine.has_unfinished_requests():
-        coming = random.randint(0, 20)
-        for request in requests[:coming]:
-            add(engine, request)
-            alive.add(request.request_id)
-        del requests[:coming]
-        victims = random.randint(20, 60) if random.random() < 0.05 else random.randint(0, 3)
-        victims = set(random.sample(sorted(alive), min(len(alive), victims)))
-        engine.abort_request(list(victims))
-        aborted, alive = aborted | victims, alive - victims
-        done = {output.request_id for output in engine.step() if output.finished}
-        assert not done & finished
-        finished, alive = finished | done, alive - done
+    requests = {request.request_id: request for request in load(1000, longest=6)}
+    finished, aborted = storm(
+        *(requests, random, 20, lambda: random.randint(20, 60) if random.random() < 0.05 else random.randint(0, 3)),
+        *(lambda request: add(engine, request), lambda ids: engine.abort_request(list(ids))),
+        *(lambda: {done.request_id for done in engine.step() if done.finished}, engine.has_unfinished_requests),
+    )
     assert is_empty(engine)
     outcomes = {record.request_id: record.outcome for record in records}
     assert len(records) == len(outcomes) == 1000 and 200 < len(aborted) < 800
-    assert finished == ids - aborted and all(outcomes[i] is Outcome.COMPLETED for i in finished)
+    assert finished == requests.keys() - aborted and all(outcomes[i] is Outcome.COMPLETED for i in finished)
     assert {outcomes[i] for i in aborted} <= {Outcome.COMPLETED, Outcome.CANCELLED}
     # An aborted request may have been finished by the engine before it heard of it: asynchronous scheduling runs ahead.
     assert sum(outcomes[i] is Outcome.COMPLETED for i in aborted) < 100
@@ -163,9 +144,7 @@ def test_preempted_requests_come_back_first_and_whole(engine, monkeypatch):
         request.prompt = "You are a careful assistant who answers in full. " * 4 + request.prompt
     lengths = serve_all(engine, requests)
     assert preempted and sorted(resumed) == sorted(preempted)
-    assert lengths == {request.request_id: request.fixed_output_tokens for request in requests}
-    assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 24
-    assert {r.request_id: r.output_tokens for r in records} == lengths
+    assert_whole(engine, lengths, requests, records)
 
 
 def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch):
@@ -174,21 +153,22 @@ def test_a_policy_takes_slots_back_and_every_output_is_whole(engine, monkeypatch
     records = use(engine, policy="srpt", classifier="keywords")
     long, short = load(4, seed=3, longest=100), load(10, seed=4, longest=5)
     for i, request in enumerate(long + short):
-        request.request_id, request.fixed_output_tokens = str(i), 90 if request in long else request.fixed_output_tokens
+        request.request_id = str(i)
     for request in long:
+        request.fixed_output_tokens = 90
         add(engine, request)
     for _ in range(20):
         assert not any(output.finished for output in engine.step())
     lengths = serve_all(engine, short)
     assert list(lengths)[:10] == sorted(lengths, key=lambda i: lengths[i] == 90)[:10]
-    assert lengths == {request.request_id: request.fixed_output_tokens for request in long + short}
-    assert is_empty(engine) and [record.outcome for record in records] == [Outcome.COMPLETED] * 14
+    assert_whole(engine, lengths, long + short, records)
     assert sum(record.preemptions for record in records) >= 2
-    assert {r.request_id: r.output_tokens for r in records} == lengths
 
 
-def test_settings_come_from_the_environment_or_from_vllms_additional_config(engine, tmp_path, monkeypatch):
-    from driftsched_lib.vllm_plugin.scheduler import CONFIG, load_settings
+def test_settings_come_from_the_environment_or_vllms_config_and_another_vllm_is_warned_of(
+    engine, tmp_path, monkeypatch, caplog
+):
+    from driftsched_lib.vllm_plugin.scheduler import CONFIG, TESTED, load_settings, logger, warn_if_untested
 
     config = engine.vllm_config
     assert load_settings(config) == PluginSettings()
@@ -197,10 +177,6 @@ def test_settings_come_from_the_environment_or_from_vllms_additional_config(engi
     assert str(load_settings(config).policy) == "aging-rate=0.5"
     monkeypatch.setenv(CONFIG, str(PROJECT / "params" / "plugin.yaml"))
     assert load_settings(config) == PluginSettings()
-
-
-def test_another_version_of_vllm_is_warned_of(engine, caplog, monkeypatch):
-    from driftsched_lib.vllm_plugin.scheduler import TESTED, logger, warn_if_untested
 
     monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.WARNING, logger=logger.name):

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
+from unittest.mock import DEFAULT, Mock
 
 import httpx
 import pandas as pd
@@ -31,7 +32,7 @@ MODEL = "data/models/driftsched-tiny"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves completions of one word a token; `answer` may do otherwise with a request of a given number."""
+    """Serves completions of one word per token; `answer` may do otherwise with a request of a given number."""
 
     def __init__(self, answer, port):
         super().__init__(("127.0.0.1", port), Handler)
@@ -71,13 +72,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         return True
 
-    def stream(self, tokens, usage=True, lines=()):
+    def stream(self, tokens, usage=0, lines=()):
+        """Send so many words; the usage tells of as many tokens, or other ones."""
         self.send_response(200)
         self.send_header("Connection", "close")
         self.end_headers()
         parts = [{"choices": [{"text": "word "}]}] * tokens
-        if usage:
-            parts.append({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens}})
+        if usage is not None:
+            parts.append({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": usage or tokens}})
         for line in [*(f"data: {json.dumps(part)}" for part in parts), *lines, "data: [DONE]"]:
             self.wfile.write(f"{line}\n\n".encode())
             self.wfile.flush()
@@ -105,13 +107,19 @@ def connect(url, max_in_flight=2, timeout_s=5.0):
     return OpenAIServer(ServerParams(url=url, max_in_flight=max_in_flight, timeout_s=timeout_s), MODEL, 0.0)
 
 
+@pytest.fixture
+def hanging():
+    """An engine for one request at once, at a server that hangs."""
+    with small_server(hang) as (_, url):
+        yield connect(url, 1, 60.0)
+
+
 def question(arrival_s=0.0, max_tokens=9, **fields):
     return Request("1", arrival_s, "What is DNS?", "acme", "premium", max_tokens, **fields)
 
 
-def serve_one(url, timeout_s=5.0):
+def serve_one(engine):
     """The output of one request for three tokens."""
-    engine = connect(url, 2, timeout_s)
     engine.add(question(fixed_output_tokens=3))
     (output,) = outputs_of(engine)
     assert engine.has_room() and not engine._in_flight
@@ -124,14 +132,6 @@ def outputs_of(engine):
     while not (outputs := engine.step(until)) and engine.now() < until:
         pass
     return outputs
-
-
-def usage(tokens):
-    return f'data: {{"choices": [], "usage": {{"prompt_tokens": 3, "completion_tokens": {tokens}}}}}'
-
-
-def busy_once(handler, number):
-    return number == 0 and handler.send(429, {})
 
 
 def hang(handler, number):
@@ -152,7 +152,7 @@ def cut(handler, number):
     ("answer", "error", "sent"),
     [
         (lambda handler, number: False, None, 1),
-        (busy_once, None, 2),
+        (lambda handler, number: number == 0 and handler.send(429, {}), None, 2),
         (lambda handler, number: number < 2 and handler.send(503, {}), None, 3),
         (lambda handler, number: handler.send(503, {}), "HTTP 503, 5 times", 5),
         (lambda handler, number: handler.send(400, {"error": "too long"}), "HTTP 400: .*too long", 1),
@@ -161,17 +161,17 @@ def cut(handler, number):
         (cut, "RemoteProtocolError", 1),
         (lambda handler, number: handler.stream(3, lines=["data: {garbage"]), "JSONDecodeError", 1),
         (lambda handler, number: handler.stream(3, lines=["data: " + "[" * 100_000]), "RecursionError", 1),
-        (lambda handler, number: handler.stream(3, usage=False, lines=[usage("Infinity")]), "OverflowError", 1),
-        (lambda handler, number: handler.stream(3, usage=False, lines=[usage('"x"')]), "ValueError", 1),
+        (lambda handler, number: handler.stream(3, usage=inf), "OverflowError", 1),
+        (lambda handler, number: handler.stream(3, usage="x"), "ValueError", 1),
         (lambda handler, number: handler.stream(3, lines=['data: {"error": "out of memory"}']), "out of memory", 1),
-        (lambda handler, number: handler.stream(3, usage=False), "sent no usage", 1),
+        (lambda handler, number: handler.stream(3, usage=None), "sent no usage", 1),
         (lambda handler, number: handler.stream(2), "made 2 of 3 fixed tokens", 1),
         (lambda handler, number: handler.stream(3, lines=["", ": a comment", 'data: {"choices": []}']), None, 1),
     ],
 )
 def test_what_a_server_does_ends_in_one_output(answer, error, sent):
     with small_server(answer) as (server, url):
-        output = serve_one(url, timeout_s=1.0 if answer is hang else 5.0)
+        output = serve_one(connect(url, timeout_s=1.0 if answer is hang else 5.0))
         if error is None:
             assert (output.error, output.tokens, output.words, output.prompt_tokens) == (None, 3, 3, 3)
             assert 0 < output.first_token_s <= output.finish_s and output.longest_itl_s >= 0
@@ -185,15 +185,13 @@ KNOWN_TO_OPENAI = {"model", "prompt", "temperature", "max_tokens", "stream", "st
 
 
 @pytest.mark.parametrize("extensions", [True, False])
-def test_a_strict_server_is_served_without_vllms_additions(extensions, tmp_path):
+def test_a_strict_server_is_served_without_vllms_additions(extensions):
     def strict(handler, number):
         unknown = set(handler.server.seen[number]) - KNOWN_TO_OPENAI
         return bool(unknown) and handler.send(400, {"error": f"unknown {sorted(unknown)}"})
 
     with small_server(strict) as (_, url):
-        engine = load_engine(params_at(url, engine__server__extensions=extensions).engine)
-        engine.add(question(fixed_output_tokens=3))
-        (output,) = outputs_of(engine)
+        output = serve_one(load_engine(params_at(url, engine__server__extensions=extensions).engine))
         assert output.error is None if not extensions else "unknown ['min_tokens', 'vllm_xargs']" in output.error
 
 
@@ -211,13 +209,11 @@ def test_limits_that_a_server_does_not_tell_are_no_reason_not_to_use_it(metrics,
         assert (limits and (limits.kv_blocks, limits.max_model_len)) == (kv_blocks and (kv_blocks, 512))
 
 
-def test_an_aborted_request_gives_no_output():
-    with small_server(hang) as (_, url):
-        engine = connect(url, 1)
-        engine.add(question())
-        assert not engine.has_room() and engine.step(until=engine.now() + 0.1) == []
-        engine.abort("1")
-        assert engine.has_room() and engine.step(until=engine.now() + 0.1) == []
+def test_an_aborted_request_gives_no_output(hanging):
+    hanging.add(question())
+    assert not hanging.has_room() and hanging.step(until=hanging.now() + 0.1) == []
+    hanging.abort("1")
+    assert hanging.has_room() and hanging.step(until=hanging.now() + 0.1) == []
 
 
 def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
@@ -232,65 +228,50 @@ def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
         engine.restart_clock()
 
 
-def test_an_error_of_the_loop_leaves_nothing_with_the_server():
-    with small_server(hang) as (_, url):
-        engine = connect(url)
-        twins = [question(t) for t in (0.0, 0.1)]
-        with pytest.raises(ValueError, match="already here"):
-            serve(twins, make_scheduler()[0], engine, ContinuousBatching())
-        engine.restart_clock()
+def test_an_error_of_the_loop_leaves_nothing_with_the_server(hanging):
+    with pytest.raises(ValueError, match="already here"):
+        serve([question(t) for t in (0.0, 0.1)], make_scheduler()[0], hanging, ContinuousBatching())
+    hanging.restart_clock()
 
 
 @pytest.mark.parametrize(("method", "error"), [("request", httpx.ReadError), ("stream", httpx.ConnectTimeout)])
 def test_what_fails_before_a_request_has_begun_is_tried_again(monkeypatch, method, error):
     with small_server() as (_, url):
-        engine, tries = connect(url), []
-        send = getattr(engine._client, method)
-
-        def fails_once(*arguments, **content):
-            tries.append(arguments)
-            if len(tries) == 1:
-                raise error("the network failed")
-            return send(*arguments, **content)
-
-        monkeypatch.setattr(engine._client, method, fails_once)
+        engine = connect(url)
+        outcomes = iter([error("the network failed"), DEFAULT])
+        send = Mock(wraps=getattr(engine._client, method), side_effect=outcomes)
+        monkeypatch.setattr(engine._client, method, send)
         if method == "request":
             assert engine.count_tokens("What is DNS?") == 3
         else:
-            engine.add(question())
-            assert [output.error for output in outputs_of(engine)] == [None]
-        assert len(tries) == 2
+            assert serve_one(engine).error is None
+        assert send.call_count == 2
 
 
-def test_an_interrupt_leaves_nothing_with_the_server():
-    with small_server(hang) as (_, url):
-        engine = connect(url, 1, 60.0)
-        scheduler, records = make_scheduler()
-        request = question()
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            serve_or_fail("a run", [request], scheduler, engine, ContinuousBatching())
-        assert [record.reason for record in records] == ["KeyboardInterrupt: "] and engine.has_room()
-        engine.restart_clock()
+def test_an_interrupt_leaves_nothing_with_the_server(hanging):
+    scheduler, records = make_scheduler()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        serve_or_fail("a run", [question()], scheduler, hanging, ContinuousBatching())
+    assert [record.reason for record in records] == ["KeyboardInterrupt: "] and hanging.has_room()
+    hanging.restart_clock()
 
 
-def test_signals_do_not_keep_a_step_from_coming_back(monkeypatch):
+def test_signals_do_not_keep_a_step_from_coming_back(hanging, monkeypatch):
     monkeypatch.setattr(base, "MAX_WAIT_S", 5e-4)
-    with small_server(hang) as (_, url):
-        engine = connect(url, 1, 60.0)
-        engine.add(question())
-        rescue = threading.Timer(30, engine._done.put, [RunError("a step never came back")])
-        before = signal.signal(signal.SIGALRM, lambda number, frame: None)
-        try:
-            rescue.start()
-            signal.setitimer(signal.ITIMER_REAL, 3e-4, 3.7e-4)  # many come as a wait ends
-            for _ in range(3000):
-                assert engine.step(inf) == []
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-            rescue.cancel()
-            engine.abort("1")
+    hanging.add(question())
+    rescue = threading.Timer(30, hanging._done.put, [RunError("a step never came back")])
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        rescue.start()
+        signal.setitimer(signal.ITIMER_REAL, 3e-4, 3.7e-4)  # many come as a wait ends
+        for _ in range(3000):
+            assert hanging.step(inf) == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        rescue.cancel()
+        hanging.abort("1")
 
 
 def cut_and_die(handler, number):
@@ -300,7 +281,7 @@ def cut_and_die(handler, number):
 
 def engine_dies(handler, number):
     handler.server.health = 503
-    return handler.stream(1, usage=False, lines=['data: {"error": "EngineCore died"}'])
+    return handler.stream(1, usage=None, lines=['data: {"error": "EngineCore died"}'])
 
 
 @pytest.mark.parametrize(
@@ -308,7 +289,7 @@ def engine_dies(handler, number):
 )
 def test_a_server_that_dies_with_its_last_request_is_noticed(answer, why):
     with small_server(answer) as (_, url), pytest.raises(RunError, match=f"{url} is gone: {why}"):
-        serve_one(url)
+        serve_one(connect(url))
 
 
 def test_a_server_that_dies_before_a_request_is_noticed_however_short_its_time(monkeypatch):
@@ -360,7 +341,7 @@ def test_what_is_no_openai_server_is_named(models):
     with small_server() as (server, url):
         server.models = models
         with pytest.raises(RunError, match=f"{url}/v1/models cannot be used: "):
-            serve_one(url)
+            connect(url)
 
 
 @pytest.mark.parametrize(
@@ -371,14 +352,10 @@ def test_what_is_no_openai_server_is_named(models):
         ({"engine.kind": "vllm"}, "engine: server says where `kind: server` is"),
         ({"engine.args": {"max_num_seqs": 8}}, "engine: a live server was started with its own args"),
         ({"engine.server.max_in_flight": 0}, "engine.server.max_in_flight: input should be greater than or equal to 1"),
+        ({"engine.server.api_key_env": "NO_KEY"}, "engine.server.api_key_env: the environment holds no NO_KEY"),
     ],
 )
-def test_parameters_of_a_server_that_are_wrong_are_named(changes, message):
-    with pytest.raises(ParamsError, match=message):
-        Params.load(SMOKE_SERVER, changes)
-
-
-def test_a_key_that_is_not_in_the_environment_is_named(tmp_path, monkeypatch):
+def test_parameters_of_a_server_that_are_wrong_are_named(changes, message, tmp_path, monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
-    with pytest.raises(ParamsError, match=r"engine.server.api_key_env: the environment holds no NO_KEY"):
-        run_grid(Params.load(SMOKE_SERVER, {"engine.server.api_key_env": "NO_KEY"}), tmp_path)
+    with pytest.raises(ParamsError, match=message):
+        run_grid(Params.load(SMOKE_SERVER, changes), tmp_path)
