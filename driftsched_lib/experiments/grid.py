@@ -124,8 +124,7 @@ def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[s
 
 def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: Path, progress: tqdm) -> None:
     """Write one run's folder or, where the engine fails, the records until then, each with how it ended."""
-    records: list[Record] = []
-    failed = out / f"{run.name}.failed.parquet"
+    records, failed = [], out / f"{run.name}.failed.parquet"
 
     def note(record: Record) -> None:
         records.append(record)

@@ -196,10 +196,8 @@ def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
     the previous request of the same category and tier.  `misjudged`: it differs from the class by the actual total.
     """
     done = requests[requests.outcome == "completed"].sort_values("arrival_s")
-    estimated, actual = (
-        pd.cut(total.astype(float), [-np.inf, *bounds, np.inf], labels=JOB_CLASSES).astype(str)
-        for total in (done.estimated_total_tokens, done.input_tokens + done.actual_tokens)
-    )
+    totals, edges = (done.estimated_total_tokens, done.input_tokens + done.actual_tokens), [-np.inf, *bounds, np.inf]
+    estimated, actual = (pd.cut(total.astype(float), edges, labels=JOB_CLASSES).astype(str) for total in totals)
     before = estimated.groupby([done.category, done.tier]).shift()
     return done.assign(job_class=estimated, flip=(estimated != before) & before.notna(), misjudged=estimated != actual)
 
@@ -207,10 +205,7 @@ def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
 def summarize(
     requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float, job_class_bounds: Sequence[int]
 ) -> dict[str, float]:
-    """Return a run's row of `summary.csv`; what cannot be computed is NaN.
-
-    `mean_itl_s` is the mean time between two tokens; `p99_longest_itl_s` needs the time of each token.
-    """
+    """Return a run's row of `summary.csv`; what cannot be computed, as an ITL without token times, is NaN."""
     requests = plain(requests)
     outcomes, errors = requests.outcome.value_counts(), estimation_errors(requests)
     done, classes = latencies(requests, idle_ttft_s, idle_tpot_s), job_classes(requests, job_class_bounds)

@@ -11,10 +11,7 @@ from driftsched_lib.experiments.run import load_of
 
 
 def profile_of_run(run: StoredRun | str | Path) -> Profile:
-    """Return the profile of the engine that served a finished run, given as itself or by its folder.
-
-    Raises ParamsError if no finished run is there, or its costs cannot be told.
-    """
+    """Return the profile of a finished run's engine; ParamsError if there is no run, or its costs cannot be told."""
     if not isinstance(run, StoredRun):
         if Path(run).is_dir() and not is_complete(Path(run)):
             raise ParamsError(f"{run}: holds no finished run, it has no manifest.json")

@@ -11,7 +11,6 @@ from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import make_scheduler, serve_or_fail
 from driftsched_lib.policies import POLICIES
-from driftsched_lib.requests import Record
 from driftsched_lib.serving import ContinuousBatching
 from driftsched_lib.validation import Component
 from driftsched_lib.workloads.synthetic import make_load
@@ -69,9 +68,8 @@ def _serve_at_once(params: Params, engine, n: int) -> pd.DataFrame:
     [load] = make_load(workload.model_copy(update=changes | {"phases": [phase]}), n, 0, 1.0, tiers=params.tiers)
     for request in load.requests:
         request.arrival_s = 0.0
-    records: list[Record] = []
     engine.restart_clock()
-    run = replace(params.runs()[0], policy=Component("fifo", POLICIES["fifo"]))
+    run, records = replace(params.runs()[0], policy=Component("fifo", POLICIES["fifo"])), []
     scheduler = make_scheduler(params, run, engine, records.append)
     serve_or_fail("measuring the engine's speed", load.requests, scheduler, engine, ContinuousBatching())
     return pd.DataFrame(records)

@@ -44,11 +44,10 @@ def record_lengths(out: str | Path) -> pd.DataFrame:
     seeds = [run.manifest["run"]["seed"] for run in runs]
     if not params.workload.ends_by_itself or len(set(seeds)) < len(runs):
         raise ParamsError(f"{out}: outputs to record end by themselves, in one run per seed")
-    rows = [
-        (seed, int(request.request_id), int(record.output_tokens), prompt_digest(request))
-        for seed, run in zip(seeds, runs, strict=True)
-        for request, record in completed(run, params)
-    ]
+    rows = []
+    for seed, run in zip(seeds, runs, strict=True):
+        for request, record in completed(run, params):
+            rows.append((seed, int(request.request_id), int(record.output_tokens), prompt_digest(request)))
     return pd.DataFrame(rows, columns=["seed", "request_id", "output_tokens", "prompt_digest"])
 
 
@@ -87,9 +86,7 @@ def known_from_the_prompt(lengths: pd.DataFrame) -> pd.Series:
     return pd.concat([found[["mae_tokens", "kendall_tau"]], pd.Series({"variance_explained": explained})])
 
 
-def served_warm(
-    params: Params, speed: results.EngineSpeed, make: Callable[..., Estimator], seeds: int = 3
-) -> pd.DataFrame:
+def served_warm(params: Params, speed: results.EngineSpeed, make: Callable[..., Estimator], seeds=3) -> pd.DataFrame:
     """Return `frontier.measures`, one row per seed, of an estimator that has learnt from the next recorded `seeds`.
 
     So has an estimator whose state is kept from one start to the next.  It is made from `base_tokens`.
