@@ -78,3 +78,14 @@ class OneTokenASecond:
                 n = request.max_tokens
                 done.append(Output(request, 4, n, n, self.time - n + 1, self.time))
         return done
+
+
+def filled(policy, requests):
+    """Queue the requests with the policy and return it."""
+    for request in requests:
+        policy.add(request)
+    return policy
+
+
+def ids(requests):
+    return [request.request_id for request in requests]

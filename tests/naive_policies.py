@@ -17,7 +17,7 @@ def halving(*names):
 
 
 class Naive:
-    """Told what happens; `queued` are the requests in the order of adding, the one told of among them."""
+    """Pops from `queued`, in the order of adding, and is told of what else happens to one of these requests."""
 
     def __init__(self, tiers):
         self.tiers, self.rank = tiers, list(tiers).index
@@ -26,7 +26,7 @@ class Naive:
     def start(self, *_):
         """Set up the state of an empty queue: by default none."""
 
-    added = popped = removed = on_finish = start
+    added = removed = on_finish = start
 
     def weight(self, request):
         return self.tiers[request.tier].weight
@@ -36,7 +36,7 @@ def scan(score):
     """The first of the queued, in order of arrival, with the smallest `score(request, now, its tier, rank)`."""
 
     class Scan(Naive):
-        def choose(self, queued, now):
+        def pop(self, queued, now):
             return min(queued, key=lambda r: score(r, now, self.tiers[r.tier], self.rank(r.tier)))
 
     return Scan
@@ -46,36 +46,29 @@ class NaiveWeighted(Naive):
     """PAPER.md's cycle of turns over plain lists."""
 
     def start(self):
-        self.turn, self.cycle = 0, [name for name, tier in self.tiers.items() for _ in range(int(tier.weight))]
+        self.cycle = [name for name, tier in self.tiers.items() for _ in range(int(tier.weight))]
 
-    def choose(self, queued, now):
-        for offset in range(len(self.cycle)):
-            index = (self.turn + offset) % len(self.cycle)
-            waiting = [request for request in queued if request.tier == self.cycle[index]]
-            if waiting:
-                self.next_turn = index + 1
-                return waiting[0]
-
-    def popped(self, request, queued):
-        self.turn = self.next_turn
+    def pop(self, queued, now):
+        while True:
+            self.cycle.append(self.cycle.pop(0))
+            for request in queued:
+                if request.tier == self.cycle[-1]:
+                    return request
 
 
 class NaiveGrouped(Naive):
     """The first, then those of its category for as long as it is the same moment."""
 
-    category = at = None
+    last = None
 
-    def choose(self, queued, now):
-        alike = [request for request in queued if request.category == self.category and now == self.at]
-        self.now = now
-        return (alike or queued)[0]
-
-    def popped(self, request, queued):
-        self.category, self.at = request.category, self.now
+    def pop(self, queued, now):
+        request = ([request for request in queued if (request.category, now) == self.last] or queued)[0]
+        self.last = request.category, now
+        return request
 
 
-def has_others(request, queued):
-    return any(other.tenant == request.tenant for other in queued if other is not request)
+def is_alone(request, queued):
+    return all(other.tenant != request.tenant for other in queued if other is not request)
 
 
 class NaiveVtc(Naive):
@@ -88,22 +81,21 @@ class NaiveVtc(Naive):
         return (request.input_tokens + 2 * output_tokens) / self.weight(request)
 
     def added(self, request, queued):
-        if not has_others(request, queued):
+        if is_alone(request, queued):
             last_left = self.counters[self.last_left]
             lowest = min((self.counters[other.tenant] for other in queued[:-1]), default=last_left)
             self.counters[request.tenant] = max(self.counters[request.tenant], lowest)
 
-    def choose(self, queued, now):
-        return min(queued, key=lambda request: self.counters[request.tenant])
-
-    def popped(self, request, queued):
+    def pop(self, queued, now):
+        request = min(queued, key=lambda request: self.counters[request.tenant])
         if request.request_id not in self.charged:
             cost = self.charged[request.request_id] = self.cost(request, request.estimate.output_tokens)
             self.counters[request.tenant] += cost
         self.removed(request, queued)
+        return request
 
     def removed(self, request, queued):
-        if not has_others(request, queued):
+        if is_alone(request, queued):
             self.last_left = request.tenant
 
     def on_finish(self, request, output_tokens):
@@ -117,32 +109,26 @@ class NaiveDrr(Naive):
         self.turns, self.left, self.begun, self.paid = [], {}, False, set()
 
     def added(self, request, queued):
-        if not has_others(request, queued):
+        if is_alone(request, queued):
             self.turns.append(request.tenant)
             self.left[request.tenant] = 0
 
-    def choose(self, queued, now):
+    def pop(self, queued, now):
         while True:
             tenant = self.turns[0]
             request = next(request for request in queued if request.tenant == tenant)
-            if not self.begun:
-                self.begun = True
-                self.left[tenant] += 2 * self.weight(request)
-            if self.price(request) <= self.left[tenant]:
+            price = 0 if request.request_id in self.paid else request.estimate.total_tokens
+            self.left[tenant] += 0 if self.begun else 2 * self.weight(request)
+            self.begun = price <= self.left[tenant]
+            if self.begun:
+                self.left[tenant] -= price
+                self.paid.add(request.request_id)
+                self.removed(request, queued)
                 return request
             self.turns.append(self.turns.pop(0))
-            self.begun = False
-
-    def price(self, request):
-        return 0 if request.request_id in self.paid else request.estimate.total_tokens
-
-    def popped(self, request, queued):
-        self.left[request.tenant] -= self.price(request)
-        self.paid.add(request.request_id)
-        self.removed(request, queued)
 
     def removed(self, request, queued):
-        if not has_others(request, queued):
+        if is_alone(request, queued):
             self.begun = self.begun and self.turns[0] != request.tenant
             self.turns.remove(request.tenant)
 
@@ -154,13 +140,11 @@ class NaiveWfq(Naive):
         self.virtual, self.tags, self.paid, self.ends = 0.0, defaultdict(float), set(), [0.0]
 
     def added(self, request, queued):
-        if not has_others(request, queued):
+        if is_alone(request, queued):
             self.tags[request.tenant] = max(self.virtual, self.tags[request.tenant])
 
-    def choose(self, queued, now):
-        return min(queued, key=lambda request: self.tags[request.tenant])
-
-    def popped(self, request, queued):
+    def pop(self, queued, now):
+        request = min(queued, key=lambda request: self.tags[request.tenant])
         self.virtual = self.tags[request.tenant]
         if request.request_id not in self.paid:
             self.tags[request.tenant] += request.estimate.total_tokens / self.weight(request)
@@ -168,6 +152,7 @@ class NaiveWfq(Naive):
         self.ends.append(self.tags[request.tenant])
         if len(queued) == 1:
             self.virtual = max(self.ends)
+        return request
 
 
 class NaiveMlfq(Naive):
@@ -179,12 +164,10 @@ class NaiveMlfq(Naive):
     def level(self, request):
         return sum(request.num_output_tokens - self.before[request.request_id] >= end for end in (2, 6, 14))
 
-    def choose(self, queued, now):
+    def pop(self, queued, now):
         if now >= self.boost_at:
             self.boost_at = now + 128
-            for request in queued:
-                if self.level(request):
-                    self.before[request.request_id] = request.num_output_tokens
+            self.before |= {r.request_id: r.num_output_tokens for r in queued if self.level(r)}
         return min(queued, key=self.level)
 
 
@@ -196,8 +179,8 @@ class NaiveExpress(Naive):
         self.ends, self.dispatched = defaultdict(float), set()
 
     def size(self, request):
-        outputs = request.estimate.quantiles or [request.estimate.output_tokens]
-        return max(1.0, sum(outputs) / len(outputs) + request.input_tokens / 2)
+        totals = totals_of(request)
+        return max(1.0, sum(totals) / len(totals) - request.input_tokens / 2)
 
     def is_express(self, request):
         return self.index[request.request_id][0] == 0
@@ -214,20 +197,18 @@ class NaiveExpress(Naive):
         if express:
             self.ends[request.tenant] = start + per_weight
 
-    def choose(self, queued, now):
-        if self.credit >= self.size(queued[0]):
-            return queued[0]
-        return min(queued, key=lambda request: self.index[request.request_id])
-
-    def popped(self, request, queued):
-        if request.request_id in self.dispatched:
-            return
-        self.dispatched.add(request.request_id)
-        size = self.size(request)
-        self.credit += size / 8
-        if request is queued[0]:
-            self.credit = max(0.0, self.credit - size)
-        self.virtual += size / sum({other.tenant: self.weight(other) for other in queued}.values())
+    def pop(self, queued, now):
+        oldest, request = queued[0], min(queued, key=lambda request: self.index[request.request_id])
+        if self.credit >= self.size(oldest):
+            request = oldest
+        if request.request_id not in self.dispatched:
+            self.dispatched.add(request.request_id)
+            size = self.size(request)
+            self.credit += size / 8
+            if request is oldest:
+                self.credit = max(0.0, self.credit - size)
+            self.virtual += size / sum({other.tenant: self.weight(other) for other in queued}.values())
+        return request
 
     def removed(self, request, queued):
         if self.is_express(request) and request.request_id not in self.dispatched:
@@ -240,14 +221,16 @@ class NaiveExpress(Naive):
 
 
 def totals_of(request):
-    quantiles = request.estimate.quantiles
-    if quantiles is None:
-        return [request.estimate.total_tokens]
-    return [request.input_tokens + output for output in quantiles]
+    outputs = request.estimate.quantiles or [request.estimate.output_tokens]
+    return [request.input_tokens + output for output in outputs]
 
 
 def to_come(request):
     return max(1, request.estimate.output_tokens - request.num_output_tokens)
+
+
+def naive_slack(request, now, tier, rank):
+    return request.arrival_s + tier.e2e_slo_s - request.estimate.output_tokens / 2 - now
 
 
 def naive_gittins(request, *_):

@@ -31,10 +31,9 @@ def request(tenant="tenant-a", i=0, prompt="How does DNS work?", max_tokens=100_
 
 @given(values=st.lists(NUMBERS, max_size=50), gain=st.floats(0.01, 1))
 def test_an_aged_mean_against_its_weights(values, gain):
-    mean = AgedMean()
+    mean, weights = AgedMean(), [(1 - gain) ** age for age in range(len(values))][::-1]
     for value in values:
         mean.learn(value, gain)
-    weights = [(1 - gain) ** age for age in range(len(values))][::-1]
     assert mean.count == pytest.approx(sum(weights))
     assert mean.total == pytest.approx(np.dot(weights, values), abs=1e-9)
 
@@ -58,9 +57,8 @@ def test_a_new_tenant_starts_from_its_category_and_grows_its_own_habits():
     for i in range(1500):
         tenant = f"tenant-{rng.integers(8)}"
         estimator.observe(request(tenant, i), round(200 * factors[tenant] * rng.lognormal(0, 0.2)))
-    for tenant, factor in factors.items():
+    for tenant, factor in (factors | {"tenant-new": 1.0}).items():
         assert estimator.estimate(request(tenant)).output_tokens == pytest.approx(200 * factor, rel=0.2)
-    assert estimator.estimate(request("tenant-new")).output_tokens == pytest.approx(200, rel=0.2)
     between = np.var(np.log(list(factors.values())))
     assert estimator.state_.categories["summary"].between == pytest.approx(between, rel=0.5)
     estimator.observe(request("tenant-new"), 800)
@@ -87,20 +85,15 @@ def test_page_hinkley_against_its_cumulative_sums(residuals):
             assert test.total == pytest.approx(sum(residuals[len(sums) - 1 - test.count : len(sums) - 1]), abs=1e-9)
 
 
-def test_a_change_is_found_in_either_direction_with_the_mean_since_it_began():
-    for sign in (1, -1):
-        detector = ChangeDetector()
-        assert all(detector.learn(0.0, 0.0) is None for _ in range(100))
-        found = [detector.learn(sign * 2.0, sign * 2.0) for _ in range(5)]
-        steps = int(THRESHOLD / (2 - TOLERANCE)) + 1
-        assert found.index((sign * 2.0, steps)) == steps - 1
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_change_is_found_with_the_mean_since_it_began_and_false_alarms_are_as_rare_as_said(sign):
+    detector, steps = ChangeDetector(), int(THRESHOLD / (2 - TOLERANCE)) + 1
+    assert all(detector.learn(0.0, 0.0) is None for _ in range(100))
+    found = [detector.learn(sign * 2.0, sign * 2.0) for _ in range(5)]
+    assert found.index((sign * 2.0, steps)) == steps - 1
     assert ChangeDetector().learn(1000.0, 1000.0) is None and WILD < THRESHOLD  # never by one alone
-
-
-def test_false_alarms_are_as_rare_as_they_are_said_to_be():
     detector, normal = ChangeDetector(), np.random.default_rng(0).standard_normal(100_000).tolist()
-    alarms = sum(detector.learn(z, z) is not None for z in normal)
-    assert 100_000 / alarms == pytest.approx(1300, rel=0.35)
+    assert 100_000 / sum(detector.learn(z, z) is not None for z in normal) == pytest.approx(1300, rel=0.35)
 
 
 def test_a_level_that_does_not_drift_is_about_the_mean_of_its_values():

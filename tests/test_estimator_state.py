@@ -59,14 +59,14 @@ def test_a_restart_changes_nothing(asked, path):
     assert [file.name for file in path.parent.iterdir()] == ["state.json"]
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (object(), "'builtins:object' is unknown"),
-        (type("Local", (Last,), {})(), "Local' is unknown"),
-        (Last.__new__(Last), "base_tokens, factor must be a parameter and an attribute, or in state_"),
-    ],
-)
+UNSAVED = [
+    (object(), "'builtins:object' is unknown"),
+    (type("Local", (Last,), {})(), "Local' is unknown"),
+    (Last.__new__(Last), "base_tokens, factor must be a parameter and an attribute, or in state_"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), UNSAVED)
 def test_an_estimator_that_does_not_follow_the_convention_is_not_saved(bad, message, path):
     with pytest.raises(ValueError, match=message):
         save_estimator(bad, path)
@@ -88,8 +88,11 @@ def places(value, path=()):
         yield from places(value[0], (*path, 0))
 
 
-def at(content, path):
-    return reduce(getitem, path, content)
+def each_place(text):
+    """Each place with the content anew and what holds the place in it."""
+    for place in places(json.loads(text)):
+        content = json.loads(text)
+        yield place, content, reduce(getitem, place[:-1], content)
 
 
 @pytest.fixture(scope="module", params=ESTIMATORS)
@@ -116,15 +119,11 @@ def may_be(place, bad, before):
 def test_whatever_is_damaged_missing_or_unknown_is_named(saved, bad, path):
     """Every place of every file in turn, except where the bad value would be a right one."""
     checked = 0
-    for place in places(json.loads(saved)):
-        content = json.loads(saved)
-        parent, last = at(content, place[:-1]), place[-1]
+    for place, content, parent in each_place(saved):
+        last = place[-1]
         if may_be(place, bad, parent[last]):
             continue
-        if bad is RENAMED:
-            parent[f"not{last}"] = parent.pop(last)
-        else:
-            parent[last] = bad
+        parent[f"not{last}" if bad is RENAMED else last] = parent.pop(last) if bad is RENAMED else bad
         path.write_text(json.dumps(content))
         with pytest.raises(ParamsError, match=f"^{re.escape(str(path))}: .*{place[0]}"):
             load_estimator(path)
@@ -132,28 +131,24 @@ def test_whatever_is_damaged_missing_or_unknown_is_named(saved, bad, path):
     assert checked >= 4
 
 
-HEAD = '{"format": "driftsched-estimator", "version": 2, '
+NAME = '"format": "driftsched-estimator"'
+HEAD = f'{{{NAME}, "version": 2, "estimator": '
+FOREIGN = {
+    "": "invalid JSON",
+    '{"format": "driftsched-est': "invalid JSON",
+    "[" * 100_000: "invalid JSON",
+    "[]": "should be an object",
+    '{"learnt": 1}': "format: is missing",
+    f'{{{NAME}, "version": 1}}': "version: input should be 2, not 1",
+    HEAD + '"x"}': "parameters: is missing",
+    HEAD + '"x", "parameters": {}, "state": {}}': "estimator: 'x' is unknown. .*Known: paper, .*",
+    HEAD + '"subprocess:Popen", "parameters": {"args": ["id"]}, "state": {}}': "is unknown",
+    HEAD + '"antigravity:fly", "parameters": {}, "state": {}}': "a module that has been imported",
+    HEAD + '"oracle", "parameters": {"base_tokens": {"summary": 0}}, "state": null}': "base_tokens is",
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "invalid JSON"),
-        ('{"format": "driftsched-est', "invalid JSON"),
-        ("[" * 100_000, "invalid JSON"),
-        ("[]", "should be an object"),
-        ('{"learnt": 1}', "format: is missing"),
-        ('{"format": "driftsched-estimator", "version": 1}', "version: input should be 2, not 1"),
-        (HEAD + '"estimator": "x"}', "parameters: is missing"),
-        (HEAD + '"estimator": "x", "parameters": {}, "state": {}}', "estimator: 'x' is unknown. .*Known: paper, .*"),
-        (HEAD + '"estimator": "subprocess:Popen", "parameters": {"args": ["id"]}, "state": {}}', "is unknown"),
-        (HEAD + '"estimator": "antigravity:fly", "parameters": {}, "state": {}}', "a module that has been imported"),
-        (
-            HEAD + '"estimator": "oracle", "parameters": {"base_tokens": {"summary": 0}}, "state": null}',
-            "base_tokens is",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), FOREIGN.items(), ids=range(len(FOREIGN)))
 def test_foreign_files_are_refused(text, message, path):
     path.write_text(text)
     with pytest.raises(ParamsError, match=message):
@@ -171,12 +166,10 @@ def test_unreadable_files_are_refused(path):
 def test_a_number_that_is_absurd_is_refused_or_can_be_used(saved, bad, path):
     """Every number of every file in turn."""
     load, refused = lab_load("abrupt", seed=2, requests=40), 0
-    for place in places(json.loads(saved)):
-        content = json.loads(saved)
-        parent, last = at(content, place[:-1]), place[-1]
-        if type(parent[last]) not in (int, float):
+    for place, content, parent in each_place(saved):
+        if type(parent[place[-1]]) not in (int, float):
             continue
-        parent[last] = bad
+        parent[place[-1]] = bad
         path.write_text(json.dumps(content))
         try:
             estimator = load_estimator(path)
@@ -193,18 +186,14 @@ def test_a_number_that_is_absurd_is_refused_or_can_be_used(saved, bad, path):
     assert refused >= 1 or bad == 0
 
 
-def test_a_state_that_cannot_be_read_back_is_never_written(path):
-    kalman = Kalman()
+def test_a_state_that_cannot_be_read_back_is_never_written_and_another_is_first_on_the_disk(path, monkeypatch):
+    kalman, calls = Kalman(), []
     save_estimator(kalman, path)
     before = path.read_text()
     kalman.state_.levels["summary"].level = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_estimator(kalman, path)
     assert path.read_text() == before
-
-
-def test_a_state_is_on_the_disk_before_it_takes_the_old_ones_place(path, monkeypatch):
-    calls = []
     monkeypatch.setattr("os.fsync", lambda number: calls.append("fsync"))
     monkeypatch.setattr("os.replace", lambda source, target: calls.append("replace"))
     save_estimator(Kalman(), path)

@@ -3,7 +3,7 @@
 from math import inf
 
 import pytest
-from helpers import make_request
+from helpers import filled, ids, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 from naive_policies import halving
@@ -17,6 +17,10 @@ OFF = {"tiers": EQUAL, "express_share": 1, "fifo_share": 0, "lead_tokens": 1e9, 
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
+def express(**options):
+    return Express(**OFF | options)
+
+
 def order(policy, sizes, *tiers):
     """Return the places of the sizes in which a policy serves them; tiers take turns."""
     tiers = tiers or ("standard",)
@@ -26,46 +30,46 @@ def order(policy, sizes, *tiers):
 
 @given(sizes=SIZES)
 def test_without_its_terms_it_is_sjf_and_without_an_express_lane_fifo(sizes):
-    assert order(Express(**OFF), sizes) == order(ShortestJobFirst(), sizes)
-    assert order(Express(**OFF | {"express_share": 0}), sizes) == order(Fifo(), sizes)
+    assert order(express(), sizes) == order(ShortestJobFirst(), sizes)
+    assert order(express(express_share=0), sizes) == order(Fifo(), sizes)
 
 
 def test_above_the_cap_it_is_fifo():
     """40 and 25 are larger than half of what had come by then, themselves included; 30 and 20 were not."""
     sizes = [30, 1, 20, 2, 40, 3, 25, 4]
-    served = order(Express(**OFF | {"express_share": 0.5}), sizes)
+    served = order(express(express_share=0.5), sizes)
     assert [sizes[i] for i in served] == [1, 2, 3, 4, 20, 30, 40, 25]
 
 
 def test_the_weight_of_a_tier_divides_the_size():
-    policy = Express(**OFF | {"tiers": halving(*TIERS)})
+    policy = express(tiers=halving(*TIERS))
     assert order(policy, [30, 20, 9, 30], "premium", "standard", "batch", "premium") == [0, 3, 2, 1]
 
 
 def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_mean():
     prompt, spread = make_request(1, input_tokens=100), make_request(1, quantiles=(10.0, 10.0, 40.0, 100.0))
-    assert [Express(**OFF | {"input_price": price}).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
-    assert [Express(**OFF | {"uncertainty": share}).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
+    assert [express(input_price=price).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
+    assert [express(uncertainty=share).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
 
 
 @pytest.mark.parametrize(("lead_tokens", "longest"), [(1e9, 100), (20, 2)])
 def test_a_tenant_beyond_its_share_makes_no_other_wait(lead_tokens, longest):
     """In each of 40 rounds one tenant sends nine short requests, the other a longer one, and five are served."""
-    policy = Express(**OFF | {"lead_tokens": lead_tokens})
+    policy = express(lead_tokens=lead_tokens)
     waits = []
     for round_ in range(40):
-        for i in range(10):
-            tokens, tenant = (10, "noisy") if i < 9 else (11, "other")
-            policy.add(make_request(10 * round_ + i, round_, total_tokens=tokens, tenant=tenant))
+        sizes = [*[(10, "noisy")] * 9, (11, "other")]
+        filled(
+            policy, [make_request(10 * round_ + i, round_, "standard", n, tenant=t) for i, (n, t) in enumerate(sizes)]
+        )
         served = [policy.pop(round_) for _ in range(5)]
         waits += [round_ - request.arrival_s for request in served if request.tenant == "other"]
     waits += [40 - request.arrival_s for request in policy if request.tenant == "other"]
     assert (max(waits) > 10) == (lead_tokens == 1e9) and max(waits) <= longest
 
 
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["add", "add", "pop", "remove"]), st.integers(1, 20), st.integers(0, 3)), max_size=120
-)
+ACTIONS, SIZE = st.sampled_from(["add", "add", "pop", "remove"]), st.integers(1, 20)
+STEPS = st.lists(st.tuples(ACTIONS, SIZE, st.integers(0, 3)), max_size=120)
 
 
 @given(steps=STEPS, lead=st.sampled_from([0, 10, 50]))
@@ -89,11 +93,8 @@ def test_no_tenant_has_more_in_the_express_lane_than_promised(steps, lead):
 
 
 ACTIONS = st.sampled_from(["add", "pop", "add", "pop", "remove"])
-DISTRIBUTIONS = st.lists(st.integers(1, 20), min_size=4, max_size=4).map(sorted)
-HISTORIES = st.lists(
-    st.tuples(ACTIONS, st.integers(1, 20).map(lambda size: [size] * 4) | DISTRIBUTIONS, st.sampled_from(list(TIERS))),
-    max_size=120,
-)
+SIZE = SIZE.map(lambda size: [size] * 4) | st.lists(SIZE, min_size=4, max_size=4).map(sorted)
+HISTORIES = st.lists(st.tuples(ACTIONS, SIZE, st.sampled_from(list(TIERS))), max_size=120)
 
 
 @given(HISTORIES, st.sampled_from([1 / 16, 1 / 4, 1.0]), st.sampled_from([0.3, 1.0]))
@@ -119,11 +120,11 @@ def test_no_request_waits_longer_than_promised(history, fifo_share, express_shar
 def test_the_price_is_of_the_mean_and_the_order_that_of_the_least_expected_cost():
     """Sizes of 1 or 19 against 9.9 surely, weight 1 and a cap far away: the mean of 10 goes second."""
     gamble, sure = make_request("gamble", quantiles=(1.0, 19.0)), make_request("sure", quantiles=(9.9, 9.9))
-    assert example_order(Express(**OFF | {"uncertainty": 1}), gamble, sure) == ["sure", "gamble"]
+    assert example_order(express(uncertainty=1), gamble, sure) == ["sure", "gamble"]
 
 
 def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():
-    policy = Express(**OFF | {"lead_tokens": 0.0})
+    policy = express(lead_tokens=0.0)
     policy.add(make_request("mine", total_tokens=30))
     mine = policy.pop(0.0)
     before = policy._virtual_time, dict(policy._tags)
@@ -143,28 +144,22 @@ def test_tenants_that_are_gone_are_forgotten():
     assert len(policy._tags) < 300 and not policy._present
 
 
-def test_without_a_fifo_share_a_long_request_starves_and_with_one_it_does_not():
-    for fifo_share, starves in ((0, True), (0.1, False)):
-        policy = Express(**OFF | {"fifo_share": fifo_share})
-        policy.add(make_request("long", total_tokens=100))
-        served = []
-        for i in range(200):
-            policy.add(make_request(i, total_tokens=10))
-            served.append(policy.pop(0.0).request_id)
-        assert ("long" in served) != starves
-        if not starves:
-            assert served.index("long") == 100  # after ten times its own tokens
+@pytest.mark.parametrize(("fifo_share", "place"), [(0, None), (0.1, 100)])  # after ten times its own tokens
+def test_without_a_fifo_share_a_long_request_starves_and_with_one_it_does_not(fifo_share, place):
+    policy, served = filled(express(fifo_share=fifo_share), [make_request("long", total_tokens=100)]), []
+    for i in range(200):
+        policy.add(make_request(i, total_tokens=10))
+        served.append(policy.pop(0.0).request_id)
+    assert [i for i, request_id in enumerate(served) if request_id == "long"] == ([] if place is None else [place])
 
 
 def test_the_cap_follows_recent_sizes():
-    policy = Express(**OFF | {"express_share": 0.5})
+    policy = express(express_share=0.5)
     for i in range(2000):
         policy.add(make_request(f"old {i}", total_tokens=i % 10 + 1))
         policy.pop(0.0)
-    policy.add(make_request("large", total_tokens=50))
-    policy.add(make_request("medium", total_tokens=40))
-    assert [request.request_id for request in policy] == ["large", "medium"]  # both above the cap
-    for i in range(600):
-        policy.add(make_request(f"new {i}", total_tokens=100 + i % 10))
+    above_the_cap = [make_request("large", total_tokens=50), make_request("medium", total_tokens=40)]
+    assert ids(filled(policy, above_the_cap)) == ["large", "medium"]
+    filled(policy, [make_request(f"new {i}", total_tokens=100 + i % 10) for i in range(600)])
     policy.add(make_request("medium again", total_tokens=40))
     assert next(iter(policy)).request_id == "medium again"

@@ -35,14 +35,15 @@ MODULE = """
             estimate.output_tokens *= 2
             return estimate
 """
-FEW = {
-    "scheduler.batching": ["continuous"],
-    "scheduler.calibration": [True],
-    "scheduler.token_counter": ["tokenizer"],
-    "scheduler.estimators": ["paper"],
-    "seeds": [1],
-    "requests": 200,
-}
+FEW = {"scheduler.batching": ["continuous"], "scheduler.calibration": [True], "scheduler.token_counter": ["tokenizer"]}
+FEW |= {"scheduler.estimators": ["paper"], "seeds": [1], "requests": 200}
+
+
+def printed(arguments, folder):
+    """What Python writes, run in this folder."""
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
@@ -66,11 +67,9 @@ def test_by_name_in_worker_processes(beside):
 
 
 def test_by_name_on_the_command_line(beside):
-    command = [sys.executable, "-m", "driftsched_lib", "run", str(SMOKE), "--out", "runs"]
-    for key, value in (FEW | {"scheduler.policies": "[fifo, my_module:LongestFirst]"}).items():
-        command += ["--set", f"{key}={value}"]
-    done = subprocess.run(command, cwd=beside, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    given = FEW | {"scheduler.policies": "[fifo, my_module:LongestFirst]"}
+    options = [option for key, value in given.items() for option in ("--set", f"{key}={value}")]
+    printed(["-m", "driftsched_lib", "run", str(SMOKE), "--out", "runs", *options], beside)
     assert set(results.load(beside / "runs").policy) == {"fifo", "my_module:LongestFirst"}
 
 
@@ -97,9 +96,7 @@ NOTEBOOK = """
 
 def test_a_class_of_the_notebook_itself(beside):
     (beside / "cell.py").write_text(dedent(NOTEBOOK).format(smoke=str(SMOKE), few=FEW))
-    done = subprocess.run([sys.executable, "cell.py"], cwd=beside, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("__main__:LongestFirst") == 2
+    assert printed(["cell.py"], beside).count("__main__:LongestFirst") == 2
 
 
 def test_in_the_explorer(beside):
@@ -132,23 +129,10 @@ def test_four_tiers_of_other_names(tmp_path):
         "bronze": {"weight": 2.0, "ttft_slo_s": 20.0, "e2e_slo_s": 90.0},
         "spot": {"weight": 1.0, "safety": 0.7, "ttft_slo_s": 120.0, "e2e_slo_s": 600.0},
     }
-    changes = FEW | {
-        "scheduler.tiers": tiers,
-        "scheduler.policies": [
-            "fifo",
-            "priority",
-            "weighted",
-            "aging",
-            "edf",
-            "least_slack",
-            "vtc",
-            "drr",
-            "wfq",
-            "express",
-        ],
-        "workload.tenants": {f"tenant-{tier}": tier for tier in tiers},
-    }
-    params = Params.load(SMOKE, changes)
+    policies = ["fifo", "priority", "weighted", "aging", "edf", "least_slack", "vtc", "drr", "wfq", "express"]
+    tenants = {f"tenant-{tier}": tier for tier in tiers}
+    changes = {"scheduler.tiers": tiers, "scheduler.policies": policies, "workload.tenants": tenants}
+    params = Params.load(SMOKE, FEW | changes)
     assert list(params.tiers) == list(tiers) and Params.parse(params.model_dump(), "again") == params
     run_grid(params, tmp_path / "runs", jobs=1)
     requests = results.load(tmp_path / "runs")

@@ -16,8 +16,13 @@ from driftsched_lib.validation import Validated, overlaid
 
 PARAMS = Path(__file__).parents[1] / "params"
 SHIPPED = sorted(set(PARAMS.glob("*.yaml")) - {PARAMS / "plugin.yaml"})
-PHASE = {"name": "a", "mix": {"report": 1.0}, "gap_s": [0.1, 0.2]}
-SIMULATED = {"kind": "simulated", "profile": "a"}
+SIMULATED, NATURAL, NAN = {"kind": "simulated", "profile": "a"}, {"workload.output_length": "natural"}, float("nan")
+PREEMPTS = "bad.yaml: scheduler.policies: srpt preempts: a single simulated engine can"
+AT_LEAST = "input should be greater than or equal to"
+
+
+def phase(**fields):
+    return {"workload.phases": [{"name": "a", "mix": {"report": 1.0}, "gap_s": [0.1, 0.2]} | fields]}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -60,94 +65,57 @@ def test_a_flat_file_is_refused_with_where_its_keys_went():
     assert MOVED["engine_args"] == "engine.args"
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"scheduler.polices": ["fifo"]}, "scheduler.polices: unknown key.*Did you mean 'policies'\\?"),
-        ({"workload.phase": []}, "workload.phase: unknown key.*Did you mean 'phases'\\?"),
-        ({"requests": "many"}, "requests: input should be a valid integer, not 'many'"),
-        ({"scheduler.calibration": "yes"}, "scheduler.calibration\\[0\\]: input should be a valid boolean, not 'yes'"),
-        ({"scheduler.batch_size": 0}, "scheduler.batch_size: input should be greater than or equal to 1, not 0"),
-        ({"engine.kind": "tgi"}, "engine.kind: input should be 'vllm', 'simulated' or 'server', not 'tgi'"),
-        ({"engine.kind": "simulated"}, "bad.yaml: engine: the simulated engine needs a profile"),
-        ({"engine.replicas": 2}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
-        ({"engine.profile": "a.json"}, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
-        (
-            {"scheduler.policies": "srpt"},
-            "bad.yaml: scheduler.policies: srpt preempts: a single simulated engine can, and vLLM with",
-        ),
-        (
-            {"engine": SIMULATED | {"replicas": 2}, "scheduler.policies": ["fifo", "srpt"]},
-            "bad.yaml: scheduler.policies: srpt preempts: a single simulated engine can",
-        ),
-        ({"engine": SIMULATED, "workload.output_length": "natural"}, "workload.output_length: no model ends an output"),
-        (
-            {"scheduler.estimators": "oracle", "workload.output_length": "natural"},
-            "the oracle knows fixed lengths alone",
-        ),
-        (
-            {"workload.phases": [PHASE | {"lengths": "a.json"}], "workload.output_length": "spread"},
-            "workload: a phase's lengths fix the outputs",
-        ),
-        (
-            {"workload.spread": {"mean_share": 0.0, "cv": 0.5}},
-            "workload.spread.mean_share: input should be greater than or equal to 0.000000001, not 0.0",
-        ),
-        ({"scheduler.batching": "dynamic"}, "batching\\[0\\]: input should be 'static' or 'continuous', not 'dynamic'"),
-        (
-            {"scheduler.policies": ["fifo", "sjv"]},
-            "policies\\[1\\]: 'sjv' is unknown. Did you mean 'sjf'\\? Known: fifo, ",
-        ),
-        ({"scheduler.policies": [{"aging": {"rat": 1}}]}, "policies\\[0\\]: rat: unknown key.*Did you mean 'rate'\\?"),
-        ({"scheduler.policies": [{"aging": {"rate": -1.0}}]}, "policies\\[0\\]: rate is -1.0, it must be at least 0"),
-        ({"scheduler.policies": [{"aging": {"rate": float("nan")}}]}, "rate: input should be a finite number, not nan"),
-        ({"scheduler.policies": [{"priority": {"ranks": 1}}]}, "policies\\[0\\]: ranks: unknown key"),
-        ({"scheduler.tiers": {"a": {"weight": "x"}}}, "scheduler.tiers.a.weight: input should be .*, not 'x'$"),
-        (
-            {"scheduler.policies": [{"fifo": 3}]},
-            "policies\\[0\\]: the arguments of fifo must be a mapping of names to values$",
-        ),
-        ({"scheduler.policies": None}, "policies\\[0\\]: None is unknown. Known: fifo, "),
-        (
-            {"scheduler.vary_estimates_for": ["sjv"]},
-            "scheduler: vary_estimates_for: 'sjv' is unknown. Did you mean 'sjf'\\?",
-        ),
-        ({"scheduler.policies": []}, "policies: list should have at least 1 item"),
-        ({"seeds": [1, 2, 1]}, "seeds: the same value is given twice"),
-        ({"scheduler.estimators": {"paper": {"alpha": 0}}}, "estimators\\[0\\]: alpha is 0.0, it must be above 0"),
-        ({"scheduler.estimators": {"paper": {"calibrate": True}}}, "estimators\\[0\\]: calibrate: unknown key"),
-        (
-            {"workload.base_tokens": {"report": 5}},
-            "workload.base_tokens: a base for short_qa, summary, technical is missing",
-        ),
-        (
-            {"measure.job_class_tokens": [512, 128]},
-            "measure.job_class_tokens: must be two rising .*not \\[512, 128\\]$",
-        ),
-        ({"workload.phases": [{"share": 1.0}]}, "workload.phases\\[0\\].name: is missing"),
-        ({"workload.phases": [PHASE | {"mix": {"reprot": 1.0}}]}, "mix.reprot.*or 'report', not 'reprot'"),
-        ({"workload.phases": [PHASE | {"gaps": 1}]}, "phases\\[0\\].gaps: unknown key.*'gap_s'\\? Known: name, "),
-        ({"workload.tenants": {}}, "workload.tenants: dictionary should have at least 1 item"),
-        ({"engine.temperature": float("nan")}, "engine.temperature: input should be"),
-        (
-            {"workload.phases": [PHASE | {"mix": {"report": 0.9}}]},
-            "phases\\[0\\].mix: the shares must sum to 1, they sum to",
-        ),
-        (
-            {"workload.phases": [PHASE | {"gap_s": [-0.1, 0.2]}]},
-            "phases\\[0\\].gap_s\\[0\\]: input should be greater than",
-        ),
-        ({"workload.phases": [PHASE | {"gap_s": [0.3, 0.2]}]}, "phases\\[0\\].gap_s: must be two rising numbers"),
-        ({"workload.phases": [PHASE | {"share": 0.5}]}, "workload.phases: the shares must sum to 1"),
-        (
-            {"workload.tenants": {"a": "gold"}},
-            "workload: the tier of a, 'gold' is unknown. Known: premium, standard, batch",
-        ),
-    ],
-)
-def test_a_bad_value_is_named_with_its_file_and_field(values, message):
+# By the key that is given, its value, and the message; here [ and ? stand for themselves.
+BAD_VALUES = [
+    ("scheduler.polices", ["fifo"], "scheduler.polices: unknown key.*Did you mean 'policies'?"),
+    ("workload.phase", [], "workload.phase: unknown key.*Did you mean 'phases'?"),
+    ("requests", "many", "requests: input should be a valid integer, not 'many'"),
+    ("scheduler.calibration", "yes", "scheduler.calibration[0]: input should be a valid boolean, not 'yes'"),
+    ("scheduler.batch_size", 0, "scheduler.batch_size: input should be greater than or equal to 1, not 0"),
+    ("engine.kind", "tgi", "engine.kind: input should be 'vllm', 'simulated' or 'server', not 'tgi'"),
+    ("engine.kind", "simulated", "bad.yaml: engine: the simulated engine needs a profile"),
+    ("engine.replicas", 2, "bad.yaml: engine: a profile and replicas are for the simulated engine"),
+    ("engine.profile", "a.json", "bad.yaml: engine: a profile and replicas are for the simulated engine"),
+    ("scheduler.policies", "srpt", f"{PREEMPTS}, and vLLM with"),
+    ("", {"engine": SIMULATED | {"replicas": 2}, "scheduler.policies": ["fifo", "srpt"]}, PREEMPTS),
+    ("", {"engine": SIMULATED} | NATURAL, "workload.output_length: no model ends an output"),
+    ("", {"scheduler.estimators": "oracle"} | NATURAL, "the oracle knows fixed lengths alone"),
+    ("", phase(lengths="a.json") | {"workload.output_length": "spread"}, "workload: a phase's lengths fix the outputs"),
+    ("workload.spread", {"mean_share": 0.0, "cv": 0.5}, f"workload.spread.mean_share: {AT_LEAST} 0.000000001, not 0.0"),
+    ("scheduler.batching", "dynamic", "batching[0]: input should be 'static' or 'continuous', not 'dynamic'"),
+    ("scheduler.policies", ["fifo", "sjv"], "policies[1]: 'sjv' is unknown. Did you mean 'sjf'? Known: fifo, "),
+    ("scheduler.policies", [{"aging": {"rat": 1}}], "policies[0]: rat: unknown key.*Did you mean 'rate'?"),
+    ("scheduler.policies", [{"aging": {"rate": -1.0}}], "policies[0]: rate is -1.0, it must be at least 0"),
+    ("scheduler.policies", [{"aging": {"rate": NAN}}], "rate: input should be a finite number, not nan"),
+    ("scheduler.policies", [{"priority": {"ranks": 1}}], "policies[0]: ranks: unknown key"),
+    ("scheduler.policies", [{"fifo": 3}], "policies[0]: the arguments of fifo must be a mapping of names to values$"),
+    ("scheduler.policies", None, "policies[0]: None is unknown. Known: fifo, "),
+    ("scheduler.policies", [], "policies: list should have at least 1 item"),
+    ("scheduler.tiers", {"a": {"weight": "x"}}, "scheduler.tiers.a.weight: input should be .*, not 'x'$"),
+    ("scheduler.vary_estimates_for", ["sjv"], "scheduler: vary_estimates_for: 'sjv' is unknown. Did you mean 'sjf'?"),
+    ("seeds", [1, 2, 1], "seeds: the same value is given twice"),
+    ("scheduler.estimators", {"paper": {"alpha": 0}}, "estimators[0]: alpha is 0.0, it must be above 0"),
+    ("scheduler.estimators", {"paper": {"calibrate": True}}, "estimators[0]: calibrate: unknown key"),
+    ("workload.base_tokens", {"report": 5}, "workload.base_tokens: a base for short_qa, summary, technical is missing"),
+    ("measure.job_class_tokens", [512, 128], "measure.job_class_tokens: must be two rising .*not [512, 128]$"),
+    ("workload.phases", [{"share": 1.0}], "workload.phases[0].name: is missing"),
+    ("", phase(mix={"reprot": 1.0}), "mix.reprot.*or 'report', not 'reprot'"),
+    ("", phase(gaps=1), "phases[0].gaps: unknown key.*'gap_s'? Known: name, "),
+    ("", phase(mix={"report": 0.9}), "phases[0].mix: the shares must sum to 1, they sum to"),
+    ("", phase(gap_s=[-0.1, 0.2]), "phases[0].gap_s[0]: input should be greater than"),
+    ("", phase(gap_s=[0.3, 0.2]), "phases[0].gap_s: must be two rising numbers"),
+    ("", phase(share=0.5), "workload.phases: the shares must sum to 1"),
+    ("engine.temperature", NAN, "engine.temperature: input should be"),
+    ("workload.tenants", {}, "workload.tenants: dictionary should have at least 1 item"),
+    ("workload.tenants", {"a": "gold"}, "workload: the tier of a, 'gold' is unknown. Known: premium, standard, batch"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_VALUES)
+def test_a_bad_value_is_named_with_its_file_and_field(key, value, message):
+    message = message.translate({ord(c): f"\\{c}" for c in "[]?"})
     with pytest.raises(ParamsError, match=message) as error:
-        Params.parse(overlaid({}, values, "bad.yaml"), "bad.yaml")
+        Params.parse(overlaid({}, {key: value} if key else value, "bad.yaml"), "bad.yaml")
     assert str(error.value).startswith("bad.yaml: ")
 
 
@@ -157,16 +125,10 @@ def test_every_fault_has_its_line():
     assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["seeds[0]", "requests"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "cannot be read"),
-        ("a: [", "is not YAML"),
-        ("a: 2024-99-99", "is not YAML"),
-        ("- 1", "must be a mapping"),
-        ("\xff", "must be a mapping"),
-    ],
-)
+NO_FILES = {None: "cannot be read", "a: [": "is not YAML", "a: 2024-99-99": "is not YAML"}
+
+
+@pytest.mark.parametrize(("text", "message"), (NO_FILES | dict.fromkeys(("- 1", "\xff"), "must be a mapping")).items())
 def test_a_file_that_is_none_is_named(tmp_path, text, message):
     path = tmp_path / "p.yaml"
     if text is not None:
@@ -220,14 +182,10 @@ def test_the_grid_varies_estimates_only_where_they_matter():
 
 
 BAD_COMMANDS = [
-    ("scheduler: {polices: [fifo]}", [], "{path}: scheduler.polices: unknown key"),
-    ("seeds: [x]", [], "{path}: seeds[0]: input should be a valid integer, not 'x'"),
-    ("", [], "{path}: must be a mapping"),
-    (
-        "workload: {phases: []}",
-        ["--set", "workload.phases.0.share=1"],
-        "{path}: workload.phases.0.share reaches into phases",
-    ),
+    ("scheduler: {polices: [fifo]}", [], "scheduler.polices: unknown key"),
+    ("seeds: [x]", [], "seeds[0]: input should be a valid integer, not 'x'"),
+    ("", [], "must be a mapping"),
+    ("workload: {phases: []}", ["--set", "workload.phases.0.a=1"], "workload.phases.0.a reaches into phases"),
 ]
 
 
@@ -237,7 +195,7 @@ def test_the_command_line_refuses_in_one_message(tmp_path, capsys, text, options
     path.write_text(text)
     assert main(["run", str(path), "--out", str(tmp_path / "out"), *options]) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith(message.format(path=path)) and len(shown.err.splitlines()) == 1
+    assert shown.out == "" and shown.err.startswith(f"{path}: {message}") and len(shown.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

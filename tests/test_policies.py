@@ -6,7 +6,7 @@ from math import inf, nan
 
 import naive_policies as naive
 import pytest
-from helpers import make_request
+from helpers import filled, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,14 +22,11 @@ CASES = {
     "aging": ({"rate": 1 / 64}, naive.scan(lambda request, now, tier, rank: rank - (now - request.arrival_s) / 64)),
     "grouped": ({}, naive.NaiveGrouped),
     "sjf_aging": ({"rate": 1 / 64}, naive.scan(lambda r, now, *_: r.estimate.total_tokens - (now - r.arrival_s) / 64)),
-    "hrrn": ({}, naive.scan(lambda request, now, *_: -(now - request.arrival_s) / request.estimate.total_tokens)),
+    "hrrn": ({}, naive.scan(lambda r, now, *_: -(now - r.arrival_s) / r.estimate.total_tokens)),
     "sjf_sigmoid": ({"wait_median_s": 64, "size_median": 8}, naive.scan(naive.naive_sigmoid)),
     "boost": ({"decay": 1 / 8, "tokens_per_s": 1.0}, naive.scan(naive.naive_boost)),
     "edf": ({}, naive.scan(lambda request, now, tier, rank: request.arrival_s + tier.ttft_slo_s)),
-    "least_slack": (
-        {"s_per_token": 0.5},
-        naive.scan(lambda r, now, tier, rank: r.arrival_s + tier.e2e_slo_s - r.estimate.output_tokens / 2 - now),
-    ),
+    "least_slack": ({"s_per_token": 0.5}, naive.scan(naive.naive_slack)),
     "vtc": ({}, naive.NaiveVtc),
     "drr": ({"quantum_tokens": 2}, naive.NaiveDrr),
     "wfq": ({}, naive.NaiveWfq),
@@ -39,6 +36,7 @@ CASES = {
     "srpt": ({}, naive.scan(lambda request, *_: naive.to_come(request))),
     "express": ({"express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5}, naive.NaiveExpress),
 }
+PARAMETERS = {name: inspect.signature(policy).parameters for name, policy in POLICIES.items()}
 TIERS_OF_A_RUN = [naive.halving("premium", "standard", "batch"), naive.halving("gold", "silver", "bronze", "free")]
 
 NUMBERS = st.integers(0, 10**6)
@@ -59,51 +57,41 @@ def estimated_request(i, now, tier, tenant, input_tokens, output):
     return request
 
 
-def with_tiers(name, tiers, **options):
-    """A policy of these tiers, or without tiers where it has no use for them."""
-    known = {"tiers": tiers} if "tiers" in inspect.signature(POLICIES[name]).parameters else {}
-    return POLICIES[name](**options, **known)
-
-
 @pytest.mark.parametrize("name", POLICIES)
 @given(history=HISTORIES, tiers=st.sampled_from(TIERS_OF_A_RUN))
 def test_serves_as_its_naive_reference_and_loses_nothing(name, history, tiers):
     options, reference = CASES[name]
-    policy, reference = with_tiers(name, tiers, **options), reference(tiers)
-    queued, running, returned, now = [], [], set(), 0.0
+    known = {"tiers": tiers} if "tiers" in PARAMETERS[name] else {}
+    policy, reference = POLICIES[name](**options, **known), reference(tiers)
+    queued, running, returned, now = [], [], [], 0.0
     for i, (action, *arguments) in enumerate(history):
-        if action == "add":
-            tier, *estimated, later = arguments
-            now += later
-            queued.append(estimated_request(i, now, list(tiers)[tier % len(tiers)], *estimated))
-            policy.add(queued[-1])
-            reference.added(queued[-1], queued)
-        elif action == "preempt" and running:
-            queued.append(running.pop(arguments[0] % len(running)))
-            queued[-1].num_output_tokens += arguments[1]
-            returned.add(queued[-1].request_id)
+        if action == "add" or (action == "preempt" and running):
+            if action == "add":
+                tier, *estimated, later = arguments
+                now += later
+                queued.append(estimated_request(i, now, list(tiers)[tier % len(tiers)], *estimated))
+            else:
+                queued.append(running.pop(arguments[0] % len(running)))
+                queued[-1].num_output_tokens += arguments[1]
+                returned.append(queued[-1])
             policy.add(queued[-1])
             reference.added(queued[-1], queued)
         elif action == "pop" and queued:
             now += arguments[0]
-            expected = reference.choose(queued, now)
-            assert policy.peek(now) is expected
-            assert policy.pop(now) is expected
-            reference.popped(expected, queued)
-            queued.remove(expected)
-            running.append(expected)
+            running.append(reference.pop(queued, now))
+            assert policy.peek(now) is running[-1] and policy.pop(now) is running[-1]
+            queued.remove(running[-1])
         elif action == "remove" and queued:
             request = queued[arguments[0] % len(queued)]
             assert policy.remove(request.request_id) is request
             reference.removed(request, queued)
             queued.remove(request)
-            if request.request_id in returned:
-                policy.on_finish(request, request.num_output_tokens)
-                reference.on_finish(request, request.num_output_tokens)
+            for told in (policy, reference) if request in returned else ():
+                told.on_finish(request, request.num_output_tokens)
         elif action == "end" and running:
             request = running.pop(arguments[0] % len(running))
-            policy.on_finish(request, arguments[1])
-            reference.on_finish(request, arguments[1])
+            for told in (policy, reference):
+                told.on_finish(request, arguments[1])
         assert len(policy) == len(queued)
         assert sorted(request.request_id for request in policy) == sorted(request.request_id for request in queued)
     if queued:
@@ -115,12 +103,9 @@ def test_serves_as_its_naive_reference_and_loses_nothing(name, history, tiers):
 @pytest.mark.parametrize("name", POLICIES)
 def test_refuses_what_it_cannot_do(name):
     policy = POLICIES[name]()
-    with pytest.raises(IndexError):
-        policy.pop(0.0)
-    with pytest.raises(IndexError):
-        policy.peek(0.0)
-    with pytest.raises(KeyError):
-        policy.remove("never added")
+    for refuses, error in ((policy.pop, IndexError), (policy.peek, IndexError), (policy.remove, KeyError)):
+        with pytest.raises(error):
+            refuses(0.0 if error is IndexError else "never added")
     policy.add(make_request(1))
     for tier in TIERS:
         with pytest.raises(ValueError, match="'1' is queued already"):
@@ -130,21 +115,17 @@ def test_refuses_what_it_cannot_do(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_removed_id_comes_back_at_the_end(name):
-    policy = POLICIES[name]()
-    requests = [make_request(i) for i in range(5)]
-    for request in requests:
-        policy.add(request)
+    requests, again = [make_request(i) for i in range(5)], make_request(0)
+    policy = filled(POLICIES[name](), requests)
     policy.remove("0")
-    again = make_request(0)
     policy.add(again)
     expected = [*requests[1:], again]
     assert list(policy) == expected and [policy.pop(0.0) for _ in expected] == expected and len(policy) == 0
 
 
 def test_weighted_gives_five_three_two():
-    policy, cycle = Weighted(), ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
-    for i in range(60):
-        policy.add(make_request(i, tier=list(TIERS)[i % 3]))
+    cycle = ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
+    policy = filled(Weighted(), [make_request(i, tier=list(TIERS)[i % 3]) for i in range(60)])
     assert [request.tier for request in policy][:20] == cycle * 2
     assert [policy.pop(0.0).tier for _ in range(20)] == cycle * 2
 
@@ -156,30 +137,21 @@ class LongestFirst(KeyedQueue):
         return -request.estimate.total_tokens
 
 
-@pytest.mark.parametrize(
-    "own", [LongestFirst(), ShortestJobFirst(size=lambda request: -request.estimate.output_tokens)]
-)
+@pytest.mark.parametrize("own", [LongestFirst(), ShortestJobFirst(size=lambda r: -r.estimate.output_tokens)])
 def test_a_policy_of_ones_own_is_one_function(own):
-    for i, tokens in enumerate((20, 400, 20, 50)):
-        own.add(make_request(i, total_tokens=tokens))
+    filled(own, [make_request(i, total_tokens=tokens) for i, tokens in enumerate((20, 400, 20, 50))])
     own.remove("3")
     assert [own.pop(0.0).request_id for _ in range(3)] == ["1", "0", "2"]
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_its_example_runs(name):
-    [example] = doctest.DocTestFinder(recurse=False).find(
-        POLICIES[name], globs=inspect.getmodule(POLICIES[name]).__dict__
-    )
+    policy, finder = POLICIES[name], doctest.DocTestFinder(recurse=False)
+    [example] = finder.find(policy, globs=vars(inspect.getmodule(policy)))
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
 
 
-OPTIONS = [
-    (name, option)
-    for name, policy in POLICIES.items()
-    for option in inspect.signature(policy).parameters
-    if option not in ("tiers", "size")
-]
+OPTIONS = [(name, option) for name, known in PARAMETERS.items() for option in known if option not in ("tiers", "size")]
 ABOVE_0 = {"scale_tokens", "wait_median_s", "size_median", "decay", "tokens_per_s", "output_price", "tail"}
 ABOVE_0 |= {"quantum_tokens", "levels", "boost_s"}
 TOO_LARGE = {"exponent": 17.0, "wait_weight": 1.1, "tail": 1.1, "express_share": 1.1, "fifo_share": 1.1}

@@ -1,13 +1,12 @@
 """The loop, the policies and the simulated engine against queueing theory's exact results.
 
 An iteration that takes the same time whatever it holds makes the engine M/G/c: `max_num_seqs` servers, and a service
-time of so many tokens.  With one server nothing is approximate, since service starts where another ends; with several
-it starts at the next iteration's end, so the tokens are made a millionth of a service.
-
-Each mean is that of independent runs and must lie within their 99.9% Student interval of the exact value; the seeds are
-fixed, so that a test that passes passes always.
+time of so many tokens.  With one server this is exact, since service starts where another ends.  With several it starts
+at the next iteration's end, so the tokens are made a millionth of a service.  Each mean is that of independent runs and
+must lie within their 99.9% Student interval of the exact value; the seeds are fixed.
 """
 
+from functools import partial
 from itertools import accumulate
 from math import exp, factorial
 from zlib import crc32
@@ -16,25 +15,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import integrate, stats
-from simulation import make_profile, request, served
+from simulation import COSTS, make_profile, request, served
 
 from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, Fifo, Priority, ShortestJobFirst, ShortestRemaining
 from driftsched_lib.requests import TIERS
 
-RUNS = 16
-WARM_UP = 500
-FINE = 1_000_000
-"""Tokens of a mean service, where service times are continuous."""
+RUNS, WARM_UP = 16, 500
+FINE = 1_000_000  # tokens of a mean service, where service times are continuous
 
 
 def free_of_load(token_s, servers):
     """A profile whose iteration takes `token_s` seconds, whatever it holds."""
-    costs = dict.fromkeys(("per_prefill_step_s", "per_prompt_s", "per_prefill_token_s", "per_context_token_s"), 0.0)
-    costs["decode_s"] = {1: 0.0}
-    limits = {"max_num_seqs": servers, "max_num_batched_tokens": 10**9, "max_model_len": 10**9, "kv_blocks": 10**9}
-    return make_profile(costs | {"base_s": token_s}, **limits)
+    costs = dict.fromkeys(COSTS, 0.0) | {"decode_s": {1: 0.0}, "base_s": token_s}
+    limits = dict.fromkeys(("max_num_batched_tokens", "max_model_len", "kv_blocks"), 10**9)
+    return make_profile(costs, max_num_seqs=servers, **limits)
 
 
 class Population:
@@ -60,8 +56,8 @@ def run(policy, rate, token_s, tokens, tiers=None, servers=1, seed=(0,)):
     load = (request(i, arrivals[i], 1, int(tokens[i]), tiers[i]) for i in range(n))
     engine, population = SimulatedEngine(free_of_load(token_s, servers)), Population()
     records = served(load, engine, policy=policy, monitor=population)
-    waits = np.array([records[str(i)].dispatch_s - arrivals[i] for i in range(n)])
-    stays = np.array([records[str(i)].finish_s - arrivals[i] for i in range(n)])
+    moments = np.array([(records[str(i)].dispatch_s, records[str(i)].finish_s) for i in range(n)])
+    waits, stays = moments.T - arrivals
     # An arrival is seen at the end of an iteration, so each count may lag by one iteration a request.
     if not policy.preemptive:  # else one waits more than once
         assert population.queue_area == pytest.approx(waits.sum(), abs=n * token_s)
@@ -75,14 +71,22 @@ def assert_mean(values, exact):
     assert abs(np.mean(values) - exact) < half < 0.25 * exact, f"{np.mean(values)} +- {half}, exactly {exact}"
 
 
-def rngs(test):
-    """A seed of arrivals and a stream of services for each run; no test shares either with another.
+def mean_over_runs(test, column, policy, rate, token_s, draw, n, servers=1):
+    """The mean of a column of `run`, without the warm-up, for each of the runs of this test."""
+    return [
+        run(policy(), rate, token_s, draw(rng, n), servers=servers, seed=seed)[WARM_UP:, column].mean()
+        for seed, rng in rngs(test)
+    ]
 
-    Parameters:
-        test: its name, or what else sets it apart.
-    """
+
+def rngs(test):
+    """A seed of arrivals and a stream of services for each run; `test`, its name, keeps others from sharing them."""
     seeds = [(crc32(test.encode()), run) for run in range(RUNS)]
     return [(seed, np.random.default_rng([2, *seed])) for seed in seeds]
+
+
+def exponential(rng, n):
+    return np.ceil(rng.exponential(FINE, n))
 
 
 def erlang_c(servers, offered):
@@ -93,39 +97,30 @@ def erlang_c(servers, offered):
 
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (1, 0.8), (4, 0.7), (8, 0.7)])
 def test_mmc_waits(servers, load):
-    rate, n = load * servers, 6_000
-    waits = []
-    for seed, rng in rngs(f"M/M/{servers} at {load}"):
-        tokens = np.ceil(rng.exponential(FINE, n))
-        waits.append(run(Fifo(), rate, 1 / FINE, tokens, servers=servers, seed=seed)[WARM_UP:, 0].mean())
+    rate, token_s = load * servers, 1 / FINE
+    waits = mean_over_runs(f"M/M/{servers} at {load}", 0, Fifo, rate, token_s, exponential, 6_000, servers)
     assert_mean(waits, erlang_c(servers, rate) / (servers - rate))
 
 
-SERVICES = {
-    "constant": lambda rng, n: np.full(n, 10),
-    "geometric": lambda rng, n: rng.geometric(0.1, n),
-    "two kinds": lambda rng, n: rng.choice([2, 50], n, p=[0.8, 0.2]),
+SERVICES = {  # with mean and mean square
+    "constant": (lambda rng, n: np.full(n, 10), 10, 100),
+    "geometric": (lambda rng, n: rng.geometric(0.1, n), 10, 190),
+    "two kinds": (lambda rng, n: rng.choice([2, 50], n, p=[0.8, 0.2]), 11.6, 503.2),
 }
-MOMENTS = {"constant": (10, 100), "geometric": (10, 190), "two kinds": (11.6, 503.2)}
-"""Mean and mean square."""
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_mg1_wait_is_that_of_pollaczek_and_khinchine(service):
-    mean, square = MOMENTS[service]
-    rate = 0.7 / mean
-    waits = []
-    for seed, rng in rngs(service):
-        tokens = SERVICES[service](rng, 6_000)
-        waits.append(run(Fifo(), rate, 1.0, tokens, seed=seed)[WARM_UP:, 0].mean())
-    assert_mean(waits, rate * square / (2 * (1 - 0.7)))
+    draw, mean, square = SERVICES[service]
+    waits = mean_over_runs(service, 0, Fifo, 0.7 / mean, 1.0, draw, 6_000)
+    assert_mean(waits, 0.7 / mean * square / (2 * (1 - 0.7)))
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_single_wait_follows_lindleys_recursion(service):
     """One server, first come first served: a wait is the one before, plus that service, less the gap, or nothing."""
-    tokens = SERVICES[service](np.random.default_rng(4), 5_000)
-    waits, services, arrivals, _ = run(Fifo(), 0.8 / MOMENTS[service][0], 1.0, tokens).T
+    draw, mean, _ = SERVICES[service]
+    waits, services, arrivals, _ = run(Fifo(), 0.8 / mean, 1.0, draw(np.random.default_rng(4), 5_000)).T
     unfinished = np.cumsum(services[:-1] - np.diff(arrivals))
     assert waits[1:] == pytest.approx(unfinished - np.minimum.accumulate(np.minimum(unfinished, 0)), abs=1e-6)
 
@@ -133,7 +128,7 @@ def test_every_single_wait_follows_lindleys_recursion(service):
 @pytest.mark.parametrize("servers", [2, 4, 8])
 def test_every_single_wait_follows_kiefer_and_wolfowitzs_recursion(servers):
     """Several servers, first come first served: a request waits until the first of them is free."""
-    tokens = np.ceil(np.random.default_rng([5, servers]).exponential(FINE, 5_000))
+    tokens = exponential(np.random.default_rng([5, servers]), 5_000)
     rows = run(Fifo(), 0.9 * servers, 1 / FINE, tokens, servers=servers, seed=(5, servers))
     free_s, expected = np.zeros(servers), []
     for _, service, arrival, _ in rows:
@@ -211,11 +206,8 @@ def srpt_stay(rate):
 
 
 def test_the_shortest_remaining_first_stay_as_schrage_and_miller_say():
-    n, rate, stays = 6_000, 0.7, []
-    for seed, rng in rngs("Schrage and Miller"):
-        tokens = np.ceil(rng.exponential(FINE, n))
-        stays.append(run(ShortestRemaining(recompute=0.0), rate, 1 / FINE, tokens, seed=seed)[WARM_UP:, 3].mean())
-    assert_mean(stays, srpt_stay(rate))
+    stays = mean_over_runs("Schrage and Miller", 3, partial(ShortestRemaining, 0.0), 0.7, 1 / FINE, exponential, 6_000)
+    assert_mean(stays, srpt_stay(0.7))
 
 
 def test_no_policy_makes_or_saves_work():

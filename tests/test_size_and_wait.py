@@ -1,11 +1,12 @@
 """What the policies by size, wait and deadline promise, their limits, and the forms that engines proposed."""
 
+from functools import partial
 from itertools import permutations
 from math import exp
 from statistics import mean
 
 import pytest
-from helpers import make_request
+from helpers import filled, ids, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 from naive_policies import halving
@@ -29,25 +30,26 @@ SIZES_AND_ARRIVALS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)),
 
 def queue_of(policy, sizes_and_arrivals):
     """The policy with these requests queued, added in the order of arrival."""
-    for i, (size, arrival) in enumerate(sorted(sizes_and_arrivals, key=lambda pair: pair[1])):
-        policy.add(make_request(i, arrival_s=arrival, total_tokens=size))
-    return policy
+    in_order = sorted(sizes_and_arrivals, key=lambda pair: pair[1])
+    return filled(policy, [make_request(i, at, total_tokens=size) for i, (size, at) in enumerate(in_order)])
 
 
 def popped_at(policy, now):
     return [policy.pop(now).request_id for _ in range(len(policy))]
 
 
-def fifo_and_sjf(requests):
-    return [popped_at(queue_of(policy, requests), 0.0) for policy in (Fifo(), ShortestJobFirst())]
-
-
+@pytest.mark.parametrize(
+    ("kind", "fifo", "sjf", "now"),
+    [
+        (Hrrn, {"exponent": 0}, {"exponent": 16}, 1e6),  # when all have waited for nearly as long
+        (partial(Boost, tokens_per_s=1.0), {"decay": 50.0}, {"decay": 1e-7}, 0.0),
+        (partial(Sigmoid, wait_median_s=32.0, size_median=32.0), {"wait_weight": 1}, {"wait_weight": 0}, 60.0),
+    ],
+)
 @given(requests=SIZES_AND_ARRIVALS)
-def test_the_exponent_of_hrrn_goes_from_fifo_to_sjf(requests):
-    """Long after the last arrival, when all have waited for nearly as long."""
-    fifo, sjf = fifo_and_sjf(requests)
-    assert popped_at(queue_of(Hrrn(exponent=0), requests), 1e6) == fifo
-    assert popped_at(queue_of(Hrrn(exponent=16), requests), 1e6) == sjf
+def test_at_its_extremes_it_is_fifo_and_sjf(kind, fifo, sjf, now, requests):
+    assert popped_at(queue_of(kind(**fifo), requests), now) == popped_at(queue_of(Fifo(), requests), 0.0)
+    assert popped_at(queue_of(kind(**sjf), requests), now) == popped_at(queue_of(ShortestJobFirst(), requests), 0.0)
 
 
 def test_hrrn_holds_more_sizes_than_it_has_slots_at_first():
@@ -56,11 +58,10 @@ def test_hrrn_holds_more_sizes_than_it_has_slots_at_first():
 
 
 def test_hrrn_forgets_what_is_removed():
-    policy = Hrrn()
-    for i in range(1000):
+    policy = filled(Hrrn(), [make_request(i, arrival_s=i) for i in range(10)])
+    for i in range(10, 1000):
         policy.add(make_request(i, arrival_s=i))
-        if i >= 10:
-            policy.remove(str(i))
+        policy.remove(str(i))
     assert sum(map(len, policy._lanes.values())) <= 20 and popped_at(policy, 0.0) == [str(i) for i in range(10)]
 
 
@@ -75,14 +76,7 @@ def test_with_a_scale_it_orders_as_the_score_proposed_to_tensorrt(requests):
         return length + time_weight * (100 - request.arrival_s) / time_median
 
     in_order = sorted(policy, key=lambda request: (-score(request), int(request.request_id)))
-    assert popped_at(policy, 100.0) == [request.request_id for request in in_order]
-
-
-@given(requests=SIZES_AND_ARRIVALS)
-def test_boost_goes_from_sjf_to_fifo(requests):
-    fifo, sjf = fifo_and_sjf(requests)
-    assert popped_at(queue_of(Boost(decay=1e-7, tokens_per_s=1.0), requests), 0.0) == sjf
-    assert popped_at(queue_of(Boost(decay=50.0, tokens_per_s=1.0), requests), 0.0) == fifo
+    assert popped_at(policy, 100.0) == ids(in_order)
 
 
 @given(requests=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5))
@@ -133,22 +127,12 @@ def test_no_request_is_passed_by_those_that_came_too_late(requests):
 def test_the_sigmoid_form_starves_a_long_request_and_hrrn_does_not():
     """A short request a second, one served a second, for ten minutes, and thirty that were there before."""
     for policy, starves in ((Sigmoid(size_median=64.0), True), (Hrrn(), False)):
-        policy.add(make_request("long", total_tokens=100))
-        for i in range(30):
-            policy.add(make_request(f"early {i}", total_tokens=10))
+        filled(policy, [make_request("long", total_tokens=100), *(make_request(f"early {i}") for i in range(30))])
         served = []
         for now in range(1, 600):
-            policy.add(make_request(now, arrival_s=now, total_tokens=10))
+            policy.add(make_request(now, arrival_s=now))
             served.append(policy.pop(float(now + 1)).request_id)
         assert ("long" not in served) == starves
-
-
-@given(requests=SIZES_AND_ARRIVALS)
-def test_the_sigmoid_goes_from_sjf_to_fifo_with_the_weight_of_the_wait(requests):
-    fifo, sjf = fifo_and_sjf(requests)
-    options = {"wait_median_s": 32.0, "size_median": 32.0}
-    assert popped_at(queue_of(Sigmoid(**options, wait_weight=0), requests), 60.0) == sjf
-    assert popped_at(queue_of(Sigmoid(**options, wait_weight=1), requests), 60.0) == fifo
 
 
 def test_a_long_service_overflows_nothing():
@@ -162,8 +146,7 @@ SLO_S = {"premium": 4, "standard": 10, "batch": 25}
 def test_edf_meets_every_deadline_that_an_order_meets(queued):
     """Of requests of a size that are all here at time 0 and start one after another, three seconds apart."""
     policy = EarliestDeadline({name: Tier(ttft_slo_s=slo) for name, slo in SLO_S.items()})
-    for i, (tier, arrival) in enumerate(queued):
-        policy.add(make_request(i, arrival_s=arrival, tier=tier))
+    filled(policy, [make_request(i, arrival, tier) for i, (tier, arrival) in enumerate(queued)])
 
     def all_met(order):
         return all(3 * i <= request.arrival_s + SLO_S[request.tier] for i, request in enumerate(order))
@@ -182,21 +165,15 @@ def distributed(i, quantiles, **fields):
 @given(sizes=st.lists(st.integers(1, 9), max_size=30))
 def test_of_points_it_is_sjf(policy, sizes):
     options = {"express_share": 1, "fifo_share": 0, "lead_tokens": 1e9} if policy is Express else {}
-    queues = [policy(**options), ShortestJobFirst()]
-    for i, size in enumerate(sizes):
-        for queue in queues:
-            queue.add(make_request(i, total_tokens=size))
-    assert [request.request_id for request in queues[0]] == [request.request_id for request in queues[1]]
+    requests = [make_request(i, total_tokens=size) for i, size in enumerate(sizes)]
+    assert ids(filled(policy(**options), requests)) == ids(filled(ShortestJobFirst(), requests))
 
 
-def test_gittins_bets_on_an_early_end_and_the_expectation_does_not():
+def test_gittins_bets_on_an_early_end_the_expectation_does_not_and_tie_adds_a_share_of_the_tails_mean():
     gamble, sure = distributed("gamble", (1, 1, 100, 100)), distributed("sure", (20, 20, 20, 20))
     assert Gittins().key(gamble) == 2.0  # half end after one token, which costs one token each
     assert Gittins().key(sure) == TailInflatedExpectation(weight=0).key(sure) == 20.0
     assert TailInflatedExpectation(weight=0).key(gamble) == 50.5
-
-
-def test_tie_is_the_mean_and_a_share_of_the_tails_mean():
     request = distributed(1, (10, 20, 30, 100), input_tokens=5)
     assert TailInflatedExpectation(weight=0.5, tail=0.5).key(request) == 45.0 + 0.5 * 70.0
     assert TailInflatedExpectation(weight=0.5, tail=0.1).key(request) == 45.0 + 0.5 * 105.0
@@ -210,8 +187,7 @@ def test_no_order_has_a_smaller_expected_cost_than_that_of_express(queued):
     """
     tiers = halving(*TIERS)
     policy = Express(express_share=1, fifo_share=0, lead_tokens=1e9, tiers=tiers)
-    for i, (quantiles, tier) in enumerate(queued):
-        policy.add(distributed(i, quantiles, tier=tier))
+    filled(policy, [distributed(i, quantiles, tier=tier) for i, (quantiles, tier) in enumerate(queued)])
 
     def cost(order):
         end = total = 0.0
