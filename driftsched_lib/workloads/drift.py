@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from driftsched_lib.requests import TIERS, Request
+from driftsched_lib.requests import CATEGORIES, TIERS, Request
 from driftsched_lib.validation import choice
-from driftsched_lib.workloads.prompts import TEMPLATES, TOPIC_FACTORS, build_prompt, label_prefix
+from driftsched_lib.workloads.prompts import TEMPLATES_PER_CATEGORY, TOPIC_FACTORS, build_prompt, label_prefix
 
 FACTOR = 2.0  # lengths grow by this factor at a drift of 1, and shrink by it at -1
 MEDIAN_SHARE = 0.3  # median length as a share of the limit without drift: there is room to grow
@@ -87,10 +87,8 @@ def hotter(moment: Moment) -> Habit:
     return {"temperature": HOT, "spread": HOT_SPREAD} if moment.progress >= 0.5 else {}
 
 
-SCENARIOS: dict[str, Scenario] = {"stationary": lambda moment: {}} | {
-    scenario.__name__: scenario
-    for scenario in (abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour, hotter)
-}
+_CHANGES = abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour, hotter
+SCENARIOS: dict[str, Scenario] = {"stationary": lambda moment: {}} | {change.__name__: change for change in _CHANGES}
 CHANGES_AT = dict.fromkeys(("abrupt", "mix_shift", "new_tenant", "hotter"), 0.5)
 CHANGES_AT |= {"gradual": 0.75, "noisy_neighbour": 1 / 3}
 """Share of the load at which a scenario's change is complete."""
@@ -99,8 +97,7 @@ NEWCOMERS = {"new_tenant": "tenant-new", "noisy_neighbour": "tenant-noisy"}
 
 _PARTS = {
     build_prompt(category, topic, template): (topic, template)
-    for (category, templates), topic in product(TEMPLATES.items(), TOPIC_FACTORS)
-    for template in range(len(templates))
+    for category, topic, template in product(CATEGORIES, TOPIC_FACTORS, range(TEMPLATES_PER_CATEGORY))
 }
 
 
@@ -119,9 +116,8 @@ def drifted(
     Parameters:
         requests: all phases of a load in order, so that progress spans the whole load.
         scenario: a name in `SCENARIOS`, or a function, such as `partial(abrupt, at=0.2)`.
-        limits: maximum output tokens by category.
+        limits, factor: maximum output tokens by category, and what lengths grow by at a drift of 1.
         spread: standard deviation of the log length.  At 0 every output is its median: the best possible estimate.
-        factor: lengths grow by it at a drift of 1.
 
     Raises ValueError for an unknown scenario, or a prompt that is not one of the project's.
     """

@@ -81,8 +81,7 @@ class LengthMix(JsonFile):
         """Return `n` prompt lengths and `n` output lengths (tokens)."""
         correlation = 2 * np.sin(np.pi * self.spearman / 6)  # of the normals under a Gaussian copula (Pearson, 1907)
         levels = ndtr(rng.multivariate_normal([0.0, 0.0], [[1.0, correlation], [correlation, 1.0]], n))
-        prompt_tokens = np.interp(levels[:, 0], self.levels, self.prompt_tokens)
-        return prompt_tokens, np.interp(levels[:, 1], self.levels, self.output_tokens)
+        return tuple(np.interp(levels[:, i], self.levels, getattr(self, name)) for i, name in enumerate(LENGTHS))
 
     def __str__(self) -> str:
         quantiles = "{}: 1% {:g}, 25% {:g}, median {:g}, 75% {:g}, 99% {:g}, most {:g}"

@@ -70,8 +70,7 @@ class TraceParams(Validated):
         columns: names of the columns of a `csv` or `parquet`, by `traces.FIELDS`, where they differ.
         skip: good rows that are left out at its beginning.
         speedup, load_factor: divide its times by it, or stretch them to this ratio of offered load to capacity.
-        on_bad_row: leave it out and report it, or refuse the trace.
-        default_tier: of a row that names neither a tier nor a known tenant.
+        on_bad_row, default_tier: `skip` reports a bad row; a row has that tier if it names no tier or known tenant.
     """
 
     file: FileName
@@ -104,8 +103,7 @@ class WorkloadParams(Validated):
         tenants: the tier of each.
         zipf, noisy: the k-th tenant sends in proportion to k ** -zipf, the first one `noisy` times its share.
         label_prefix: put the paper's prefix before each prompt, which tells a keyword classifier the category.
-        phases: their shares of the requests sum to 1.
-        trace: takes the place of the phases.
+        phases, trace: phases whose shares of the requests sum to 1, or a trace in their place.
         drift: a scenario of `drift`: it decides lengths or, where outputs end by themselves, prompts.
         length_scale: multiplies all lengths, so that an engine of another speed gets the same experiment.
         base_tokens: expected output length of each category, which is also its limit.

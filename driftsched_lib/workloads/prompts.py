@@ -52,6 +52,7 @@ TEMPLATES = {
         "Write a report on where {topic} is heading.",
     ),
 }
+TEMPLATES_PER_CATEGORY = 5
 
 STYLES = {"plain": "", "terse": " Be brief.", "verbose": " Go into depth."}
 """An instruction at the end of a prompt that the embedded model has learnt to follow."""

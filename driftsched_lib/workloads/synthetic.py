@@ -14,14 +14,14 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.requests import TIERS, Request, Tiers
 from driftsched_lib.validation import in_project
 from driftsched_lib.workloads.drift import drifted
-from driftsched_lib.workloads.length_mix import LengthMix
+from driftsched_lib.workloads.length_mix import LENGTHS, LengthMix
 from driftsched_lib.workloads.params import Phase, TraceParams, WorkloadParams
-from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt, category_of, label_prefix
+from driftsched_lib.workloads.prompts import TEMPLATES_PER_CATEGORY, TOPICS, build_prompt, category_of, label_prefix
 from driftsched_lib.workloads.traces import Faults, read_trace
 
 WORDS_PER_PROMPT = len(build_prompt("technical", "DNS", 0).split())
-TEMPLATES_PER_CATEGORY = len(TEMPLATES["technical"])
-FILLER = "the "
+TraceRows = tuple[pd.DataFrame, Faults]
+length_mix = cache(lambda path: LengthMix.load(in_project(path)))  # that a phase names
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def make_load(
         for request in served:
             length, digest = known.get(request.request_id, (0, None))
             if digest != prompt_digest(request) or not 1 <= length <= request.max_tokens:
-                raise ParamsError(
-                    f"{path}: holds no output for request {request.request_id} of seed {seed} of this load"
-                )
+                raise ParamsError(f"{path}: holds no output for request {request.request_id} of seed {seed}")
             request.fixed_output_tokens = length
     if workload.queue_timeout_s is not None:
         for request in served:
@@ -106,12 +104,6 @@ def mean_gap_s(workload: WorkloadParams, phase: Phase, capacity_tokens_per_s: fl
     else:
         tokens = sum(share * workload.max_tokens[category] for category, share in phase.mix.items())
     return tokens / (capacity_tokens_per_s * phase.load_factor)
-
-
-@cache
-def length_mix(path: str) -> LengthMix:
-    """Return the length mix that a phase names; ParamsError if the file cannot be used."""
-    return LengthMix.load(in_project(path))
 
 
 def prompt_digest(request: Request) -> int:
@@ -151,7 +143,7 @@ def _phase_requests(
     topics, templates = rng.choice(TOPICS, n).tolist(), (rng.random(n) * TEMPLATES_PER_CATEGORY).astype(int)
     words, lengths, bases = [0] * n, [None] * n, [limits[category] for category in categories]
     if phase.lengths is not None:
-        words, lengths = (_scaled(workload, drawn) for drawn in length_mix(phase.lengths).draw(n, rng))
+        words, lengths = (list(map(workload.tokens, drawn)) for drawn in length_mix(phase.lengths).draw(n, rng))
         categories = [category_of(length, limits) for length in lengths]
     elif workload.output_length == "limit":
         lengths = bases
@@ -162,7 +154,7 @@ def _phase_requests(
     maxima = [max(limits[category], length or 0) for category, length in zip(categories, lengths, strict=True)]
     labels = map(label_prefix, ids, tenants, categories) if workload.label_prefix else [""] * n
     prompts = [
-        label + FILLER * (tokens - WORDS_PER_PROMPT) + build_prompt(*parts)
+        label + "the " * (tokens - WORDS_PER_PROMPT) + build_prompt(*parts)
         for label, tokens, *parts in zip(labels, words, categories, topics, templates, strict=True)
     ]
     tiers = [workload.tenants[tenant] for tenant in tenants]
@@ -170,14 +162,7 @@ def _phase_requests(
     return list(map(Request, *columns))
 
 
-def _scaled(workload: WorkloadParams, tokens: np.ndarray | pd.Series) -> list[int]:
-    """Return lengths at the load's scale, at least one token each."""
-    return np.rint(tokens * workload.length_scale).clip(1).astype(int).tolist()
-
-
-def trace_window(
-    trace: TraceParams, requests: int, window: int = 0, tiers: Tiers = TIERS
-) -> tuple[pd.DataFrame, Faults]:
+def trace_window(trace: TraceParams, requests: int, window: int = 0, tiers: Tiers = TIERS) -> TraceRows:
     """Return the rows of a stretch, and the bad rows left out; ParamsError if the trace is unreadable or too short."""
     path, begin = in_project(trace.file), trace.skip + window * requests
     mtime = os.path.getmtime(path) if os.path.exists(path) else 0.0
@@ -185,7 +170,7 @@ def trace_window(
 
 
 @lru_cache(maxsize=32)  # by the file's mtime as well, so that a changed one is read again
-def _rows(trace_json: str, path: str, mtime: float, begin: int, end: int, tiers: tuple) -> tuple[pd.DataFrame, Faults]:
+def _rows(trace_json: str, path: str, mtime: float, begin: int, end: int, tiers: tuple[str, ...]) -> TraceRows:
     trace, faults, parts, n = TraceParams.model_validate_json(trace_json), Faults(), [], 0
     for chunk in read_trace(path, trace.format, trace.columns, trace.on_bad_row, faults, tiers):
         parts.append(chunk[max(0, begin - n) : end - n])
@@ -204,22 +189,21 @@ def _trace_requests(
     output, and all rows without a category share one, chosen by their median output.  A row without a tenant is given
     one of the workload's by the seed; a row without a tier has its tenant's, or the trace's default.
     """
-    trace, limits, n = workload.trace, workload.max_tokens, len(rows)
-    rng = np.random.default_rng(seed)
+    trace, limits, n, rng = workload.trace, workload.max_tokens, len(rows), np.random.default_rng(seed)
     drawn = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
     topics, templates = (rng.random((n, 2)) * [len(TOPICS), TEMPLATES_PER_CATEGORY]).astype(int).T
     times_s, factor = rows.arrival_s - rows.arrival_s.iloc[0], 1 / trace.speedup
     if trace.load_factor is not None and times_s.iloc[-1] > 0:
         tokens = int(rows.output_tokens.sum()) * workload.length_scale
         factor = tokens / (trace.load_factor * capacity_tokens_per_s) / times_s.iloc[-1]
-    words, outputs = _scaled(workload, rows.prompt_tokens), _scaled(workload, rows.output_tokens)
+    words, outputs = (list(map(workload.tokens, rows[name])) for name in LENGTHS)
     unnamed = category_of(round(np.median(outputs)), limits)
     categories = [category or unnamed for category in rows.category]
     tenants = [tenant or other for tenant, other in zip(rows.tenant, drawn, strict=True)]
     tier_of = workload.tenants
     tiers = [tier or tier_of.get(tenant, trace.default_tier) for tier, tenant in zip(rows.tier, tenants, strict=True)]
     plain = [build_prompt(c, TOPICS[i], j) for c, i, j in zip(categories, topics, templates, strict=True)]
-    prompts = [FILLER * (n - len(prompt.split())) + prompt for n, prompt in zip(words, plain, strict=True)]
+    prompts = ["the " * (n - len(prompt.split())) + prompt for n, prompt in zip(words, plain, strict=True)]
     arrivals_s, limit = (times_s * (factor / rate)).tolist(), max(*limits.values(), *outputs)
     columns = prompts, tenants, tiers, repeat(limit), categories, repeat("trace"), outputs
     return list(map(Request, map(str, range(n)), arrivals_s, *columns))

@@ -2,9 +2,8 @@
 
 The formats, whose columns are in `FORMATS`, are Azure LLM inference traces (CSV), BurstGPT (CSV), Mooncake (JSON lines,
 in milliseconds), `vllm bench serve --save-result --save-detailed` (JSON, held in memory), a specification of `clients`
-like ServeGen's (YAML), and any CSV or Parquet, whose names `columns` gives.  Failed requests have an output of 0.
-
-The header of a CSV is its line 1; empty lines and line breaks inside quotes do not count.
+like ServeGen's (YAML), and any CSV or Parquet, whose names `columns` gives.  Failed requests have an output of 0.  The
+header of a CSV is its line 1; empty lines and line breaks inside quotes do not count.
 """
 
 import heapq
@@ -103,7 +102,6 @@ def read_trace(
         on_bad_row: leave out a row with an impossible length, a time that is none or out of order, or an unknown tier
             or category; or end with an error after the rows above it.
         faults: collects what is left out, chunk by chunk.
-        tiers: those that a row may name.
 
     Raises ParamsError if the file cannot be read in this format, lacks a column, or has a bad row that is refused.
     """
@@ -159,13 +157,11 @@ def _checked(raw: pd.DataFrame, names: Mapping[str, str], tiers: list[str]) -> p
 def _in_order(chunks: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """Yield the rows, with a fault for each good one that is out of order.
 
-    A row is held back until the next is not before it, so that one absurdly late time does not make all rows below bad.
-    If two rows are before it, it is the bad one.
+    A row is held back until the next is not before it.  If the next two are before it, it is the bad row, not they.
     """
     last_s, held_rows = -math.inf, None
     for chunk in chain(chunks, [pd.DataFrame({"arrival_s": [math.inf], "fault": [""]})]):
-        rows = pd.concat([held_rows, chunk])
-        held, wrong = [], []
+        rows, held, wrong = pd.concat([held_rows, chunk]), [], []
         for number, time_s in rows.arrival_s[rows.fault == ""].items():
             held.append((time_s, number))
             if time_s < last_s:
@@ -223,9 +219,8 @@ def _read_vllm_bench(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
         rows = pd.DataFrame({column: content[column] for column in columns}, dtype=object)
         yield rows.set_axis(rows.index + 1).sort_values(columns[0], kind="stable")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"no {', '.join(columns)} of one length ({error!r}): was it saved with --save-detailed?"
-        ) from None
+        needed = f"it needs {', '.join(columns)} of one length"
+        raise ValueError(f"{error!r}; {needed}: was it saved with --save-detailed?") from None
 
 
 def _read_clients(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
