@@ -19,7 +19,7 @@ def grid(tmp_path_factory):
     return out
 
 
-def test_a_row_a_run_with_what_it_gave(grid):
+def test_one_row_per_run_with_what_it_gave(grid):
     runs, requests = frontier(grid), results.load(grid)
     assert len(runs) == requests.run.nunique()
     for row in runs.itertuples():
@@ -56,30 +56,25 @@ def test_more_is_better_of_what_is_met_made_or_shared():
     assert [larger_is_better(name) for name in names] == [True] * 5 + [False] * 2
 
 
-def runs_by_hand():
-    rows = [("fifo", 1, 10.0, 0.5), ("fifo", 2, 20.0, 0.7), ("sjf", 1, 5.0, 0.9), ("sjf", 2, 15.0, 0.9)]
-    rows += [("drr", 1, 12.0, 0.6), ("drr", 2, 18.0, 0.6)]
-    runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s", "slo"])
+def frame(rows, *columns):
+    runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s", *columns])
     return runs.assign(workload="w", batching="continuous", rate=1.0)
 
 
 def test_changes_are_paired_by_seed():
-    changes = against(runs_by_hand(), columns=["p50_e2e_s", "slo"]).set_index(["policy", "column"]).change
+    rows = [("fifo", 1, 10.0, 0.5), ("fifo", 2, 20.0, 0.7), ("sjf", 1, 5.0, 0.9), ("sjf", 2, 15.0, 0.9)]
+    runs = frame([*rows, ("drr", 1, 12.0, 0.6), ("drr", 2, 18.0, 0.6)], "slo")
+    changes = against(runs, columns=["p50_e2e_s", "slo"]).set_index(["policy", "column"]).change
     assert changes["sjf", "p50_e2e_s"] == pytest.approx((5 / 10 + 15 / 20) / 2 - 1)
     assert changes["drr", "p50_e2e_s"] == pytest.approx((12 / 10 + 18 / 20) / 2 - 1)
     assert changes["drr", "slo"] == pytest.approx(0.0)
-    assert set(against(runs_by_hand(), "sjf", ["slo"]).policy) == {"fifo", "drr"}
+    assert set(against(runs, "sjf", ["slo"]).policy) == {"fifo", "drr"}
 
 
 def many_seeds(**means):
-    """Thirty seeds in which the policies differ by their means in every one, and by no more than noise if equal."""
-    rows = [
-        (policy, seed, mean + seed + 0.01 * ((seed * 7 + i * 3) % 5))
-        for i, (policy, mean) in enumerate(means.items())
-        for seed in range(30)
-    ]
-    runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"])
-    return runs.assign(workload="w", batching="continuous", rate=1.0)
+    """Return thirty seeds; the policies differ by their means in every one, and by no more than noise if equal."""
+    rows = ((i, policy, mean, seed) for i, (policy, mean) in enumerate(means.items()) for seed in range(30))
+    return frame([(policy, seed, mean + seed + 0.01 * ((seed * 7 + i * 3) % 5)) for i, policy, mean, seed in rows])
 
 
 def test_the_best_and_the_worst_with_those_that_cannot_be_told_from_them():

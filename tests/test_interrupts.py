@@ -3,7 +3,7 @@
 import shutil
 import signal
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from simulation import PAPER_L4, SMALL, contents
@@ -28,16 +28,9 @@ def press():
     signal.raise_signal(signal.SIGINT)
 
 
-class PressedAsItGoes:
-    def __del__(self):
-        press()
-
-
 def press_at(number, event, function):
-    """`function`, in which Ctrl-C is pressed at the so-manieth call of any function, or line of the core, and how many
-    there are when nobody presses."""
-    core = [module.__file__ for module in (scheduler, serving, base, paper)]
-    seen = 0
+    """Return `function` with Ctrl-C pressed at this call of any function, or line of the core, and what counts them."""
+    core, seen = [module.__file__ for module in (scheduler, serving, base, paper)], 0
 
     def trace(frame, now, argument):
         nonlocal seen
@@ -57,7 +50,7 @@ def press_at(number, event, function):
     return traced, lambda: seen
 
 
-def test_ctrl_c_waits_for_the_next_check_and_a_second_one_does_not():
+def test_ctrl_c_waits_for_the_next_check_or_the_end_and_a_second_one_does_not():
     done = []
     with pytest.raises(KeyboardInterrupt), remembered(at_once=False) as check:
         check()
@@ -70,36 +63,29 @@ def test_ctrl_c_waits_for_the_next_check_and_a_second_one_does_not():
         done.append("goes on")
         press()
         done.append("never")
-    assert done == ["goes on", "goes on"]
-
-
-def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
-    done = []
     with pytest.raises(KeyboardInterrupt), remembered(at_once=False):
         press()
         done.append("all of it")
-    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert done == ["goes on", "goes on", "all of it"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_in_a_destructor_which_swallows_it_is_raised_by_the_next_check():
     done = []
     with pytest.raises(KeyboardInterrupt), remembered(at_once=True) as check:
-        PressedAsItGoes()
+        type("PressedAsItGoes", (), {"__del__": lambda self: press()})()
         done.append("swallowed")
         check()
         done.append("never")
     assert done == ["swallowed"]
 
 
-def test_the_inner_of_two_hears_it_and_the_outer_is_none_the_wiser():
+def test_the_inner_of_two_hears_it_alone_and_where_it_is_ignored_it_stays_so():
     with remembered(at_once=True) as outer:
         with pytest.raises(KeyboardInterrupt), remembered(at_once=False):
             press()
         outer()
-
-
-def test_where_it_is_ignored_it_stays_so():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with remembered(at_once=True) as check:
@@ -110,27 +96,22 @@ def test_where_it_is_ignored_it_stays_so():
 
 
 def test_another_thread_is_told_of_none():
-    heard = []
-
     def work():
         with remembered(at_once=False) as check:
             check()
-            heard.append(signal.getsignal(signal.SIGINT))
+            return signal.getsignal(signal.SIGINT)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert heard == [signal.default_int_handler]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(work).result() == signal.default_int_handler
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_grid_interrupted_anywhere_stops_and_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     params, serve_missing, whole = Params.load(PAPER_L4, FEW), experiment._serve_missing, tmp_path / "whole"
     run_grid(params, whole, jobs=1)
-    expected = contents(whole)
 
     def serve_again(out, number):
-        """The grid anew but for the engine's speed, and how many functions it calls."""
+        """Serve the grid anew but for the engine's speed; return how many functions it calls."""
         out.mkdir()
         shutil.copy(whole / results.SPEED, out)
         pressed, calls = press_at(number, "call", serve_missing)
@@ -145,7 +126,7 @@ def test_a_grid_interrupted_anywhere_stops_and_goes_on_to_the_same_bytes(tmp_pat
         with pytest.raises(KeyboardInterrupt, match=f"finished runs are kept in {out}: run the same again to go on"):
             serve_again(out, 1 + moment * calls // MOMENTS)
         run_grid(params, out, jobs=1)
-        assert contents(out) == expected
+        assert contents(out) == contents(whole)
 
 
 def test_a_run_interrupted_at_any_line_ends_each_request_once_and_leaves_the_engine_empty():

@@ -18,6 +18,10 @@ def write(folder, started="2026-01-01", **run):
     results.write_run(folder, tables, {"run": run, "started": started})
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_runs_are_read_back_with_their_settings_in_the_order_of_serving(tmp_path):
     write(tmp_path / "a", "2026-01-02", policy="sjf", seed=2)
     write(tmp_path / "b", "2026-01-01", policy="fifo", seed=1)
@@ -25,33 +29,28 @@ def test_runs_are_read_back_with_their_settings_in_the_order_of_serving(tmp_path
     assert steps[["run", "policy", "seed", "time_s"]].values.tolist() == [["b", "fifo", 1, 1.0], ["a", "sjf", 2, 1.0]]
 
 
-def test_a_half_written_run_is_no_run(tmp_path):
+def test_a_half_written_run_is_no_run_and_a_damaged_manifest_is_named(tmp_path):
     write(tmp_path / "whole", seed=1)
-    (tmp_path / "half").mkdir()
-    (tmp_path / "other.partial").mkdir()
+    for folder in ("half", "other.partial"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "other.partial" / "manifest.json").write_text("{}")
     assert [run.name for run in results.runs(tmp_path)] == ["whole"]
     assert not results.is_complete(tmp_path / "half")
+    (tmp_path / "whole" / "manifest.json").write_text("{")
+    with pytest.raises(DriftSchedError, match="manifest.json is damaged .*delete .*whole and run again"):
+        results.load(tmp_path)
 
 
 @pytest.mark.parametrize("left", ["run.partial", "run"])
-def test_what_is_not_finished_is_replaced(tmp_path, left):
+def test_what_is_not_finished_is_replaced_but_no_folder_of_runs(tmp_path, left):
     (tmp_path / left).mkdir()
     (tmp_path / left / "junk").write_text("half")
     write(tmp_path / "run", seed=1)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "manifest.json",
-        "requests.parquet",
-        "steps.parquet",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_folder_of_runs_is_not_replaced_by_a_run(tmp_path):
-    write(tmp_path / "grid" / "run", seed=1)
-    with pytest.raises(DriftSchedError, match="grid holds folders, so it is no run's"):
-        write(tmp_path / "grid", seed=2)
-    assert [run.name for run in results.runs(tmp_path / "grid")] == ["run"]
+    assert names(tmp_path / "run") == ["manifest.json", "requests.parquet", "steps.parquet"]
+    assert names(tmp_path) == ["run"]
+    with pytest.raises(DriftSchedError, match=f"{tmp_path.name} holds folders, so it is no run's"):
+        write(tmp_path, seed=2)
+    assert [run.name for run in results.runs(tmp_path)] == ["run"]
 
 
 def test_a_run_is_kept_where_there_is_no_git(monkeypatch):
@@ -65,8 +64,9 @@ def test_a_writer_that_dies_leaves_no_run(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         results.write_run(tmp_path / "run", {}, {"run": object()})
     assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
-    with pytest.raises(DriftSchedError, match="holds no finished run"):
-        results.runs(tmp_path)
+    for read in (results.runs, results.load):
+        with pytest.raises(DriftSchedError, match="holds no finished run; `python -m driftsched_lib run"):
+            read(tmp_path)
 
 
 def test_records_are_kept_with_their_types(tmp_path):
@@ -74,25 +74,13 @@ def test_records_are_kept_with_their_types(tmp_path):
     scheduler.submit(make_request(1, arrival_s=0.1234567, max_tokens=64), 0.1234567)
     scheduler.submit(make_request(2), 0.5)
     scheduler.complete(Output(scheduler.next(1.0), 4, 40, 32, 2.0, 3.0))
-    tables = {"requests": results.requests_table(records)}
-    results.write_run(tmp_path / "run", tables, {"run": {"seed": 7}, "started": ""})
+    run = {"run": {"seed": 7}, "started": ""}
+    results.write_run(tmp_path / "run", {"requests": results.requests_table(records)}, run)
     rejected, completed = results.load(tmp_path).itertuples()
     assert (rejected.outcome, rejected.reason, rejected.seed) == ("rejected", "queue full (1)", 7)
     assert pd.isna(rejected.output_tokens) and pd.isna(rejected.dispatch_s)
     assert (completed.outcome, completed.output_tokens, completed.bias_after) == ("completed", 40, 0.95)
     assert completed.arrival_s == 0.123457  # to the microsecond
-
-
-def test_an_empty_folder_says_what_fills_it(tmp_path):
-    with pytest.raises(DriftSchedError, match="holds no finished run; `python -m driftsched_lib run"):
-        results.load(tmp_path)
-
-
-def test_a_damaged_manifest_is_named(tmp_path):
-    write(tmp_path / "run", seed=1)
-    (tmp_path / "run" / "manifest.json").write_text("{")
-    with pytest.raises(DriftSchedError, match="manifest.json is damaged .*delete .*run and run again"):
-        results.load(tmp_path)
 
 
 def test_a_study_is_one_file_and_reads_like_its_folder(tmp_path):
@@ -113,16 +101,14 @@ def test_a_study_is_one_file_and_reads_like_its_folder(tmp_path):
 
 
 def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
-    params = Params.parse({"requests": 10}, "test")
-    run_grid(params, tmp_path, runs=[])
+    run_grid(Params.parse({"requests": 10}, "test"), tmp_path, runs=[])
     with pytest.raises(DriftSchedError, match="holds runs with another seeds, requests: give another folder"):
         run_grid(Params.parse({"requests": 11, "seeds": [9]}, "test"), tmp_path)
 
 
 def test_a_grid_with_options_is_taken_up_again(tmp_path):
-    params = Params.parse(
-        {"scheduler": {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}}, "test"
-    )
+    with_options = {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}
+    params = Params.parse({"scheduler": with_options}, "test")
     for _ in range(2):
         assert run_grid(params, tmp_path, runs=[]).empty
 

@@ -23,49 +23,52 @@ def grid(tmp_path_factory):
     return params, out, run_grid(params, out, jobs=2)
 
 
-def test_processes_change_no_byte(grid, tmp_path):
-    params, out, _ = grid
-    run_grid(params, tmp_path, jobs=1)
-    assert contents(tmp_path) == contents(out)
-
-
-def test_a_grid_is_whole_and_not_run_again(grid):
+def test_a_grid_is_whole_not_run_again_and_the_same_to_the_byte_by_one_process(grid, tmp_path):
     params, out, summary = grid
     assert summary.run.tolist() == [run.name for run in params.runs()]
     assert (summary.completed == 60).all()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")}
     assert run_grid(params, out).equals(summary)
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/requests.parquet")} == before
+    run_grid(params, tmp_path, jobs=1)
+    assert contents(tmp_path) == contents(out)
 
 
-def test_the_oracle_makes_no_error_and_runs_once_for_both_calibrations(grid):
-    _, _, summary = grid
+def test_the_oracle_runs_once_without_error_and_lengths_are_the_same_whatever_the_policy(grid):
+    _, out, summary = grid
     known = summary[(summary.estimator == "oracle") & (summary.token_counter == "tokenizer")]
     assert known.policy.tolist() == ["sjf"] * 2 and (known.mae_tokens == 0).all()
-
-
-def test_the_same_lengths_whatever_the_policy(grid):
-    _, out, _ = grid
     lengths = results.load(out).groupby(["seed", "request_id"])[["prompt_tokens", "output_tokens"]].nunique()
     assert (lengths == 1).all().all()
 
 
-@pytest.mark.parametrize("options", [{"jobs": 2}, {"backend": "ray"}])
-def test_real_engines_share_no_machine(tmp_path, options):
-    with pytest.raises(ParamsError, match="served one at a time"):
-        run_grid(Params(), tmp_path / "out", **options)
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        (None, {"jobs": 2}, "served one at a time"),
+        (None, {"backend": "ray"}, "served one at a time"),
+        (PAPER_L4, {"jobs": 0}, "jobs: it is 0"),
+        (PAPER_L4, {"jobs": -2}, "jobs: it is -2"),
+    ],
+)
+def test_real_engines_share_no_machine_and_no_jobs_are_refused(tmp_path, file, options, message):
+    with pytest.raises(ParamsError, match=message):
+        run_grid(Params.load(file, SMALL) if file else Params(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+REPLACED = "engine.args: they replace the profile's limits: "
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"engine.profile": "nowhere.json"}, "profile: .*nowhere.json: cannot be read"),
-        ({"engine.args": {"max_num_seqs": 0}}, "engine.args: they replace the profile's limits: max_num_seqs"),
-        ({"engine.args": {"dtype": "float16"}}, "engine.args: they replace the profile's limits: dtype"),
+        ({"engine.args": {"max_num_seqs": 0}}, f"{REPLACED}max_num_seqs"),
+        ({"engine.args": {"dtype": "float16"}}, f"{REPLACED}dtype"),
     ],
 )
-def test_an_engine_that_cannot_be_is_named_before_any_run(tmp_path, capsys, changes, message):
+def test_an_engine_that_cannot_be_is_named_before_any_run(changes, message):
     with pytest.raises(ParamsError, match=message):
         load_engine(Params.load(PAPER_L4, changes).engine)
 
@@ -82,13 +85,6 @@ def test_an_engine_that_can_serve_nothing_has_no_capacity(tmp_path, limits):
         run_grid(Params.load(PAPER_L4, SMALL | {"engine.args": limits}), tmp_path, jobs=1)
 
 
-@pytest.mark.parametrize("jobs", [0, -2])
-def test_no_jobs_are_refused(tmp_path, jobs):
-    with pytest.raises(ParamsError, match=f"jobs: it is {jobs}"):
-        run_grid(Params.load(PAPER_L4, SMALL), tmp_path / "out", jobs=jobs)
-    assert not (tmp_path / "out").exists()
-
-
 def test_replicas_serve_as_one_engine(tmp_path):
     small = SMALL | {"seeds": [1], "engine.replicas": 3, "engine.args.max_num_seqs": 4}
     by_router = {}
@@ -99,13 +95,6 @@ def test_replicas_serve_as_one_engine(tmp_path):
         assert (summary.completed == 60).all()
         by_router[router] = summary.mean_e2e_s.tolist()
     assert len(set(map(tuple, by_router.values()))) > 1
-
-
-def test_a_profile_that_cannot_be_written_is_named(tmp_path, capsys):
-    study = PROJECT / "data" / "fidelity_runs" / "tiny-fit"
-    [run] = results.runs(study)
-    assert main(["profile", str(study / run.name), "--out", str(tmp_path / "missing" / "profile.json")]) == 2
-    assert "missing/profile.json cannot be written" in capsys.readouterr().err
 
 
 def test_progress_counts_the_requests_of_finished_runs(tmp_path, monkeypatch):
@@ -122,15 +111,16 @@ def test_progress_counts_the_requests_of_finished_runs(tmp_path, monkeypatch):
     assert seen[0] == (60, 60)
 
 
-def test_a_profile_from_the_command_line_needs_a_finished_run_with_steps(grid, tmp_path, capsys):
+def test_a_profile_needs_a_finished_run_with_steps_and_a_file_that_can_be_written(grid, tmp_path, capsys):
     _, out, _ = grid
-    for folder, message in (
-        (tmp_path, "holds no finished run, it has no manifest.json"),
-        (out / results.runs(out)[0].name, "no profile can be fitted: the run kept no steps"),
+    study = PROJECT / "data" / "fidelity_runs" / "tiny-fit"
+    for run, file, message in (
+        (tmp_path, "profile.json", "holds no finished run, it has no manifest.json"),
+        (out / results.runs(out)[0].name, "profile.json", "no profile can be fitted: the run kept no steps"),
+        (study / results.runs(study)[0].name, "missing/profile.json", "missing/profile.json cannot be written"),
     ):
-        assert main(["profile", str(folder), "--out", str(tmp_path / "profile.json")]) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / "profile.json").exists()
+        assert main(["profile", str(run), "--out", str(tmp_path / file)]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / file).exists()
     with pytest.raises(ParamsError):
         profile_of_run(tmp_path)
 
