@@ -81,10 +81,11 @@ def _do(options: argparse.Namespace) -> None:
                 print(f"The report is {options.out}/report.html, the executed notebooks and the results lie beside it.")
         case "profile":
             from driftsched_lib.experiments.profiling import profile_of_run
-            from driftsched_lib.experiments.results import write_text
+            from driftsched_lib.experiments.results import writing
 
             profile = profile_of_run(options.run)
-            write_text(Path(options.out), profile.model_dump_json(indent=2) + "\n")
+            with writing(options.out):
+                profile.save(options.out)
             print(profile.model_dump_json(indent=2, include={"step", "provenance"}))
         case "pack":
             from driftsched_lib.experiments.results import pack

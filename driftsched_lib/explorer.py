@@ -29,8 +29,7 @@ from driftsched_lib.workloads.drift import SCENARIOS
 LIVE_S = 1.0  # between two pictures of a run's queue; the run waits while one is drawn
 
 
-Served = namedtuple("Served", "params done depth")
-"""One run: its parameters, its completed requests (`metrics.latencies`) and its queue over time."""
+Served = namedtuple("Served", "params done depth")  # of one run; `done` is of `metrics.latencies`
 
 
 class Choice(NamedTuple):
@@ -50,8 +49,7 @@ def setting(base: Params, choice: Choice) -> Params:
     phase = base.workload.phases[-1].model_dump() | {"share": 1.0, "load_factor": choice.load_factor, "pause_s": 0.0}
     changes = {"workload__phases": [phase], "workload__drift": choice.drift, "workload__output_length": "limit"}
     if choice.tenants > len(base.workload.tenants):
-        tiers = list(base.tiers)
-        tenants = {f"tenant-{i:03}": tiers[i % len(tiers)] for i in range(choice.tenants)}
+        tenants = {f"tenant-{i:03}": list(base.tiers)[i % len(base.tiers)] for i in range(choice.tenants)}
         changes |= {"workload__tenants": tenants, "workload__zipf": 1.0}
     changes |= {"scheduler__policies": [choice.policy], "scheduler__estimators": [choice.estimator]}
     changes |= {"scheduler__batching": [choice.batching], "scheduler__token_counter": ["tokenizer"]}

@@ -35,7 +35,6 @@ def provenance() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     """Return what git says of this checkout; None where it says nothing, or there is no git."""
+    folder = Path(__file__).parent
     with suppress(OSError):
-        git = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-        return git.stdout.strip() or None
-    return None
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True).stdout.strip() or None

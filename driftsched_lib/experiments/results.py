@@ -25,16 +25,14 @@ from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import Record
 from driftsched_lib.validation import PARTIAL, in_one_move
 
-SPEED = "engine_speed.json"
-PARAMS = "params.yaml"
+SPEED, PARAMS = "engine_speed.json", "params.yaml"
 
 
 @dataclass(frozen=True)
 class EngineSpeed:
     """What an engine can do, measured before the first run.
 
-    Load factors refer to the capacity, output tokens per second with every slot taken; slowdowns to TTFT and TPOT of a
-    request alone.
+    Load factors refer to the capacity (output tokens per second, every slot taken), slowdowns to a lone request.
     """
 
     capacity_tokens_per_s: float

@@ -11,8 +11,7 @@ from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifie
 from driftsched_lib.requests import CATEGORIES
 from driftsched_lib.workloads.prompts import STYLES, TOPICS, build_prompt, label_prefix
 
-FOLDS = 5
-"""The number of wordings in a category."""
+FOLDS = 5  # wordings in a category
 OTHER_WORDINGS = {
     "short_qa": ("Who invented BGP?", "Is Redis single-threaded?", "Why do we need TLS?", "Can Kafka lose messages?",
                  "Define an API gateway in one line."),

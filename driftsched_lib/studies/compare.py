@@ -5,17 +5,16 @@ Intervals over seeds, which are independent, are Student's.  Others are percenti
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-MIN_SEEDS = 10
-"""This many independent runs give an interval of their own."""
+MIN_SEEDS = 10  # this many independent runs give an interval of their own
 Statistic = Callable[[np.ndarray], np.ndarray]
-Setting = Mapping[str, Any]
-"""Values of columns, which together select rows."""
+Setting = Mapping[str, Any]  # values of columns, which together select rows
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,9 @@ def changes(
 ) -> pd.DataFrame:
     """Return `paired_change` of each setting, by name, and column: one row each with `change`, `low` and `high`."""
     rows = []
-    for name, setting in settings.items():
-        for column in columns:
-            change = paired_change(summary, column, setting, baseline)
-            rows.append((name, column, change.estimate, change.low, change.high))
+    for (name, setting), column in product(settings.items(), columns):
+        change = paired_change(summary, column, setting, baseline)
+        rows.append((name, column, change.estimate, change.low, change.high))
     return pd.DataFrame(rows, columns=["setting", "column", "change", "low", "high"])
 
 

@@ -20,8 +20,7 @@ from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.validation import read_yaml
 
 ENGINES = ("tiny", "llama-130m", "qwen-1.8b")
-MEASUREMENTS = ("policies", "rates", "azure")
-"""The grids that the fit never sees; params/fidelity/ has a file for each, and for each engine."""
+MEASUREMENTS = ("policies", "rates", "azure")  # the fit never sees them; params/fidelity/ has a file for each
 QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
 GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "TTFT P99": 0.08, "throughput": 0.015}
 """Relative errors that the simulator is to stay within."""

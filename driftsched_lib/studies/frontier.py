@@ -11,12 +11,11 @@ from driftsched_lib.experiments import metrics, results
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import behind_best, paired_change, select
 
+# Measures that are compared by their ratio, with their names.
 RELATIVE = {"mean_e2e_s": "mean E2E", "p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "longest wait"}
-"""Measures that are compared by their ratio, with their names."""
 COMPARED = ("p50_e2e_s", "p99_e2e_s", "longest_wait_s")
 SETTING = ["workload", "batching", "rate"]
-INTERVAL_S = 10.0
-"""Seconds over which service differences are taken."""
+INTERVAL_S = 10.0  # over which service differences are taken
 
 
 def larger_is_better(column: str) -> bool:

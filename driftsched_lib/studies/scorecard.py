@@ -12,10 +12,8 @@ from driftsched_lib.experiments.metrics import barrier_waste, estimation_errors,
 from driftsched_lib.studies.compare import Interval, bootstrap, mean, quantile, relative_change, rms, select
 
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
-CLOSE_TO_THE_PAPER = 0.25
-"""A change within this share of the paper's number counts as that number, or one whose interval holds it."""
-CLOSE_TO_ONE = 0.05
-"""A bias is close to 1 if its mean distance from 1 is surely below this."""
+CLOSE_TO_THE_PAPER = 0.25  # a change this near to the paper's number counts as it, or one whose interval holds it
+CLOSE_TO_ONE = 0.05  # a bias is close to 1 if its mean distance from 1 is surely below this
 CLAIMS = {
     "C1": ("calibration lowers estimation MAE", "-38.8%"),
     "C2": ("calibration lowers estimation RMSE", "-40.5%"),
