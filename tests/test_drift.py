@@ -25,7 +25,17 @@ from driftsched_lib.studies.drift_lab import (
     settled_bias,
     steady_noise,
 )
-from driftsched_lib.workloads.drift import FACTOR, HOT, HOT_SPREAD, MEDIAN_SHARE, SCENARIOS, SPREAD, abrupt, drifted
+from driftsched_lib.workloads.drift import (
+    FACTOR,
+    HOT,
+    HOT_SPREAD,
+    MEDIAN_SHARE,
+    NEWCOMERS,
+    SCENARIOS,
+    SPREAD,
+    abrupt,
+    drifted,
+)
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.prompts import TOPIC_FACTORS
 from driftsched_lib.workloads.synthetic import make_load
@@ -64,10 +74,8 @@ def test_number_order_and_times_stay_and_a_seed_gives_the_same_again(name, form,
 
 def test_a_stationary_load_is_lognormal_around_what_category_topic_and_tenant_make_of_it():
     load = load_of(requests=1500)
-    medians, changed = (
-        lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0)),
-        drifted(load, "stationary", 7, BASE_TOKENS),
-    )
+    medians = lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0))
+    changed = drifted(load, "stationary", 7, BASE_TOKENS)
     request = next(r for r in changed if r.tenant == "tenant-premium")  # in the middle of the names
     topic = max((topic for topic in TOPIC_FACTORS if topic in request.prompt), key=len)
     expected = MEDIAN_SHARE * request.max_tokens * TOPIC_FACTORS[topic]
@@ -86,21 +94,12 @@ def test_lengths_drift_by_the_factor_in_the_scenarios_direction(name, before, af
     still = lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0))
     changed = drifted(load, name, 7, BASE_TOKENS, spread=0.0)
     ratios = np.log(lengths(changed) / still) / log(FACTOR)
-    free = np.array(
-        [r.job_type == "summary" and r.tenant != "tenant-new" and r.fixed_output_tokens < r.max_tokens for r in changed]
-    )
-    n = len(load)
-    assert ratios[: n // 4][free[: n // 4]] == pytest.approx(before, abs=0.1)
-    assert ratios[-n // 5 :][free[-n // 5 :]] == pytest.approx(after, abs=0.1)
-
-
-def test_reports_shrink_and_short_answers_stay_at_an_abrupt_change():
-    load = load_of()
-    still, changed = (drifted(load, name, 7, BASE_TOKENS, spread=0.0) for name in ("stationary", "abrupt"))
-    for category, factor in {"report": 1 / FACTOR, "short_qa": 1.0}.items():
-        after = [i for i in range(len(load) // 2, len(load)) if load[i].job_type == category]
-        ratios = lengths(changed)[after] / lengths(still)[after]
-        assert ratios == pytest.approx(factor, rel=0.1)
+    old = [
+        r.job_type == "summary" and r.tenant != "tenant-new" and r.fixed_output_tokens < r.max_tokens for r in changed
+    ]
+    free, n = np.flatnonzero(old), len(load)
+    assert ratios[free[free < n // 4]] == pytest.approx(before, abs=0.1)
+    assert ratios[free[free >= n - n // 5]] == pytest.approx(after, abs=0.1)
 
 
 def test_days_and_nights_return():
@@ -131,12 +130,9 @@ def test_who_asks_for_what_changes():
 
 @pytest.mark.parametrize("tiers", [["premium", "standard", "batch"], ["gold", "silver", "tin", "scrap"], ["only"]])
 def test_a_new_tenant_is_of_the_middle_tier_and_a_noisy_one_of_the_last(tiers):
-    for name, tenant, tier in (
-        ("new_tenant", "tenant-new", tiers[len(tiers) // 2]),
-        ("noisy_neighbour", "tenant-noisy", tiers[-1]),
-    ):
+    for name, tier in (("new_tenant", tiers[len(tiers) // 2]), ("noisy_neighbour", tiers[-1])):
         changed = drifted(load_of(), name, 7, BASE_TOKENS, tiers=tiers)
-        assert {request.tier for request in changed if request.tenant == tenant} == {tier}
+        assert {request.tier for request in changed if request.tenant == NEWCOMERS[name]} == {tier}
 
 
 def test_wording_follows_the_drift():
@@ -161,14 +157,24 @@ def test_a_hotter_half_is_sampled_at_another_temperature_or_spreads_more():
     assert np.std(early) == pytest.approx(0.1, rel=0.1) and np.std(late) == pytest.approx(0.1 * HOT_SPREAD, rel=0.1)
 
 
-def test_where_a_change_comes_and_how_large_it_is_can_be_said():
+EARLY = partial(abrupt, at=0.2, change={"summary": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("scenario", "factor", "at", "expected"),
+    [
+        ("abrupt", FACTOR, 300, {"report": 1 / FACTOR, "short_qa": 1}),
+        (EARLY, 3.0, 120, {"summary": 1 / 3, "report": 1, "technical": 1, "short_qa": 1}),
+    ],
+)
+def test_categories_change_at_once_where_and_as_much_as_is_said(scenario, factor, at, expected):
     load = load_of()
     still = lengths(drifted(load, "stationary", 7, BASE_TOKENS, spread=0.0))
-    early = partial(abrupt, at=0.2, change={"summary": -1.0})
-    ratios = lengths(drifted(load, early, 7, BASE_TOKENS, spread=0.0, factor=3.0)) / still
-    summary = np.array([request.job_type == "summary" for request in load])
-    assert ratios[:120] == pytest.approx(1) and ratios[~summary] == pytest.approx(1)
-    assert ratios[120:][summary[120:]] == pytest.approx(1 / 3, rel=0.1)
+    ratios = lengths(drifted(load, scenario, 7, BASE_TOKENS, spread=0.0, factor=factor)) / still
+    categories = np.array([request.job_type for request in load[at:]])
+    assert ratios[:at] == pytest.approx(1)
+    for category, ratio in expected.items():
+        assert ratios[at:][categories == category] == pytest.approx(ratio, rel=1e-6 if ratio == 1 else 0.1)
 
 
 def test_what_cannot_drift_is_refused():
@@ -202,15 +208,9 @@ def test_a_replay_estimates_before_it_observes_and_observes_with_the_delay():
 
 
 def test_accuracy_by_hand():
-    table = pd.DataFrame(
-        {
-            "actual_tokens": [10, 20, 30, 40],
-            "estimated_tokens": [12, 18, 45, 40],
-            "low_tokens": [9.0, 19.0, 31.0, 20.0],
-            "high_tokens": [11.0, 25.0, 50.0, 40.0],
-        }
-    )
-    got = accuracy(table)
+    table = {"actual_tokens": [10, 20, 30, 40], "estimated_tokens": [12, 18, 45, 40]}
+    table |= {"low_tokens": [9.0, 19.0, 31.0, 20.0], "high_tokens": [11.0, 25.0, 50.0, 40.0]}
+    got = accuracy(pd.DataFrame(table))
     assert got.mae_tokens == (2 + 2 + 15) / 4 and got.rmse_tokens == pytest.approx(((4 + 4 + 225) / 4) ** 0.5)
     assert got.mape == pytest.approx((0.2 + 0.1 + 0.5) / 4) and got.bias_tokens == (2 - 2 + 15) / 4
     assert got.kendall_tau == kendalltau([12, 18, 45, 40], [10, 20, 30, 40]).statistic
@@ -228,10 +228,8 @@ def test_tables_of_many_replays():
     assert len(table) == 2 * 2 * 2 * 600
     summary = accuracy_table(table)
     assert list(summary.index) == [(s, e) for s in ("stationary", "abrupt") for e in ("kalman", "oracle")]
-    assert (
-        summary.mae_tokens["stationary", "oracle"].estimate == 0
-        and summary.mae_tokens["abrupt", "kalman"].estimate > 10
-    )
+    errors = summary.mae_tokens
+    assert errors["stationary", "oracle"].estimate == 0 and errors["abrupt", "kalman"].estimate > 10
     coverage = coverage_table(over_time(table))
     assert coverage.least["stationary", "oracle"] == 1 and coverage.within["stationary", "oracle"] == 0
     noise = steady_noise(table[table.scenario == "stationary"])
@@ -240,14 +238,9 @@ def test_tables_of_many_replays():
 
 def paths_of(errors, category="summary", scenario="abrupt", estimator="ema"):
     """Rows of `probe_paths`: a list of log errors a seed, by observation."""
-    rows = [
-        (scenario, estimator, category, seed, i, i, error)
-        for seed, run in enumerate(errors)
-        for i, error in enumerate(run)
-    ]
-    return pd.DataFrame(
-        rows, columns=["scenario", "estimator", "category", "seed", "position", "observations", "log_error"]
-    )
+    runs = [pd.DataFrame({"seed": seed, "log_error": run}) for seed, run in enumerate(errors)]
+    rows = pd.concat(run.assign(position=run.index, observations=run.index) for run in runs)
+    return rows.assign(scenario=scenario, estimator=estimator, category=category)
 
 
 def test_recovery_by_hand():

@@ -116,10 +116,8 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
     arguments = ["trace", str(path), "--format", "csv", "--column", "arrival=when", "--out", str(out)]
     assert main(arguments) == 2 and "line 3: prompt_tokens is 'x'" in capsys.readouterr().err and not out.exists()
     assert main([*arguments, "--skip-bad-rows", "--source", "mine"]) == 0
-    printed = capsys.readouterr()
-    assert (
-        printed.out.startswith("mine: 3 requests, 0.5 per second") and "1 bad row was left out\n  line 3" in printed.err
-    )
+    text, faults = capsys.readouterr()
+    assert text.startswith("mine: 3 requests, 0.5 per second") and "1 bad row was left out\n  line 3" in faults
     assert LengthMix.load(out).source == "mine"
 
 

@@ -1,6 +1,5 @@
 """Traces of every format, rows that are bad, and a trace as an experiment's load."""
 
-import csv
 import json
 import os
 import time
@@ -23,6 +22,7 @@ from driftsched_lib.workloads.synthetic import make_load, trace_window
 from driftsched_lib.workloads.traces import CHUNK, FIELDS, FORMATS, Faults, read_trace
 
 AZURE = PROJECT.parent / "shared" / "traces"
+LENGTH = "no whole number from 1 to 10,000,000"
 ROWS = [(0.0, 100, 10), (1.5, 200, 20), (1.5, 7, 3)]
 CLIENTS = """
 seed: 3
@@ -40,6 +40,14 @@ def read(*arguments, **options):
     return pd.concat(read_trace(*arguments, **options))
 
 
+def skipped(path, format="csv", text=None):
+    """The good rows of a trace, of this text if one is given, and the faults of its bad ones."""
+    if text is not None:
+        path.write_text(text)
+    faults = Faults()
+    return read(path, format, on_bad_row="skip", faults=faults), faults
+
+
 def write(folder, format):
     """A file of this format with the three `ROWS`."""
     path, columns = folder / format, list(FORMATS[format][2][:3])
@@ -52,11 +60,7 @@ def write(folder, format):
         case "parquet":
             table.to_parquet(path)
         case "mooncake":
-            lines = [
-                {"timestamp": 1000 * a, "input_length": p, "output_length": o, "hash_ids": [1]}
-                for a, p, o in table.itertuples(index=False)
-            ]
-            path.write_text("\n".join(json.dumps(line) for line in lines))
+            table.assign(timestamp=1000 * table.timestamp, hash_ids=1).to_json(path, orient="records", lines=True)
         case "vllm_bench":
             order = [2, 0, 1]  # as they ended
             series = {column: [table[column][i].item() for i in order] for column in columns}
@@ -117,17 +121,15 @@ inf,5,6,
 
 
 def test_bad_rows_are_counted_and_shown_by_line_with_the_reason(tmp_path):
-    path, faults = tmp_path / "bad.csv", Faults()
-    path.write_text(BAD)
-    rows = read(path, "csv", on_bad_row="skip", faults=faults)
+    path = tmp_path / "bad.csv"
+    rows, faults = skipped(path, text=BAD)
     assert rows.arrival_s.tolist() == [0, 9, 10] and faults.count == 10
-    lengths = "no whole number from 1 to 10,000,000"
     assert faults.first == [
         "line 3: arrival is 'x', no time",
-        f"line 4: prompt_tokens is '0', {lengths}",
-        f"line 5: output_tokens is 'nan', {lengths}",
-        f"line 6: output_tokens is '1e30', {lengths}",
-        f"line 7: output_tokens is '2.5', {lengths}",
+        f"line 4: prompt_tokens is '0', {LENGTH}",
+        f"line 5: output_tokens is 'nan', {LENGTH}",
+        f"line 6: output_tokens is '1e30', {LENGTH}",
+        f"line 7: output_tokens is '2.5', {LENGTH}",
     ]
     chunks, message = read_trace(path, "csv"), r"bad.csv: line 3: arrival is 'x', no time \(on_bad_row: skip leaves"
     assert next(chunks).prompt_tokens.tolist() == [5]  # the good row above it
@@ -140,9 +142,7 @@ def test_bad_rows_are_found_wherever_chunks_end(tmp_path):
     table = pd.DataFrame({"arrival": np.arange(n, dtype=float), "prompt_tokens": 100, "output_tokens": 10, "tier": ""})
     table.loc[CHUNK, "tier"], table.loc[CHUNK + 1, "output_tokens"] = "gold", 0
     table.loc[[CHUNK - 1, 2 * CHUNK - 1, 2 * CHUNK], "arrival"] = [1e9, 5.0, 1.0]
-    table.to_csv(path, index=False)
-    faults = Faults()
-    rows = read(path, "csv", on_bad_row="skip", faults=faults)
+    rows, faults = skipped(path, text=table.to_csv(index=False))
     assert rows.arrival_s.tolist() == [*range(CHUNK - 1), *range(CHUNK + 2, 2 * CHUNK - 1)]
     assert sorted(fault.split(", ")[0] for fault in faults.first) == [
         f"line {CHUNK + 1}: arrival is out of order",
@@ -175,51 +175,48 @@ def test_times_are_the_same_in_every_time_zone(first, second, zone, tmp_path, mo
         time.tzset()
 
 
-def test_rows_of_a_csv_may_be_longer_or_shorter_than_its_header(tmp_path):
-    path, faults = tmp_path / "ragged.csv", Faults()
-    path.write_text("arrival,prompt_tokens,output_tokens\n0,5,6,7,8\n\n1,7\n2,8,9\n")
-    rows = read(path, "csv", on_bad_row="skip", faults=faults)
-    assert rows[["arrival_s", "prompt_tokens", "output_tokens"]].to_numpy().tolist() == [[0, 5, 6], [2, 8, 9]]
-    assert faults.first == ["line 3: output_tokens is '', no whole number from 1 to 10,000,000"]
+RAGGED = "arrival,prompt_tokens,output_tokens\n0,5,6,7,8\n\n1,7\n2,8,9\n"
+FAILED = '{"start_times": [3.0, 1.0, 2.0], "input_lens": [5, 6, 7], "output_lens": [8, 0, 9]}'
 
 
-def test_json_lines_may_be_empty_and_numbers_absurd(tmp_path):
-    path, faults = tmp_path / "lines", Faults()
-    line = '{{"timestamp": {}, "input_length": {}, "output_length": 3}}\n'
-    huge = "9" * 400
-    path.write_text("\n".join([line.format(0, 1), line.format(huge, 1), line.format(5, huge), line.format(2000, 1)]))
-    rows = read(path, "mooncake", on_bad_row="skip", faults=faults)
-    assert rows.arrival_s.tolist() == [0.0, 2.0] and faults.count == 2
-    assert [fault.split(":")[0] for fault in faults.first] == ["line 3", "line 5"]
+def json_lines(*rows):
+    return "\n".join(f'{{"timestamp": {a}, "input_length": {p}, "output_length": 3}}\n' for a, p in rows)
 
 
-def test_one_absurdly_late_time_spoils_no_other_row(tmp_path):
-    path = tmp_path / "late.csv"
-    for times, kept in (([0, 1e11, 1, 2, 3], [0, 1, 2, 3]), ([5, 1, 2], [0, 1]), ([0, 9, 8, 10], [0, 9, 10])):
-        faults = Faults()
-        path.write_text("\n".join(["arrival,prompt_tokens,output_tokens", *(f"{time},1,1" for time in times)]))
-        rows = read(path, "csv", on_bad_row="skip", faults=faults)
-        assert rows.arrival_s.tolist() == kept and faults.count == 1
+def late(*times):
+    return "\n".join(["arrival,prompt_tokens,output_tokens", *(f"{time},1,1" for time in times)])
 
 
-def test_times_beyond_pythons_are_bad_rows_and_a_byte_order_mark_is_none(tmp_path):
-    path, faults = tmp_path / "far.parquet", Faults()
-    lengths = {"prompt_tokens": [1, 1], "output_tokens": [1, 1]}
+ABSURD = json_lines((0, 1), ("9" * 400, 1), (5, "9" * 400), (2000, 1))
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "kept", "found"),
+    [
+        ("csv", RAGGED, [[0, 5, 6], [2, 8, 9]], [f"line 3: output_tokens is '', {LENGTH}"]),
+        ("mooncake", ABSURD, [[0, 1, 3], [2, 1, 3]], ["line 3", "line 5"]),
+        ("mooncake", "\ufeff" + json_lines((0, 5)), [[0, 5, 3]], []),  # a byte order mark
+        ("vllm_bench", FAILED, [[0, 7, 9], [1, 5, 8]], [f"request 2: output_tokens is 0, {LENGTH}"]),
+        # one absurdly late time spoils no other row
+        ("csv", late(0, 1e11, 1, 2, 3), [[0, 1, 1], [1, 1, 1], [2, 1, 1], [3, 1, 1]], ["line 3: arrival is out"]),
+        ("csv", late(5, 1, 2), [[0, 1, 1], [1, 1, 1]], ["line 2: arrival is out"]),
+        ("csv", late(0, 9, 8, 10), [[0, 1, 1], [9, 1, 1], [10, 1, 1]], ["line 4: arrival is out"]),
+    ],
+)
+def test_odd_rows_are_kept_or_named(format, text, kept, found, tmp_path):
+    rows, faults = skipped(tmp_path / "trace", format, text)
+    assert rows[["arrival_s", "prompt_tokens", "output_tokens"]].to_numpy().tolist() == kept
+    assert faults.count == len(faults.first) == len(found)
+    assert all(fault.startswith(start) for fault, start in zip(faults.first, found, strict=True))
+
+
+def test_times_beyond_pythons_are_bad_rows(tmp_path):
+    path, lengths = tmp_path / "far.parquet", {"prompt_tokens": [1, 1], "output_tokens": [1, 1]}
     pq.write_table(pa.table({"arrival": pa.array([0, 10**14], pa.timestamp("s"))} | lengths), path)
-    assert len(read(path, "parquet", on_bad_row="skip", faults=faults)) == faults.count == 1
+    rows, faults = skipped(path, "parquet")
+    assert len(rows) == faults.count == 1
     pq.write_table(pa.table({"arrival": pa.array([1, 1_500_000_001], pa.timestamp("ns"))} | lengths), path)
     assert read(path, "parquet").arrival_s.tolist() == pytest.approx([0.0, 1.5])
-    marked = tmp_path / "marked.jsonl"
-    marked.write_text('\ufeff{"timestamp": 0, "input_length": 5, "output_length": 5}\n')
-    assert len(read(marked, "mooncake")) == 1
-
-
-def test_failed_requests_of_a_benchmark_are_named_by_their_place_in_it(tmp_path):
-    path, faults = tmp_path / "bench.json", Faults()
-    path.write_text(json.dumps({"start_times": [3.0, 1.0, 2.0], "input_lens": [5, 6, 7], "output_lens": [8, 0, 9]}))
-    rows = read(path, "vllm_bench", on_bad_row="skip", faults=faults)
-    assert rows.arrival_s.tolist() == [0.0, 1.0] and rows.prompt_tokens.tolist() == [7, 5]
-    assert faults.first == ["request 2: output_tokens is 0, no whole number from 1 to 10,000,000"]
 
 
 @pytest.mark.parametrize(
@@ -283,11 +280,8 @@ def params_on(path, seeds, **changes):
 @pytest.fixture
 def trace(tmp_path):
     rng, path = np.random.default_rng(1), tmp_path / "trace.csv"
-    with open(path, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow([*FIELDS[:3], "tenant"])
-        for i in range(80):
-            rows.writerow([100 + i / 2, rng.integers(20, 200), rng.integers(1, 600), "acme" if i % 4 else ""])
+    rows = [(100 + i / 2, rng.integers(20, 200), rng.integers(1, 600), "acme" if i % 4 else "") for i in range(80)]
+    pd.DataFrame(rows, columns=FIELDS[:4]).to_csv(path, index=False)
     return path
 
 
@@ -335,8 +329,7 @@ def test_times_are_compressed_or_stretched_to_a_load(trace):
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
 
 
-def test_what_an_estimator_sees_tells_nothing_of_a_length(trace):
-    """No category, no prompt's wording and no limit of a trace that names none."""
+def test_no_category_and_no_limit_tells_an_estimator_a_length(trace):
     requests = served(on_trace(trace))
     assert len({request.fixed_output_tokens for request in requests}) > 1
     assert len({(request.job_type, request.max_tokens) for request in requests}) == 1

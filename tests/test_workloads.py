@@ -47,10 +47,8 @@ def test_gaps_categories_and_tenants_have_their_distributions(index):
 def test_topics_and_templates_are_uniform():
     prompts = Counter(request.prompt for request in requests_of(WorkloadParams(label_prefix=False), 5))
     for category in CATEGORIES:
-        counts = [
-            [prompts[build_prompt(category, topic, template)] for template in range(len(TEMPLATES[category]))]
-            for topic in TOPICS
-        ]
+        numbers = range(len(TEMPLATES[category]))
+        counts = [[prompts[build_prompt(category, topic, number)] for number in numbers] for topic in TOPICS]
         assert stats.chisquare(np.sum(counts, axis=0)).pvalue > 0.001
         assert stats.chisquare(np.sum(counts, axis=1)).pvalue > 0.001
 
