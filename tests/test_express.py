@@ -34,14 +34,11 @@ def test_without_its_terms_it_is_sjf_and_without_an_express_lane_fifo(sizes):
     assert order(express(express_share=0), sizes) == order(Fifo(), sizes)
 
 
-def test_above_the_cap_it_is_fifo():
+def test_above_the_cap_it_is_fifo_and_the_weight_of_a_tier_divides_the_size():
     """40 and 25 are larger than half of what had come by then, themselves included; 30 and 20 were not."""
     sizes = [30, 1, 20, 2, 40, 3, 25, 4]
     served = order(express(express_share=0.5), sizes)
     assert [sizes[i] for i in served] == [1, 2, 3, 4, 20, 30, 40, 25]
-
-
-def test_the_weight_of_a_tier_divides_the_size():
     policy = express(tiers=halving(*TIERS))
     assert order(policy, [30, 20, 9, 30], "premium", "standard", "batch", "premium") == [0, 3, 2, 1]
 
@@ -50,6 +47,8 @@ def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_me
     prompt, spread = make_request(1, input_tokens=100), make_request(1, quantiles=(10.0, 10.0, 40.0, 100.0))
     assert [express(input_price=price).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
     assert [express(uncertainty=share).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
+    gamble, sure = make_request("gamble", quantiles=(1.0, 19.0)), make_request("sure", quantiles=(9.9, 9.9))
+    assert example_order(express(uncertainty=1), gamble, sure) == ["sure", "gamble"]  # a mean of 10 against 9.9
 
 
 @pytest.mark.parametrize(("lead_tokens", "longest"), [(1e9, 100), (20, 2)])
@@ -115,12 +114,6 @@ def test_no_request_waits_longer_than_promised(history, fifo_share, express_shar
         elif queued:
             dispatched += queued.pop(policy.pop(0.0).request_id)
         assert all(dispatched <= allowed[request_id] + 20 for request_id in queued)
-
-
-def test_the_price_is_of_the_mean_and_the_order_that_of_the_least_expected_cost():
-    """Sizes of 1 or 19 against 9.9 surely, weight 1 and a cap far away: the mean of 10 goes second."""
-    gamble, sure = make_request("gamble", quantiles=(1.0, 19.0)), make_request("sure", quantiles=(9.9, 9.9))
-    assert example_order(express(uncertainty=1), gamble, sure) == ["sure", "gamble"]
 
 
 def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():

@@ -63,12 +63,13 @@ def test_conserves_requests(name, actions):
     assert scheduler.is_idle and set(scheduler.depth.values()) == {0}
 
 
-def test_submission_classifies_counts_and_estimates():
+def test_submission_classifies_counts_and_estimates_and_a_full_queue_rejects_with_the_reason():
     request, output_tokens = make_request(1, tier="premium"), int(256 * 1.2 * 1.005)
     request.prompt = "Summarize DNS in ten words."
-    queue(request)
+    _, records = queue(request, make_request(2), capacity=1)
     assert (request.category, request.input_tokens) == ("summary", 5)
     assert (request.estimate.output_tokens, request.estimate.total_tokens) == (output_tokens, 5 + output_tokens)
+    assert [(r.request_id, r.outcome, r.reason) for r in records] == [("2", "rejected", "queue full (1)")]
 
 
 def test_completion_is_learnt_from_and_recorded():
@@ -79,11 +80,6 @@ def test_completion_is_learnt_from_and_recorded():
     assert record.outcome is Outcome.COMPLETED and record.finish_s == 9.0
     assert (record.output_tokens, record.output_words, record.actual_tokens) == (40, 32, 32)
     assert (record.bias_before, record.measured_bias, record.bias_after) == (1.0, 0.5, pytest.approx(0.95))
-
-
-def test_a_full_queue_rejects_with_the_reason():
-    _, records = queue(make_request(1), make_request(2), capacity=1)
-    assert [(r.request_id, r.outcome, r.reason) for r in records] == [("2", "rejected", "queue full (1)")]
 
 
 def test_a_request_expires_at_its_deadline_while_queued_and_when_the_engine_could_not_begin_with_it():
@@ -98,7 +94,7 @@ def test_a_request_expires_at_its_deadline_while_queued_and_when_the_engine_coul
     assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0), ("1", "expired", 7.0)]
 
 
-def test_an_id_that_comes_back_has_its_new_deadline():
+def test_an_id_that_comes_back_has_its_new_deadline_and_one_that_is_here_is_refused():
     scheduler, records = queue(make_request(1, deadline_s=5.0))
     scheduler.cancel("1", 1.0)
     scheduler.submit(make_request(1, deadline_s=10.0), 2.0)
@@ -106,6 +102,11 @@ def test_an_id_that_comes_back_has_its_new_deadline():
     assert len(records) == len(scheduler) == 1
     scheduler.expire(10.0)
     assert [r.outcome for r in records] == ["cancelled", "expired"]
+    scheduler.submit(make_request(1), 11.0)
+    for _ in ("queued", "running"):
+        with pytest.raises(ValueError, match="already here"):
+            scheduler.submit(make_request(1), 11.0)
+        scheduler.next(11.0)
 
 
 def test_a_running_request_is_handed_back_when_its_client_gives_up():
@@ -125,14 +126,6 @@ def test_an_output_that_cannot_be_counted_leaves_its_request_to_be_failed():
         scheduler.complete(Output(scheduler.next(0.0), 4, 4, None, 1.0, 2.0))
     scheduler.fail_all("no text", 2.0)
     assert [(r.outcome, r.reason) for r in records] == [("failed", "no text")]
-
-
-def test_an_id_that_is_here_is_refused():
-    scheduler, _ = queue(make_request(1))
-    for _ in ("queued", "running"):
-        with pytest.raises(ValueError, match="already here"):
-            scheduler.submit(make_request(1), 0.0)
-        scheduler.next(0.0)
 
 
 def test_admission_turns_away_with_its_reason_and_sees_what_is_queued():

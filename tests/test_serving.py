@@ -40,10 +40,14 @@ def test_a_free_slot_is_filled_at_once_and_a_static_batch_ends_with_its_last(bat
     assert spans == expected and records["b"].first_token_s == 1.0
 
 
-def test_a_static_batch_closes_when_its_window_has_passed():
+def test_a_static_batch_closes_when_its_window_has_passed_unless_its_only_request_gave_up():
     requests = [make_request("a"), make_request("b", arrival_s=0.5), make_request("c", arrival_s=1.5)]
     engine, _ = run(requests, StaticBatching(3, wait_s=1.0))
     assert engine.log == [(1.0, "a"), (1.0, "b"), (5.0 + 1.0, "c")]
+    requests = [make_request("gone", cancel_s=0.5), make_request("later", arrival_s=10.0)]
+    engine, records = run(requests, StaticBatching(2, wait_s=1.0))
+    assert outcomes(records) == {"gone": ("cancelled", 0.5), "later": ("completed", 15.0)}
+    assert engine.log == [(11.0, "later")]
 
 
 def test_order_of_service_is_the_policys():
@@ -92,13 +96,6 @@ def test_a_request_held_at_the_barrier_can_be_cancelled_and_the_rest_is_released
     assert outcomes(records) == {"done": ("cancelled", 3.0), "long": ("cancelled", 5.0), "short": ("completed", 2.0)}
 
 
-def test_a_batch_whose_only_request_gave_up_does_not_close():
-    requests = [make_request("gone", cancel_s=0.5), make_request("later", arrival_s=10.0)]
-    engine, records = run(requests, StaticBatching(2, wait_s=1.0))
-    assert outcomes(records) == {"gone": ("cancelled", 0.5), "later": ("completed", 15.0)}
-    assert engine.log == [(11.0, "later")]
-
-
 def test_a_request_that_the_engine_refuses_fails_alone():
     for batching in (ContinuousBatching(), StaticBatching(2, 0.0), StaticBatching(1, 0.0)):
         _, records = run([make_request("huge", max_tokens=2000), make_request("fine")], batching)
@@ -106,17 +103,13 @@ def test_a_request_that_the_engine_refuses_fails_alone():
         assert records["huge"].reason == "longer than the context"
 
 
-def test_an_engine_that_raises_fails_everything_that_is_there_and_is_heard():
+def test_an_engine_that_raises_fails_everything_that_is_there_and_a_loop_that_cannot_go_on_says_so():
     scheduler, records = make_scheduler()
-    engine = OneTokenASecond(slots=1, fails_at=6.0)
     requests = [make_request(i, arrival_s=i * 0.1) for i in range(3)]
     with pytest.raises(OSError, match="the engine died"):
-        serve(requests, scheduler, engine, ContinuousBatching())
+        serve(requests, scheduler, OneTokenASecond(slots=1, fails_at=6.0), ContinuousBatching())
     assert [record.outcome.value for record in records] == ["completed", "failed", "failed"]
     assert records[1].reason == "OSError: the engine died"
-
-
-def test_a_loop_that_cannot_go_on_says_so():
     with pytest.raises(RuntimeError, match="no progress"):
         run([make_request("a")], ContinuousBatching(), slots=0)
 
