@@ -56,13 +56,16 @@ def test_the_defaults_are_the_papers():
     assert [(tier.weight, tier.safety) for tier in params.tiers.values()] == [(5, 1.2), (3, 1.0), (2, 0.8)]
 
 
-def test_a_flat_file_is_refused_with_where_its_keys_went():
+def test_a_flat_file_is_refused_with_where_its_keys_went_and_every_fault_has_its_line():
     with pytest.raises(ParamsError) as error:
         Params.parse({"engine": "vllm", "policies": ["fifo"], "length_scale": 0.5, "cooling_s": 1.0}, "old.yaml")
     [line] = str(error.value).splitlines()
     moves = ("engine -> engine.kind", "policies -> scheduler.policies", "length_scale -> workload.length_scale")
     assert line.startswith("old.yaml: ") and all(move in line for move in (*moves, "cooling_s -> measure.cooling_s"))
     assert MOVED["engine_args"] == "engine.args"
+    with pytest.raises(ParamsError) as error:  # every fault has its line
+        Params.parse({"requests": 0, "seeds": "x"}, "bad.yaml")
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["seeds[0]", "requests"]
 
 
 # By the key that is given, its value, and the message; here [ and ? stand for themselves.
@@ -119,12 +122,6 @@ def test_a_bad_value_is_named_with_its_file_and_field(key, value, message):
     assert str(error.value).startswith("bad.yaml: ")
 
 
-def test_every_fault_has_its_line():
-    with pytest.raises(ParamsError) as error:
-        Params.parse({"requests": 0, "seeds": "x"}, "bad.yaml")
-    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["seeds[0]", "requests"]
-
-
 NO_FILES = {None: "cannot be read", "a: [": "is not YAML", "a: 2024-99-99": "is not YAML"}
 
 
@@ -137,13 +134,17 @@ def test_a_file_that_is_none_is_named(tmp_path, text, message):
         Params.load(path)
 
 
-def test_overrides_reach_into_mappings_and_no_further(tmp_path):
+def test_overrides_reach_into_mappings_and_no_further_and_changes_are_validated(tmp_path):
     path = tmp_path / "p.yaml"
     path.write_text("requests: 30\n")
     params = Params.load(path, {"workload.label_prefix": False, "scheduler.policies": "sjf"})
     assert not params.workload.label_prefix and [str(policy) for policy in params.scheduler.policies] == ["sjf"]
     with pytest.raises(ParamsError, match="requests.x reaches into requests, which is not a mapping"):
         Params.load(path, {"requests.x": 1})
+    params = Params().changed(scheduler__policies="sjf", requests=5)
+    assert (str(params.scheduler.policies[0]), params.requests) == ("sjf", 5)
+    with pytest.raises(ParamsError, match="changed parameters: requests: input should be greater than"):
+        params.changed(requests=0)
 
 
 def test_what_is_written_is_read_back():
@@ -162,13 +163,6 @@ def test_a_notebooks_variables_lie_over_its_file_and_a_whole_file_replaces_it(tm
     assert (params.requests, params.seeds, len(params.scheduler.policies)) == (30, [7], 1)
     injected = {"params_file": str(path), "workload": {"length_scale": 0.5}, "requests": 5}  # by papermill -f
     assert Params.of_notebook(injected) == Params.parse({"workload": {"length_scale": 0.5}, "requests": 5}, "whole")
-
-
-def test_changes_are_validated():
-    params = Params().changed(scheduler__policies="sjf", requests=5)
-    assert (str(params.scheduler.policies[0]), params.requests) == ("sjf", 5)
-    with pytest.raises(ParamsError, match="changed parameters: requests: input should be greater than"):
-        params.changed(requests=0)
 
 
 def test_the_grid_varies_estimates_only_where_they_matter():
