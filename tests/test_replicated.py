@@ -14,32 +14,21 @@ def replicate(n, router="round_robin", max_outstanding=None, **limits):
     return ReplicatedEngine(engines, ROUTERS[router], max_outstanding)
 
 
-def patient(load):
-    return [some for some in requests_of(load) if some.cancel_s is None]
-
-
-def assert_same_service(records, expected):
-    for request_id, record in expected.items():
-        assert records[request_id].outcome == record.outcome
-        assert records[request_id].first_token_s == pytest.approx(record.first_token_s)
-        if record.outcome == "completed":  # a refusal is met at dispatch, between two iterations' ends
-            assert records[request_id].finish_s == pytest.approx(record.finish_s)
-
-
+@pytest.mark.parametrize(("replicas", "max_outstanding"), [(1, None), (3, 10)])
 @given(small, loads)
-def test_one_replica_is_the_engine_itself(limits, load):
-    _, alone = simulated(patient(load), make_profile(**limits))
-    records = served(patient(load), replicate(1, **limits))
-    assert_same_service(records, alone)
+def test_turns_taken_make_independent_engines_and_one_is_the_engine_itself(replicas, max_outstanding, limits, load):
+    def patient():
+        return [some for some in requests_of(load) if some.cancel_s is None]
 
-
-@given(small, loads)
-def test_turns_taken_make_independent_engines(limits, load):
-    replicated = replicate(3, max_outstanding=len(load), **limits)
-    records = served(patient(load), replicated)
-    for turn in range(3):
-        _, alone = simulated(patient(load)[turn::3], make_profile(**limits))
-        assert_same_service(records, alone)
+    records = served(patient(), replicate(replicas, max_outstanding=max_outstanding, **limits))
+    for turn in range(replicas):
+        _, alone = simulated(patient()[turn::replicas], make_profile(**limits))
+        for request_id, expected in alone.items():
+            record = records[request_id]
+            assert record.outcome == expected.outcome
+            assert record.first_token_s == pytest.approx(expected.first_token_s)
+            if record.outcome == "completed":  # a refusal is met at dispatch, between two iterations' ends
+                assert record.finish_s == pytest.approx(expected.finish_s)
 
 
 @given(small, loads)
@@ -50,8 +39,8 @@ def test_clients_of_replicas_may_leave(limits, load):
 
 
 def test_a_static_batch_larger_than_all_replicas_waits_inside_them():
-    replicated = replicate(2, "least_requests")
-    records = served([request(i, output=5) for i in range(20)], replicated, batching=StaticBatching(20, 0.01))
+    load, batching = [request(i, output=5) for i in range(20)], StaticBatching(20, 0.01)
+    records = served(load, replicate(2, "least_requests"), batching=batching)
     assert {record.outcome.value for record in records.values()} == {"completed"}
 
 

@@ -1,7 +1,7 @@
 """Real vLLM on this machine with the embedded model: one engine for the file."""
 
 import re
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -16,9 +16,10 @@ from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter
+from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.synthetic import make_load
 
-SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
+SMOKE = PROJECT / "params" / "smoke.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +49,23 @@ def requests(**changes):
     return make_load(params.workload, params.requests, 1, capacity_tokens_per_s=2000.0)[1].requests
 
 
-BATCHINGS = {"continuous": ContinuousBatching, "static": lambda: StaticBatching(8, 0.01)}
-
-
-@pytest.fixture(params=BATCHINGS)
+@pytest.fixture(params=[ContinuousBatching, partial(StaticBatching, 8, 0.01)], ids=["continuous", "static"])
 def batching(request):
-    return BATCHINGS[request.param]()
+    return request.param()
 
 
-def test_fixed_outputs_have_exactly_their_length_and_times_are_in_order(serve_all, batching):
+def test_fixed_outputs_have_exactly_their_length_and_times_are_in_order(engine, serve_all, batching):
     frame = serve_all(requests(), batching)
     assert (frame.outcome == "completed").all()
     assert (frame.output_tokens == frame.max_tokens).all() and (frame.actual_tokens == frame.max_tokens).all()
     assert (frame.output_words > 0).all() and (frame.output_words <= frame.output_tokens).all()
     assert (frame.arrival_s <= frame.dispatch_s).all() and (frame.dispatch_s < frame.first_token_s).all()
     assert (frame.first_token_s <= frame.finish_s).all()
+    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)  # one row per iteration
+    assert steps.time_s.is_monotonic_increasing and steps.running.max() <= engine.max_num_seqs
+    assert (steps.duration_s > 0).all() and (steps.duration_s <= steps.time_s.diff().fillna(steps.time_s)).all()
+    assert steps.prompt_tokens.sum() == frame.prompt_tokens.sum()
+    assert steps.output_tokens.sum() + steps.prompt_requests.sum() == frame.output_tokens.sum()
     if isinstance(batching, StaticBatching):
         assert (frame.groupby("batch_id").finish_s.nunique() == 1).all()
         assert frame.groupby("batch_id").size().max() <= 8
@@ -85,15 +88,6 @@ def test_a_request_is_sampled_at_its_own_temperature_or_the_engines(engine, monk
     assert asked == [engine.temperature, 1.6]
 
 
-def test_every_iteration_has_a_row(engine, serve_all):
-    frame = serve_all(requests(), ContinuousBatching())
-    steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-    assert steps.time_s.is_monotonic_increasing and steps.running.max() <= engine.max_num_seqs
-    assert (steps.duration_s > 0).all() and (steps.duration_s <= steps.time_s.diff().fillna(steps.time_s)).all()
-    assert steps.prompt_tokens.sum() == frame.prompt_tokens.sum()
-    assert steps.output_tokens.sum() + steps.prompt_requests.sum() == frame.output_tokens.sum()
-
-
 def test_clients_may_leave_in_mid_run(engine, serve_all, batching):
     some = requests()
     for request in some[::3]:
@@ -107,8 +101,7 @@ def test_clients_may_leave_in_mid_run(engine, serve_all, batching):
 
 def test_requests_beyond_the_context_fail_alone(serve_all):
     some = requests()
-    some[2].prompt = "latency " * 3000
-    some[3].prompt, some[3].fixed_output_tokens = "latency " * 450, 1020
+    some[2].prompt, some[3].prompt, some[3].fixed_output_tokens = "latency " * 3000, "latency " * 450, 1020
     frame = serve_all(some, ContinuousBatching()).loc[[request.request_id for request in some]]
     failed = frame[frame.outcome == "failed"]
     assert list(failed.index) == [some[2].request_id, some[3].request_id] and len(frame) == len(some)
@@ -116,11 +109,8 @@ def test_requests_beyond_the_context_fail_alone(serve_all):
     assert (frame.outcome.drop(failed.index) == "completed").all()
 
 
-def test_an_unknown_engine_argument_is_named(engine):
+def test_an_unknown_engine_argument_and_a_model_that_is_not_there_are_named(engine, tmp_path):
     with pytest.raises(ParamsError, match="args: vLLM does not know max_seqs"):
         load_engine(Params.load(SMOKE, {"engine.args.max_seqs": 8}).engine)
-
-
-def test_a_model_that_is_not_there_is_named(engine, tmp_path):
     with pytest.raises(ParamsError, match=f"model '{tmp_path}' .* cannot be loaded"):
         load_engine(Params.load(SMOKE, {"engine.model": str(tmp_path)}).engine)
