@@ -9,24 +9,11 @@ from sklearn.linear_model import LogisticRegression
 
 from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifier, TextWeights, words_of
 from driftsched_lib.requests import CATEGORIES
+from driftsched_lib.validation import PROJECT, read_yaml
 from driftsched_lib.workloads.prompts import STYLES, TOPICS, build_prompt, label_prefix
 
 FOLDS = 5  # wordings in a category
-OTHER_WORDINGS = {
-    "short_qa": ("Who invented BGP?", "Is Redis single-threaded?", "Why do we need TLS?", "Can Kafka lose messages?",
-                 "Define an API gateway in one line."),
-    "summary": ("Give me a summary of how Terraform works.", "Condense the main points about CDNs.",
-                "Sum up the key ideas of OAuth.", "TL;DR of PagedAttention please.",
-                "Briefly recap the history of Docker."),
-    "technical": ("Describe the internals of PostgreSQL replication.",
-                  "Walk me through the architecture of a service mesh.",
-                  "How exactly does the KV cache get evicted, step by step?",
-                  "Show how CUDA streams overlap copies with kernels.",
-                  "Detail the implementation of rate limiting with token buckets."),
-    "report": ("Prepare a comprehensive report about cloud security.", "Draft a long analysis of multi-tenant systems.",
-               "Produce a full assessment of our observability stack.", "Compile a white paper on zero trust.",
-               "Write an in-depth study of autoscaling in production."),
-}  # fmt: skip
+OTHER_WORDINGS: dict[str, list[str]] = read_yaml(PROJECT / "data" / "other_wordings.yaml")
 """Prompts as other people word them; nothing is trained on them."""
 
 
