@@ -1,7 +1,7 @@
 """Copy the notebooks with parameters of seconds, so that `pytest --nbval-lax FOLDER` runs them cell by cell.
 
-`python tests/smoke_notebooks.py [FOLDER]` writes `FOLDER/notebooks`, and beside it links to `data` and `params` and an
-empty `runs`.  So every relative path in a notebook means what it means in the project, and notebooks share results.
+`python tests/smoke_notebooks.py [FOLDER]` writes `FOLDER/notebooks`, and beside it links to `data` and `params`.  So
+relative paths mean what they mean in the project.
 """
 
 import shutil
@@ -27,19 +27,18 @@ def copy_notebook(name: str, folder: Path, parameters: dict | None = None) -> Pa
     parameters = PARAMETERS.get(name, {}) | (parameters or {})
     if unknown := parameters.keys() - inspect_notebook(original).keys():
         raise ValueError(f"{original.name}: no parameter is called {', '.join(sorted(unknown))}")
+    copy.parent.mkdir(parents=True, exist_ok=True)
     for shared in ("data", "params"):
         if not (folder / shared).exists():
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / shared).symlink_to(PROJECT / shared)
-    copy.parent.mkdir(exist_ok=True)
     notebook = load_notebook_node(str(original))
     write_ipynb(parameterize_notebook(notebook, parameters) if parameters else notebook, str(copy))
     return copy
 
 
 def main(folder: Path) -> None:
-    shutil.rmtree(folder / "notebooks", ignore_errors=True)
-    shutil.rmtree(folder / "runs", ignore_errors=True)  # or finished runs would not be run again
+    for old in ("notebooks", "runs"):  # finished runs would not be run again
+        shutil.rmtree(folder / old, ignore_errors=True)
     for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         copy_notebook(notebook.stem, folder)
 

@@ -60,18 +60,13 @@ class _Unreliable(SimulatedEngine):
 
 
 def soak(policy: str, requests: int, seed: int = 1) -> tuple[Counter, int]:
-    """Serve requests, some of which are cancelled, expire, are rejected, refused or lost, or go down with the engine.
-
-    After a breakdown a new engine takes the rest.  A line is printed.
-
-    Returns:
-        The requests by how they ended, and the number of breakdowns.
+    """Serve requests on faulty engines, print a line, and return the requests by outcome and the number of breakdowns.
 
     Raises:
         AssertionError: a request ended never or more than once, or memory blocks were kept after the first tenth.
     """
-    started, rng, ended, outcomes, breakdowns = time.perf_counter(), Random(seed), bytearray(requests), Counter(), 0
-    early_blocks, latest = 0, None
+    started, rng, ended, outcomes = time.perf_counter(), Random(seed), bytearray(requests), Counter()
+    breakdowns, early_blocks, latest = 0, 0, None
 
     def note(record: Record) -> None:
         ended[int(record.request_id)] += 1
@@ -84,8 +79,8 @@ def soak(policy: str, requests: int, seed: int = 1) -> tuple[Counter, int]:
                 early_blocks = _blocks()
             yield latest
 
-    classifier = KeywordClassifier()
-    scheduler = Scheduler(POLICIES[policy](), RunningQuantiles(), WhitespaceCounter(), classifier, note, CAPACITY)
+    shared = RunningQuantiles(), WhitespaceCounter(), KeywordClassifier()
+    scheduler = Scheduler(POLICIES[policy](), *shared, note, CAPACITY)
     load, engine = islice(_requests(rng), requests), _Unreliable(rng)
     while True:
         try:
@@ -95,15 +90,10 @@ def soak(policy: str, requests: int, seed: int = 1) -> tuple[Counter, int]:
             breakdowns, engine = breakdowns + 1, _Unreliable(rng, engine.now())
             if not ended[int(latest.request_id)]:  # it was about to arrive
                 load = chain([latest], load)
-    faulty, grown, rate = (
-        requests - ended.count(1),
-        _blocks() - early_blocks,
-        requests / (time.perf_counter() - started),
-    )
-    print(
-        f"{policy}: {requests:,} requests, {rate:,.0f} per second; {dict(outcomes)}; {breakdowns} breakdowns; ", end=""
-    )
-    print(f"{psutil.Process().memory_info().rss / 2**20:.0f} MiB, {grown:+,} blocks since the first tenth", flush=True)
+    faulty, grown = requests - ended.count(1), _blocks() - early_blocks
+    rate, mib = requests / (time.perf_counter() - started), psutil.Process().memory_info().rss / 2**20
+    served = f"{policy}: {requests:,} requests, {rate:,.0f} per second; {dict(outcomes)}; {breakdowns} breakdowns"
+    print(f"{served}; {mib:.0f} MiB, {grown:+,} blocks since the first tenth", flush=True)
     assert not faulty, f"{policy}: {faulty} requests without exactly one outcome"
     assert grown <= MAX_BLOCKS + requests / 100, f"{policy}: {grown:,} memory blocks kept after {requests:,} requests"
     return outcomes, breakdowns
@@ -118,23 +108,16 @@ def _blocks() -> int:
 def _requests(rng: Random) -> Iterator[Request]:
     """Yield an endless load that by turns overruns the engine and lets it catch up."""
     prompts = [(category, build_prompt(category, topic, 0)) for category in TEMPLATES for topic in TOPICS]
-    too_long, tiers, arrival_s = "word " * 3000, list(TIERS), 0.0
-    random, expovariate = rng.random, rng.expovariate
+    too_long, tiers, now, random, expovariate = "word " * 3000, list(TIERS), 0.0, rng.random, rng.expovariate
     for i in count():
-        arrival_s += expovariate(1 / GAPS_S[i // TURN % 2])
+        now += expovariate(1 / GAPS_S[i // TURN % 2])
         category, prompt = prompts[int(random() * len(prompts))]
-        tenant = int(random() * TENANTS)
-        yield Request(
-            request_id=str(i),
-            arrival_s=arrival_s,
-            prompt=prompt if random() > 1e-3 else too_long,
-            tenant=f"tenant-{tenant}",
-            tier=tiers[tenant % len(tiers)],
-            max_tokens=BASE_TOKENS[category],
-            fixed_output_tokens=1 + int(random() * BASE_TOKENS[category]),
-            deadline_s=arrival_s + expovariate(1 / 60) if random() < 0.5 else None,
-            cancel_s=arrival_s + expovariate(1 / 60) if random() < 0.1 else None,
-        )
+        tenant, limit = int(random() * TENANTS), BASE_TOKENS[category]
+        prompt = prompt if random() > 1e-3 else too_long
+        options = {"fixed_output_tokens": 1 + int(random() * limit)}
+        options["deadline_s"] = now + expovariate(1 / 60) if random() < 0.5 else None
+        options["cancel_s"] = now + expovariate(1 / 60) if random() < 0.1 else None
+        yield Request(str(i), now, prompt, f"tenant-{tenant}", tiers[tenant % len(tiers)], limit, **options)
 
 
 if __name__ == "__main__":

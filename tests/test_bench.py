@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 from benchmarks import simulator
+from benchmarks.__main__ import goals
 from benchmarks.costs import CLASSIFIERS, QUEUED, estimator_costs, policy_costs
-from benchmarks.goals import goals
 from benchmarks.throughput import loop_throughput_ratios
 from helpers import OneTokenASecond
 
@@ -13,45 +13,42 @@ from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.validation import PROJECT
 
+GOOD = {"slow": [10, 15, 20], "estimator": 49, "text": 499, "last": (1_000_000, 9999, 1499, 10), "explorer": 0.49}
+GOOD |= {"loop": [0.9, 0.98, 0.99], "plugin": [0.97, 0.98, 0.99]}
 WORKLOAD = Params.load(PROJECT / "params" / "smoke.yaml").workload
 
 
 class WithoutLimit(OneTokenASecond):
-    """Works on `slots` requests at a time and lets the others wait, as vLLM does; its clock starts anew."""
+    """Works on `slots` requests at a time and lets the others wait, as vLLM does; `open` slots look free to a loop."""
+
+    open = 4
 
     def restart_clock(self):
         self.time = 0.0
 
+    def has_room(self):
+        return len(self.left) < self.open
+
     def step(self, until):
-        waiting = dict(list(self.left.items())[self.slots :])
-        self.left = dict(list(self.left.items())[: self.slots])
+        requests = list(self.left.items())
+        self.left = dict(requests[: self.slots])
         done = super().step(until)
-        self.left |= waiting
+        self.left |= requests[self.slots :]
         return done
 
 
-class HalfOpen(WithoutLimit):
-    def has_room(self):
-        return len(self.left) < self.slots / 2
-
-
-def test_each_policy_has_a_cost_at_each_queue_length():
+def test_each_policy_estimator_and_classifier_has_a_cost():
     costs = policy_costs(queued=(5, 50), blocks=3, size=4)
     assert set(costs.index) == set(POLICIES) and list(costs.columns) == [5, 50]
     assert (costs > 0).all().all()
-
-
-def test_each_estimator_and_classifier_has_a_cost():
     costs = estimator_costs(requests=60, size=10)
     assert set(costs.index) == {*ESTIMATORS, *CLASSIFIERS} and (costs > 0).all()
 
 
-def test_a_loop_that_keeps_the_engine_full_has_its_throughput():
+def test_a_loop_that_keeps_the_engine_full_has_its_throughput_and_one_that_leaves_slots_empty_is_seen(monkeypatch):
     assert loop_throughput_ratios(WORKLOAD, WithoutLimit(slots=4), requests=20, pairs=3) == [1.0] * 3
-
-
-def test_a_loop_that_leaves_slots_empty_is_seen():
-    assert max(loop_throughput_ratios(WORKLOAD, HalfOpen(slots=4), requests=20, pairs=3)) < 0.8
+    monkeypatch.setattr(WithoutLimit, "open", 2)
+    assert max(loop_throughput_ratios(WORKLOAD, WithoutLimit(slots=4), requests=20, pairs=3)) < 0.8
 
 
 @pytest.mark.parametrize(
@@ -70,13 +67,12 @@ def test_a_loop_that_leaves_slots_empty_is_seen():
     ],
 )
 def test_goals_are_judged_by_the_median_ratio_the_worst_cost_and_the_largest_run(measured, missed):
-    policies = pd.DataFrame([[1, 1, 1], measured.get("slow", [10, 15, 20])], columns=list(QUEUED))
-    estimators = {"quick": 1.0, "slow": measured.get("estimator", 49), "key words": 600}
-    estimators["text classifier"] = measured.get("text", 499)
-    runs = [(10_000, 10_000, 1, 20), measured.get("last", (1_000_000, 9999, 1499, 10))]
-    simulated = pd.DataFrame(runs, columns=["requests", "requests_per_s", "memory_mib", "times_blis"])
-    loop, plugin = measured.get("loop", [0.9, 0.98, 0.99]), measured.get("plugin", [0.97, 0.98, 0.99])
-    judged = goals(policies, pd.Series(estimators), simulated, loop, plugin, measured.get("explorer", 0.49))
+    m = GOOD | measured
+    policies = pd.DataFrame([[1, 1, 1], m["slow"]], columns=list(QUEUED))
+    costs = pd.Series({"quick": 1.0, "slow": m["estimator"], "key words": 600, "text classifier": m["text"]})
+    columns = ["requests", "requests_per_s", "memory_mib", "times_blis"]
+    simulated = pd.DataFrame([(10_000, 10_000, 1, 20), m["last"]], columns=columns)
+    judged = goals(policies, costs, simulated, m["loop"], m["plugin"], m["explorer"])
     named = judged.index[judged.met == "no"]
     assert len(named) == len(missed) and all(map(str.startswith, named, missed)), named
 

@@ -31,6 +31,8 @@ def test_an_exact_change_is_found_exactly_as_requests_are_paired():
         assert (change.estimate, change.low, change.high) == pytest.approx((-0.4, -0.4, -0.4))
     without = frame[~((frame.policy == "new") & frame.request_id.astype(int).lt(100))]
     assert compare.relative_change(without, "e2e_s", compare.mean, NEW, OLD).estimate == pytest.approx(-0.4)
+    with pytest.raises(ValueError, match="no request was completed under all of"):
+        compare.relative_change(frame, "e2e_s", compare.mean, {"policy": "none"}, OLD)
 
 
 def test_intervals_cover_about_as_often_as_they_say():
@@ -71,26 +73,16 @@ def test_a_difference_and_one_setting_agree_with_plain_means():
     assert alone.estimate == pytest.approx(means["new"]) and alone.low < alone.estimate < alone.high
 
 
-def test_nothing_to_compare_is_an_error():
-    with pytest.raises(ValueError, match="no request was completed under all of"):
-        compare.relative_change(two_policies(np.random.default_rng(1)), "e2e_s", compare.mean, {"policy": "none"}, OLD)
+VERDICTS = {
+    REPRODUCED: [(-0.41, -0.45, -0.38), (-0.33, -0.36, -0.30), (-0.28, -0.43, -0.10)],  # near, or in the interval
+    DIRECTION_ONLY: [(-0.20, -0.25, -0.15), (-0.70, -0.72, -0.68)],
+    NOT_REPRODUCED: [(-0.40, -0.90, 0.01), (0.40, 0.30, 0.50), (0.0, 0.0, 0.0)],
+}
 
 
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [
-        ((-0.41, -0.45, -0.38), REPRODUCED),
-        ((-0.33, -0.36, -0.30), REPRODUCED),  # within a quarter of -0.42
-        ((-0.28, -0.43, -0.10), REPRODUCED),  # the interval holds it
-        ((-0.20, -0.25, -0.15), DIRECTION_ONLY),
-        ((-0.70, -0.72, -0.68), DIRECTION_ONLY),
-        ((-0.40, -0.90, 0.01), NOT_REPRODUCED),
-        ((0.40, 0.30, 0.50), NOT_REPRODUCED),
-        ((0.0, 0.0, 0.0), NOT_REPRODUCED),
-    ],
-)
-def test_verdicts(interval, expected):
-    assert verdict(-0.42, compare.Interval(*interval)) == expected
+@pytest.mark.parametrize("expected", VERDICTS)
+def test_verdicts(expected):
+    assert {verdict(-0.42, compare.Interval(*interval)) for interval in VERDICTS[expected]} == {expected}
 
 
 def test_many_seeds_give_students_interval_over_seeds():

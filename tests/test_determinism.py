@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -19,75 +20,58 @@ from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.validation import PROJECT
 
-GRID = {
-    "scheduler.policies": list(POLICIES),
-    "scheduler.estimators": ["quantiles"],
-    "scheduler.batching": ["continuous"],
-    "workload.output_length": "spread",
-    "requests": 60,
-    "seeds": [1],
-    "workload.zipf": 1.0,
-    "workload.queue_timeout_s": 20.0,
-}
-COMMAND = [sys.executable, "-m", "driftsched_lib", "run"]
+SCHEDULER = {"policies": list(POLICIES), "estimators": ["quantiles"], "batching": ["continuous"]}
+GRID = {"workload.output_length": "spread", "workload.zipf": 1.0, "workload.queue_timeout_s": 20.0}
+GRID |= {"requests": 60, "seeds": [1], **{f"scheduler.{name}": value for name, value in SCHEDULER.items()}}
 DIGESTS = PROJECT / "tests" / "determinism.json"
 
 
 def digest(table):
-    """Of a table's values, not of its file: numbers to six significant digits, whatever their type."""
-    lines = [
-        "|".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row)
-        for row in table.astype(object).itertuples(index=False, name=None)
-    ]
+    """Return the hash of a table's values, not of its file: numbers to six significant digits, whatever their type."""
+    rows = table.astype(object).itertuples(index=False, name=None)
+    lines = ("|".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row) for row in rows)
     return hashlib.sha256("\n".join(["|".join(table.columns), *lines]).encode()).hexdigest()[:16]
 
 
 @pytest.fixture(scope="module")
 def outs(tmp_path_factory):
-    """Results folders of two processes at a time, each with a hash seed of its own."""
-    folder = tmp_path_factory.mktemp("determinism")
+    """Return the results folders of two processes at a time, each with a hash seed of its own."""
+    folder, seeds = tmp_path_factory.mktemp("determinism"), ("0", "1234")
     (folder / "grid.yaml").write_text(yaml.safe_dump(Params.load(PAPER_L4, GRID).model_dump(), sort_keys=False))
+    command = [sys.executable, "-m", "driftsched_lib", "run", str(folder / "grid.yaml"), "--jobs", "1", "--out"]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     processes = [
-        subprocess.Popen(
-            [*COMMAND, str(folder / "grid.yaml"), "--out", str(folder / seed), "--jobs", "1"],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        for seed in ("0", "1234")
+        subprocess.Popen([*command, str(folder / seed)], env=os.environ | {"PYTHONHASHSEED": seed}, **pipes)
+        for seed in seeds
     ]
     for process in processes:
         _, said = process.communicate()
         assert process.returncode == 0, said.decode()
-    return folder / "0", folder / "1234"
+    return [folder / seed for seed in seeds]
 
 
 def digests(out):
-    return {
-        f"{run.manifest['run']['policy']}/{table}": digest(run.table(table))
-        for run in sorted(results.runs(out), key=lambda run: run.name)
-        for table in ("requests", "queue_depth")
-    }
+    runs = sorted(results.runs(out), key=lambda run: run.name)
+    tables = product(runs, ("requests", "queue_depth"))
+    return {f"{run.manifest['run']['policy']}/{table}": digest(run.table(table)) for run, table in tables}
 
 
 def test_hash_seeds_and_processes_change_no_byte(outs):
-    """Sets and dictionaries of strings are where a hash seed would show."""
     one, other = map(contents, outs)
     assert len(one) > 3 * len(POLICIES) and one == other
 
 
 def test_another_machine_gets_the_values_that_are_committed(outs):
-    """A change that is meant is written down with `python tests/test_determinism.py`, and its reason in the commit."""
+    """`python tests/test_determinism.py` writes down a change that is meant."""
     assert digests(outs[0]) == json.loads(DIGESTS.read_text())
 
 
 def test_parameters_in_an_order_that_draws_another_load_are_others(tmp_path):
     params = Params.load(PAPER_L4, GRID | {"scheduler.policies": ["fifo"], "requests": 5})
     run_grid(params, tmp_path, jobs=1)
-    tenants = dict(reversed(params.workload.tenants.items()))
-    turned = params.model_copy(update={"workload": params.workload.model_copy(update={"tenants": tenants})})
+    turned = dict(reversed(params.workload.tenants.items()))
     with pytest.raises(DriftSchedError, match="holds runs with another workload.tenants"):
-        run_grid(turned, tmp_path, jobs=1)
+        run_grid(params.changed(workload__tenants=turned), tmp_path, jobs=1)
 
 
 def test_a_digest_sees_one_value_that_differs():

@@ -19,7 +19,6 @@ SCREENSHOTS = PROJECT / "runs" / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OFFLINE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PATIENCE_MS = 120_000
-REQUESTS = 60
 
 
 @contextmanager
@@ -27,10 +26,9 @@ def jupyter_lab(root):
     """Yield the URL of a JupyterLab that serves a folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = [f"--port={port}", f"--ServerApp.root_dir={root}", "--IdentityProvider.token="]
-    options += ["--no-browser", "--allow-root"]
+    options = [f"--port={port}", f"--ServerApp.root_dir={root}", "--IdentityProvider.token=", "--no-browser"]
+    options, url = [*options, "--allow-root"], f"http://127.0.0.1:{port}"
     env = os.environ | {"JUPYTER_CONFIG_DIR": str(root / "config"), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
-    url = f"http://127.0.0.1:{port}"
     with open(root / "lab.log", "w") as log:
         lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
     try:
@@ -48,7 +46,7 @@ def jupyter_lab(root):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
-    notebook = copy_notebook("10_explorer", tmp_path, {"requests": REQUESTS})
+    notebook = copy_notebook("10_explorer", tmp_path, {"requests": 60})
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with jupyter_lab(tmp_path) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
@@ -56,9 +54,8 @@ def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"{url}/lab/tree/notebooks/{notebook.name}")
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        page.get_by_role("button", name="No", exact=True).click()  # to news by JupyterLab
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        for role, name in (("button", "No"), ("menuitem", "Run"), ("menuitem", "Run All Cells")):  # no news
+            page.get_by_role(role, name=name, exact=True).click()
         picture = page.locator("img.jupyter-widgets >> visible=true")
         picture.wait_for()
         table = page.locator(".widget-html table")
@@ -67,9 +64,10 @@ def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
         handle = page.locator(".widget-slider", has_text="load factor").locator(".noUi-handle")
         handle.scroll_into_view_if_needed()
         box = handle.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
         page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] / 2 + 40, box["y"] + box["height"] / 2, steps=4)
+        page.mouse.move(x + 40, y, steps=4)
         page.mouse.up()
         page.wait_for_function("([image, src]) => image.src != src", arg=[picture.element_handle(), before])
         page.wait_for_function("([table, text]) => table.innerText != text", arg=[table.element_handle(), differences])

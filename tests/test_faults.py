@@ -1,8 +1,7 @@
 """Faults while an experiment runs: no finished run is lost or repeated, nothing half-written is read as whole.
 
-And the message says what to do.  Processes are killed, disks filled and kernels interrupted for real.  Processes that
-run a grid are forks of one that has imported everything, so that twenty of them take seconds.  `--thorough` repeats all
-on real vLLM, and kills it twenty times.
+The message says what to do.  Processes that run a grid are forks of one that has imported everything, so that twenty of
+them take seconds.  `--thorough` repeats all on real vLLM, and kills it twenty times.
 """
 
 import gc
@@ -59,8 +58,7 @@ def pytest_generate_tests(metafunc):
 
 def grid(engine, folder, seeds):
     """Write the parameters of a grid with at least two runs per seed; return their file."""
-    file, changes = GRIDS[engine]
-    path = folder / "grid.yaml"
+    (file, changes), path = GRIDS[engine], folder / "grid.yaml"
     path.write_text(yaml.safe_dump(Params.load(file, changes | {"seeds": list(range(1, seeds + 1))}).model_dump()))
     return path
 
@@ -69,8 +67,8 @@ def manifests(out):
     return len(list(out.glob("*/manifest.json")))
 
 
-def finished(out):
-    """Return the bytes of all finished runs, after checking that each has one row per request."""
+def finished(out, before=()):
+    """Return the bytes of all finished runs: each has one row per request, those finished `before` are unchanged."""
     runs = {}
     for folder in (path.parent for path in out.glob("*/manifest.json")):
         if folder.suffix != PARTIAL:
@@ -78,14 +76,8 @@ def finished(out):
             rows = run.table("requests")
             assert rows.request_id.nunique() == len(rows) == run.manifest["params"]["requests"]
             runs[folder.name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert all(runs.get(name) == before[name] for name in before)
     return runs
-
-
-def kept(before, out):
-    """Return what is finished now, after checking that all that was finished before is unchanged."""
-    after = finished(out)
-    assert {name: after.get(name) for name in before} == before
-    return after
 
 
 def complete(grid, out):
@@ -103,9 +95,6 @@ def in_new_process(function, *arguments, wrapper=()):
     code = f"import test_faults; test_faults.{function.__name__}(*{[str(argument) for argument in arguments]})"
     done = subprocess.run([*wrapper, sys.executable, "-c", code], cwd=PROJECT / "tests", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# Killed
 
 
 def start(work, grid, out):
@@ -132,7 +121,7 @@ def run_interrupted_and_broken(grid, out):
     assert run(grid, out) == 130
     params, before = Params.load(grid), finished(out)
     broken = SimulatedEngine if params.engine.kind == "simulated" else sys.modules["vllm"].LLMEngine
-    step = broken.step
+    step, failed = broken.step, r"run (.*): the engine failed \(RuntimeError: illegal memory access\).*run the same"
 
     def step_or_raise(self, *arguments):
         if manifests(out) > len(before):
@@ -142,18 +131,13 @@ def run_interrupted_and_broken(grid, out):
 
     with patch.object(broken, "step", step_or_raise), pytest.raises(RunError) as caught:
         run_grid(params, out, jobs=1)
-    failed, message = (
-        r"run (.*): the engine failed \(RuntimeError: illegal memory access\).*run the same",
-        str(caught.value),
-    )
-    name = re.match(failed, message)[1]
-    assert name in [run.name for run in params.runs()] and KEPT in message
+    name = re.match(failed, str(caught.value))[1]
+    assert name in [run.name for run in params.runs()] and KEPT in str(caught.value)
     gc.collect()
     assert not [thing for thing in gc.get_objects() if isinstance(thing, broken)], "the traceback keeps the engine"
-    before = kept(before, out)
-    assert name not in before
-    assert run(grid, out) == 0
-    before = kept(before, out)
+    before = finished(out, before)
+    assert name not in before and run(grid, out) == 0
+    before = finished(out, before)
     assert run(grid, out) == 0 and finished(out) == before
 
 
@@ -175,26 +159,23 @@ def kill_at_random_moments(engine, grid, out, kills):
     if engine == "vllm":
         import driftsched_lib.engines.vllm  # noqa: F401  # here, so that no fork has to
     provenance()  # a second the first time
-    out, random = Path(out), Random(1)
-    started = time.monotonic()
-    child = start(run, grid, out)
-    wait(child, out, 1)
-    first_s = time.monotonic() - started
-    assert end(child, signal.SIGKILL) == -signal.SIGKILL
-    before, speed = finished(out), results.load_speed(out)
-    for _ in range(int(kills) - 1):
-        child = start(run, grid, out)
-        wait(child, out, 1, max_s=random.uniform(0, 1.2 * first_s))
+    out, random, max_s, before = Path(out), Random(1), inf, {}
+    for kill in range(int(kills)):
+        started, child = time.monotonic(), start(run, grid, out)
+        wait(child, out, 1, max_s)
+        if kill == 0:
+            first_s, speed = time.monotonic() - started, results.load_speed(out)
+        max_s = random.uniform(0, 1.2 * first_s)
         assert end(child, signal.SIGKILL) == -signal.SIGKILL
-        before = kept(before, out)
-
+        before = finished(out, before)
+    log = Path(f"{out}.log")
     child = start(run_interrupted_and_broken, grid, out)
     wait(child, out, 1)
-    before, log = kept(before, out), Path(f"{out}.log")
+    before = finished(out, before)
     assert len(before) < len(Params.load(grid).runs()) - 2
     assert end(child, signal.SIGINT) == 0, log.read_text()
     assert "interrupted: finished runs are kept, the same command goes on" in log.read_text()
-    kept(before, out)
+    finished(out, before)
     assert complete(grid, out) and results.load_speed(out) == speed
 
 
@@ -206,53 +187,42 @@ def test_killed_at_random_moments_interrupted_and_broken(engine, kills, tmp_path
         assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-# The disk
-
-
 @contextmanager
-def a_limit_on_file_sizes(out):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield "File too large"
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
-def a_full_disk(out):
-    with suppress(OSError), open(out / "other", "wb", buffering=0) as other:
-        while True:
-            other.write(bytes(4096))
-    yield "No space left on device"
-    (out / "other").unlink()
-
-
-@contextmanager
-def a_disk_mounted_read_only(out):
-    subprocess.run(["mount", "-o", "remount,ro", out], check=True)
-    yield "Read-only file system"
-    subprocess.run(["mount", "-o", "remount,rw", out], check=True)
-
-
-@contextmanager
-def a_folder_of_another_user(out):
-    user = os.geteuid()
-    out.chmod(0o555)
-    out.parent.chmod(0o755)
-    if user == 0:
-        os.seteuid(65534)
-    yield "Permission denied"
-    os.seteuid(user)
-    out.chmod(0o755)
+def disk_fault(fault, out):
+    """Bring about a fault that has this message."""
+    match fault:
+        case "File too large":
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            yield
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        case "No space left on device":
+            with suppress(OSError), open(out / "other", "wb", buffering=0) as other:
+                while True:
+                    other.write(bytes(4096))
+            yield
+            (out / "other").unlink()
+        case "Read-only file system":
+            subprocess.run(["mount", "-o", "remount,ro", out], check=True)
+            yield
+            subprocess.run(["mount", "-o", "remount,rw", out], check=True)
+        case "Permission denied":
+            user = os.geteuid()
+            out.chmod(0o555)
+            out.parent.chmod(0o755)
+            if user == 0:
+                os.seteuid(65534)
+            yield
+            os.seteuid(user)
+            out.chmod(0o755)
 
 
 def serve_on_failing_disks(engine, grid, out, mounts):
-    out, params = Path(out), Params.load(grid)
+    out, params, faults = Path(out), Params.load(grid), ["File too large", "Permission denied"]
     out.mkdir()
     if mounts == "True":
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", out], check=True)
-        faults = [a_full_disk, a_disk_mounted_read_only]
-    else:
-        faults = [a_limit_on_file_sizes, a_folder_of_another_user]
+        faults = ["No space left on device", "Read-only file system"]
     os.chdir(out.parent)
     out, before, write_run = Path(out.name), {}, results.write_run
     for fault in faults:
@@ -260,20 +230,19 @@ def serve_on_failing_disks(engine, grid, out, mounts):
 
             def write_one_run(*run):
                 write_run(*run)
-                message.append(stack.enter_context(fault(out)))  # noqa: B023
+                stack.enter_context(disk_fault(fault, out))  # noqa: B023
 
-            message = []
             with patch.object(results, "write_run", write_one_run), pytest.raises(DriftSchedError) as caught:
                 run_grid(params, out, jobs=1)
-            after = kept(before, out)
+            after = finished(out, before)
             assert len(after) == len(before) + 1 and not list(out.glob("*/*.partial"))
             for _ in range(2):
-                assert message[0] in str(caught.value) and KEPT in str(caught.value), caught.value
+                assert fault in str(caught.value) and KEPT in str(caught.value), caught.value
                 with pytest.raises(DriftSchedError) as caught:
                     run_grid(params, out, jobs=1)
-            before = kept(after, out)
+            before = finished(out, after)
     run_grid(params, out, jobs=1)
-    kept(before, out)
+    finished(out, before)
     assert complete(grid, out)
 
 
@@ -297,16 +266,6 @@ def test_disks_that_cannot_be_written(engine, mounts, tmp_path):
     in_new_process(serve_on_failing_disks, engine, file, tmp_path / "out", mounts, wrapper=wrapper)
 
 
-# The notebook
-
-
-CELL = """
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
-run_grid(Params.load({grid!r}), {out!r})
-"""
-
-
 @pytest.fixture
 def kernel(monkeypatch):
     """Yield a client of a Jupyter kernel of this Python."""
@@ -320,9 +279,9 @@ def kernel(monkeypatch):
 
 
 def test_an_interrupted_notebook_goes_on(engine, kernel, tmp_path):
-    file, out = grid(engine, tmp_path, seeds=60 if engine == "simulated" else 10), tmp_path / "out"
-    cell = CELL.format(grid=str(file), out=str(out))
-    before = {}
+    file, out, before = grid(engine, tmp_path, seeds=60 if engine == "simulated" else 10), tmp_path / "out", {}
+    cell = "from driftsched_lib.experiments import grid, params\n"
+    cell += f"grid.run_grid(params.Params.load({str(file)!r}), {str(out)!r})"
     for more in (1, 2):
         message = kernel.execute(cell, stop_on_error=False)  # or what is sent soon after its error is not run
         while manifests(out) < len(before) + more:
@@ -333,9 +292,9 @@ def test_an_interrupted_notebook_goes_on(engine, kernel, tmp_path):
         assert reply["parent_header"]["msg_id"] == message
         assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")
         assert reply["content"]["evalue"] == f"finished runs are kept in {out}: run the same again to go on"
-        before = kept(before, out)
+        before = finished(out, before)
         assert len(before) < len(Params.load(file).runs())
     kernel.execute(cell)
     assert kernel.get_shell_msg(timeout=600)["content"]["status"] == "ok"
-    kept(before, out)
+    finished(out, before)
     assert complete(file, out)

@@ -3,7 +3,7 @@
 import shutil
 import signal
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from simulation import PAPER_L4, SMALL, contents
@@ -26,11 +26,6 @@ MOMENTS = 20
 
 def press():
     signal.raise_signal(signal.SIGINT)
-
-
-class PressedAsItGoes:
-    def __del__(self):
-        press()
 
 
 def press_at(number, event, function):
@@ -79,7 +74,7 @@ def test_ctrl_c_waits_for_the_next_check_or_the_end_and_a_second_one_does_not():
 def test_ctrl_c_in_a_destructor_which_swallows_it_is_raised_by_the_next_check():
     done = []
     with pytest.raises(KeyboardInterrupt), remembered(at_once=True) as check:
-        PressedAsItGoes()
+        type("PressedAsItGoes", (), {"__del__": lambda self: press()})()
         done.append("swallowed")
         check()
         done.append("never")
@@ -101,17 +96,13 @@ def test_the_inner_of_two_hears_it_alone_and_where_it_is_ignored_it_stays_so():
 
 
 def test_another_thread_is_told_of_none():
-    heard = []
-
     def work():
         with remembered(at_once=False) as check:
             check()
-            heard.append(signal.getsignal(signal.SIGINT))
+            return signal.getsignal(signal.SIGINT)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert heard == [signal.default_int_handler]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(work).result() == signal.default_int_handler
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -69,34 +69,20 @@ def test_max_min_shares_give_to_none_more_than_it_asks_for():
     assert metrics.max_min_shares(500.0, demands, weights).tolist() == demands.tolist()
 
 
-def test_busy_time_leaves_gaps_out():
-    requests = frame([{"arrival_s": a, "finish_s": b} for a, b in [(0, 4), (1, 2), (3, 6), (10, 11), (10.5, 12)]])
-    assert metrics.busy_s(requests) == pytest.approx(6 + 2)
+def test_job_class_bounds_are_inclusive_and_flips_compare_neighbours_of_one_category_and_tier():
+    def classes(requests):
+        return metrics.job_classes(requests, [128, 512])
 
-
-def test_job_class_bounds_are_inclusive():
-    totals = enumerate([1, 128, 129, 512, 513])
-    requests = frame([{"estimated_total_tokens": total, "arrival_s": i} for i, total in totals])
-    assert metrics.job_classes(requests, [128, 512]).job_class.tolist() == [
-        "short",
-        "short",
-        "medium",
-        "medium",
-        "long",
-    ]
-
-
-def test_flips_compare_neighbours_of_one_category_and_tier():
+    totals = [1, 128, 129, 512, 513]
+    bounds = classes(frame([{"estimated_total_tokens": total} for total in totals]).assign(arrival_s=range(5)))
+    assert bounds.job_class.tolist() == ["short", "short", "medium", "medium", "long"]
     totals = [("report", 100), ("summary", 600), ("report", 200), ("report", 201), ("summary", 601)]
     rows = [{"category": name, "estimated_total_tokens": total} for name, total in totals]
     requests = frame(rows, actual_tokens=110).assign(arrival_s=range(5))
-    classes = metrics.job_classes(requests, [128, 512])
-    assert classes.flip.tolist() == [False, False, True, False, False]
-    assert classes.misjudged.tolist() == [False, True, True, True, True]  # each came to 120: short
-    assert metrics.job_classes(requests[::-1], [128, 512]).flip.tolist() == classes.flip.tolist()
-    assert not metrics.job_classes(
-        requests.assign(tier=["premium", "batch", "batch", "batch", "batch"]), [128, 512]
-    ).flip.any()
+    assert classes(requests).flip.tolist() == [False, False, True, False, False]
+    assert classes(requests).misjudged.tolist() == [False, True, True, True, True]  # each came to 120: short
+    assert classes(requests[::-1]).flip.tolist() == classes(requests).flip.tolist()
+    assert not classes(requests.assign(tier=["premium", "batch", "batch", "batch", "batch"])).flip.any()
 
 
 def test_summary_by_hand():
@@ -140,7 +126,9 @@ def batches(*lengths):
     return pd.DataFrame(rows, columns=["batch_id", "output_tokens"]).assign(**shared)
 
 
-def test_barrier_waste_and_throughput_by_hand():
+def test_busy_time_barrier_waste_and_throughput_by_hand():
+    requests = frame([{"arrival_s": a, "finish_s": b} for a, b in [(0, 4), (1, 2), (3, 6), (10, 11), (10.5, 12)]])
+    assert metrics.busy_s(requests) == pytest.approx(6 + 2)
     assert metrics.barrier_waste(batches([10, 10], [5])) == 0
     assert metrics.barrier_waste(batches([10, 5], [4, 4])) == pytest.approx(5 / 28)
     assert metrics.throughput(batches([10, 5], [4, 4])) == pytest.approx(23 / 2)

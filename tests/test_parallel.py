@@ -19,10 +19,6 @@ def double(number):
     return 2 * number
 
 
-def die(number):
-    os._exit(1)
-
-
 def fail(number):
     raise KeyError(number)
 
@@ -33,28 +29,19 @@ def test_every_task_is_done_once(jobs):
     assert list(finish_all(double, [], jobs)) == []
 
 
-def test_a_dead_worker_ends_the_grid_with_what_to_do():
+def test_a_dead_worker_what_a_task_raises_and_a_missing_ray_are_told(monkeypatch):
     with pytest.raises(RunError, match="a worker died.*Run the same again to go on"):
-        list(finish_all(die, [(1,), (2,)], 2))
-
-
-def test_what_a_task_raises_is_raised():
+        list(finish_all(os._exit, [(1,), (2,)], 2))
     with pytest.raises(KeyError):
         list(finish_all(fail, [(1,)], 2))
-
-
-def test_ray_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DriftSchedError, match="backend: Ray is not installed"):
         list(finish_all(double, [(1,)], 1, "ray"))
 
 
-RAY = """
-import sys
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
-
-run_grid(Params.load(sys.argv[1]), sys.argv[2], jobs=2, backend="ray")
+RAY = """import sys
+from driftsched_lib.experiments import grid, params
+grid.run_grid(params.Params.load(sys.argv[1]), sys.argv[2], jobs=2, backend="ray")
 """
 
 

@@ -42,19 +42,15 @@ def test_a_half_written_run_is_no_run_and_a_damaged_manifest_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["run.partial", "run"])
-def test_what_is_not_finished_is_replaced(tmp_path, left):
+def test_what_is_not_finished_is_replaced_but_no_folder_of_runs(tmp_path, left):
     (tmp_path / left).mkdir()
     (tmp_path / left / "junk").write_text("half")
     write(tmp_path / "run", seed=1)
     assert names(tmp_path / "run") == ["manifest.json", "requests.parquet", "steps.parquet"]
     assert names(tmp_path) == ["run"]
-
-
-def test_a_folder_of_runs_is_not_replaced_by_a_run(tmp_path):
-    write(tmp_path / "grid" / "run", seed=1)
-    with pytest.raises(DriftSchedError, match="grid holds folders, so it is no run's"):
-        write(tmp_path / "grid", seed=2)
-    assert [run.name for run in results.runs(tmp_path / "grid")] == ["run"]
+    with pytest.raises(DriftSchedError, match=f"{tmp_path.name} holds folders, so it is no run's"):
+        write(tmp_path, seed=2)
+    assert [run.name for run in results.runs(tmp_path)] == ["run"]
 
 
 def test_a_run_is_kept_where_there_is_no_git(monkeypatch):

@@ -12,9 +12,8 @@ from driftsched_lib.scheduler import Scheduler
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_outcome_each_in_flat_memory(policy, pytestconfig, monkeypatch):
-    monkeypatch.setattr(soak, "BREAKS", 3e-4)  # or a run this short would see none
-    monkeypatch.setattr(soak, "CAPACITY", 100)  # ... and one that is emptied so often would reject none
-    monkeypatch.setattr(soak, "TENANTS", 50)  # ... and policies that know tenants would still be meeting them
+    for name, value in {"BREAKS": 3e-4, "CAPACITY": 100, "TENANTS": 50}.items():  # a short run reaches these, too
+        monkeypatch.setattr(soak, name, value)
     requests = 1_000_000 if pytestconfig.getoption("thorough") else 10_000
     outcomes, breakdowns = soak.soak(policy, requests)
     assert outcomes.total() == requests and set(outcomes) == set(Outcome) and breakdowns > 0

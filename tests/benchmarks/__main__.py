@@ -1,21 +1,25 @@
 """Measure everything and print it; the load averages at the top and the end show other work on the machine."""
 
+import operator
 import os
 import statistics
+from math import log2
 from tempfile import mkdtemp
 
 import numpy as np
+from pandas import DataFrame, Series
 from scipy.stats import bootstrap
 
 from benchmarks import seconds
-from benchmarks.costs import TENANTS, estimator_costs, policy_costs
-from benchmarks.goals import goals
+from benchmarks.costs import CLASSIFIERS, QUEUED, TENANTS, estimator_costs, policy_costs
 from benchmarks.simulator import simulator_speed
 from benchmarks.throughput import loop_throughput_ratios, plugin_throughput_ratios
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.explorer import Explorer
 from driftsched_lib.validation import PROJECT
+
+MEETS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
 def explorer_seconds(params: Params, changes: int = 9) -> float:
@@ -24,6 +28,36 @@ def explorer_seconds(params: Params, changes: int = 9) -> float:
     return statistics.median(
         seconds(lambda value=value: setattr(seed, "value", value), collect=True) for value in range(2, 2 + changes)
     )
+
+
+def goals(policies: DataFrame, estimators: Series, simulator: DataFrame, loop, plugin, explorer_s: float) -> DataFrame:
+    """Return one row per goal: what was measured, its range, the goal, and whether it is met.
+
+    The arguments are what the benchmarks return, in the order in which they run; `policies` is for `QUEUED`.
+    """
+    few, many, most = QUEUED
+    growth = policies[most] / policies[few]
+    estimates, text = estimators.drop(list(CLASSIFIERS)), estimators["text classifier"]
+    first, last = simulator.iloc[0], simulator.iloc[-1]
+    bound = log2(last.requests) / log2(first.requests)
+    cost, n = first.requests_per_s / simulator.requests_per_s, f"{last.requests:,.0f}"
+    rows = [
+        ("throughput, loop over vLLM, median", statistics.median(loop), loop, ">=", 0.97),
+        ("throughput, plug-in over FCFS, median", statistics.median(plugin), plugin, ">=", 0.98),
+        (f"microseconds, {many:,} queued, worst", max(policies[many]), policies[many], "<", 20),
+        (f"cost, {most:,} over {few:,} queued, worst", max(growth), growth, "<=", log2(most) / log2(few)),
+        ("microseconds, an estimator, worst", max(estimates), estimates, "<", 50),
+        ("microseconds, the text classifier", text, [text], "<", 500),
+        (f"{n} requests simulated, times BLIS", last.times_blis, simulator.times_blis, ">=", 10),
+        (f"{n} requests simulated, MiB", last.memory_mib, simulator.memory_mib, "<", 1500),
+        (f"{n} requests simulated, cost of each", cost.iloc[-1], cost, "<=", bound),
+        ("seconds until the explorer follows", explorer_s, [explorer_s], "<", 0.5),
+    ]
+    table = {
+        what: (measured, min(values), max(values), f"{sign} {goal:.4g}", "yes" if MEETS[sign](measured, goal) else "no")
+        for what, measured, values, sign, goal in rows
+    }
+    return DataFrame.from_dict(table, orient="index", columns=["measured", "lowest", "highest", "goal", "met"])
 
 
 def main() -> None:

@@ -29,27 +29,19 @@ PROMPT_WORDS = (12, 1_000, 10_000)
 def policy_costs(queued: Sequence[int] = QUEUED, blocks: int = 200, size: int = 50) -> pd.DataFrame:
     """Return microseconds per request for submit, next and complete: one row per policy, one column per queue length.
 
-    Prompts and tiers are those of the paper's stress phase, its output lengths spread.  Each estimate is a distribution
-    of ten quantiles and costs nothing here.  A preemptive policy is asked once per request for a victim among `RUNNING`
-    requests; its slot goes to the next in the queue.
-
-    A cost is the median over `blocks` of the mean of `size` requests.  A block takes about a millisecond, so most
-    blocks see no other process.  The queue lengths take turns, block by block.
+    The load is the paper's stress phase with spread output lengths; estimates have ten quantiles and cost nothing.  A
+    preemptive policy is asked once per request for a victim, whose slot goes to the next in the queue.
+    A cost is the median over `blocks`, of a millisecond each, of the mean of `size` requests; queue lengths take turns.
     """
     prompts, rows = make_load(WorkloadParams(output_length="spread"), 3000, 1, 1.0)[-1].requests, {}
     for name, policy in POLICIES.items():
         turns = zip(*(_block_seconds(policy(), prompts, n, size) for n in queued), strict=True)
-        rows[name] = [
-            statistics.median(taken) / size * 1e6 for taken in zip(*islice(turns, 1, 1 + blocks), strict=True)
-        ]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(queued))
+        rows[name] = pd.DataFrame(islice(turns, 1, 1 + blocks), columns=list(queued)).median() / size * 1e6
+    return pd.DataFrame(rows).T
 
 
 def _block_seconds(policy: Policy, prompts: Sequence[Request], queued: int, size: int) -> Iterator[float]:
-    """Yield the wall-clock seconds per block while so many are queued and `RUNNING` run.
-
-    For each arrival the oldest running request ends, and one is dispatched.
-    """
+    """Yield seconds per block while so many are queued; per arrival the oldest running ends, and one is dispatched."""
     scheduler = Scheduler(policy, _Wide(), WhitespaceCounter(), KeywordClassifier(), lambda record: None)
     upcoming, running, outputs = _endless(prompts), {}, {}
 
@@ -70,8 +62,7 @@ def _block_seconds(policy: Policy, prompts: Sequence[Request], queued: int, size
             if policy.preemptive and (victim := scheduler.preempt(running, now)) is not None:
                 del running[victim.request_id]
                 dispatch(now)
-            oldest = next(iter(running))
-            del running[oldest]
+            running.pop(oldest := next(iter(running)))
             scheduler.complete(outputs.pop(oldest))
             dispatch(now)
 

@@ -35,8 +35,7 @@ def simulator_speed(sizes: tuple[int, ...] = SIZES) -> pd.DataFrame:
     rows = [(size, *_in_a_process(size)) for size in sizes]
     table = pd.DataFrame(rows, columns=["requests", "cpu_s", "memory_mib"])
     table["requests_per_s"] = table.requests / table.cpu_s
-    table["times_blis"] = table.requests_per_s / BLIS_REQUESTS_PER_S
-    return table
+    return table.assign(times_blis=table.requests_per_s / BLIS_REQUESTS_PER_S)
 
 
 def _in_a_process(size: int) -> tuple[float, float]:

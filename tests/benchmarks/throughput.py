@@ -18,10 +18,7 @@ PLUGIN = {"scheduler_cls": "driftsched_lib.vllm_plugin.DriftSchedScheduler"}
 
 
 def loop_throughput_ratios(workload: WorkloadParams, engine, requests: int = 256, pairs: int = 15) -> list[float]:
-    """Return output tokens per second of `serve`, over those of the same engine given all requests at once.
-
-    vLLM's own waiting queue holds on one side what our scheduler holds on the other.
-    """
+    """Return output tokens per second of `serve`, over those of the same engine given all requests at once."""
     everything = _all_at_once(workload, requests)
 
     def loop() -> int:
@@ -67,8 +64,7 @@ def _given_all(engine, everything: list[Request]) -> int:
 def _ratios(ours: tuple, theirs: tuple, pairs: int) -> list[float]:
     """Return tokens per second of one side over the other's, per pair; after a warm-up they take turns in going first.
 
-    Parameters:
-        ours, theirs: an engine, and what has it make tokens and counts them.
+    A side is an engine, and what has it make tokens and counts them.
     """
 
     def tokens_per_s(engine, work: Callable[[], int]) -> float:
