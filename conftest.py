@@ -5,7 +5,7 @@ import signal
 
 from hypothesis import settings
 
-LONGEST = {"test_live_server", "test_faults", "test_parallel", "test_explorer_in_a_browser", "test_vllm_plugin"}
+LONGEST = {"test_live_server", "test_faults", "test_simulated_grid", "test_explorer_in_a_browser", "test_vllm_plugin"}
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # vLLM's threads wait by spinning: two engines that share cores stand still.

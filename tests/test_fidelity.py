@@ -59,9 +59,8 @@ def test_a_replay_serves_what_reality_served(fitted):
 
 def test_what_is_served_again_meets_the_same_arrivals(fitted):
     runs = fidelity.stored(RUNS, fitted[0])
-    for name, run in runs.items():
-        if "-again/" in name:
-            assert run.speed == runs[name.replace("-again/", "/")].speed == fitted[1].speed
+    for name in (name for name in runs if "-again/" in name):
+        assert runs[name].speed == runs[name.replace("-again/", "/")].speed == fitted[1].speed
 
 
 def test_a_simulated_run_replayed_by_its_own_profile_is_itself(tmp_path):

@@ -4,6 +4,7 @@ import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 from simulation import PAPER_L4, SMALL, contents
@@ -145,11 +146,8 @@ def test_a_run_interrupted_at_any_line_ends_each_request_once_and_leaves_the_eng
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt("first"), RunError("first")])
 def test_errors_whose_contexts_form_a_circle_are_raised_all_the_same(tmp_path, monkeypatch, error):
-    def fail(*arguments):
-        error.__context__ = RunError("second")
-        error.__context__.__context__ = error
-        raise error
-
-    monkeypatch.setattr(experiment, "_serve_missing", fail)
+    error.__context__ = RunError("second")
+    error.__context__.__context__ = error
+    monkeypatch.setattr(experiment, "_serve_missing", Mock(side_effect=error))
     with pytest.raises(type(error)):
         run_grid(Params.load(PAPER_L4, FEW), tmp_path / "out")

@@ -1,7 +1,7 @@
 """DESIGN's rules on imports and sizes, held by reading the source: imports inside functions count as well."""
 
 import ast
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -40,10 +40,7 @@ def test_imports_point_down(name):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    try:
-        tuple(TopologicalSorter({name: imports(name)[0] for name in SOURCES}).static_order())
-    except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
+    tuple(TopologicalSorter({name: imports(name)[0] for name in SOURCES}).static_order())  # or an error names them
 
 
 @pytest.mark.parametrize("name", [n for n in SOURCES if wing(n) in " ".join(CORE).split() and n not in FILE_READERS])

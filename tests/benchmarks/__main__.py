@@ -3,6 +3,7 @@
 import operator
 import os
 import statistics
+from functools import partial
 from math import log2
 from tempfile import mkdtemp
 
@@ -25,9 +26,8 @@ MEETS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 def explorer_seconds(params: Params, changes: int = 9) -> float:
     """Return the median seconds until the explorer's pictures and differences show another seed."""
     seed = Explorer(params, "data/profiles/driftsched-tiny-cpu.json", mkdtemp()).load_controls["seed"]
-    return statistics.median(
-        seconds(lambda value=value: setattr(seed, "value", value), collect=True) for value in range(2, 2 + changes)
-    )
+    changed = (partial(setattr, seed, "value", value) for value in range(2, 2 + changes))
+    return statistics.median(seconds(change, collect=True) for change in changed)
 
 
 def goals(policies: DataFrame, estimators: Series, simulator: DataFrame, loop, plugin, explorer_s: float) -> DataFrame:
@@ -63,12 +63,9 @@ def goals(policies: DataFrame, estimators: Series, simulator: DataFrame, loop, p
 def main() -> None:
     quick = Params.load(PROJECT / "params" / "quick.yaml")
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before")
-    costs = policy_costs(), estimator_costs(), simulator_speed()
-    titles = (
-        f"submit + next (and preempt) + complete, microseconds per request, by number queued, {TENANTS} tenants",
-        "estimate + observe, or classify, CPU microseconds per request",
-        "simulated on one core",
-    )
+    costs, us = (policy_costs(), estimator_costs(), simulator_speed()), "microseconds per request"
+    titles = [f"submit + next (and preempt) + complete, {us}, by number queued, {TENANTS} tenants"]
+    titles += [f"estimate + observe, or classify, CPU {us}", "simulated on one core"]
     for title, table in zip(titles, costs, strict=True):
         print(f"\n{title}\n{table.to_string(float_format='{:,.2f}'.format)}")
     explorer_s = explorer_seconds(quick.changed(requests=300, workload__length_scale=0.5))

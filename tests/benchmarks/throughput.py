@@ -14,10 +14,13 @@ from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load
 
+REQUESTS, PAIRS = 256, 15
 PLUGIN = {"scheduler_cls": "driftsched_lib.vllm_plugin.DriftSchedScheduler"}
 
 
-def loop_throughput_ratios(workload: WorkloadParams, engine, requests: int = 256, pairs: int = 15) -> list[float]:
+def loop_throughput_ratios(
+    workload: WorkloadParams, engine, requests: int = REQUESTS, pairs: int = PAIRS
+) -> list[float]:
     """Return output tokens per second of `serve`, over those of the same engine given all requests at once."""
     everything = _all_at_once(workload, requests)
 
@@ -29,19 +32,17 @@ def loop_throughput_ratios(workload: WorkloadParams, engine, requests: int = 256
     return _ratios((engine, loop), (engine, lambda: _given_all(engine, everything)), pairs)
 
 
-def plugin_throughput_ratios(
-    params: EngineParams, workload: WorkloadParams, engine, requests: int = 256, pairs: int = 15
-) -> list[float]:
+def plugin_throughput_ratios(params: EngineParams, workload: WorkloadParams, engine) -> list[float]:
     """Return output tokens per second of vLLM scheduled by the plug-in's defaults, over those of `engine`, plain vLLM.
 
     Outputs are equally long: else the policy's order, too, would decide how full the slots are when the run drains.
     """
-    everything = _all_at_once(workload, requests)
+    everything = _all_at_once(workload, REQUESTS)
     mean_tokens = round(statistics.mean(request.max_tokens for request in everything))
     for request in everything:
         request.fixed_output_tokens = mean_tokens
     ours = load_engine(params.model_copy(update={"args": params.args | PLUGIN}))
-    return _ratios(*((side, lambda side=side: _given_all(side, everything)) for side in (ours, engine)), pairs)
+    return _ratios(*((side, lambda side=side: _given_all(side, everything)) for side in (ours, engine)), PAIRS)
 
 
 def _all_at_once(workload: WorkloadParams, requests: int) -> list[Request]:
