@@ -18,6 +18,7 @@ from driftsched_lib.validation import PROJECT
 SCREENSHOTS = PROJECT / "runs" / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OFFLINE = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+LAB = ["--IdentityProvider.token=", "--no-browser", "--allow-root"]
 PATIENCE_MS = 120_000
 
 
@@ -26,18 +27,17 @@ def jupyter_lab(root):
     """Yield the URL of a JupyterLab that serves a folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = [f"--port={port}", f"--ServerApp.root_dir={root}", "--IdentityProvider.token=", "--no-browser"]
-    options, url = [*options, "--allow-root"], f"http://127.0.0.1:{port}"
+    options, url = [f"--port={port}", f"--ServerApp.root_dir={root}", *LAB], f"http://127.0.0.1:{port}"
     env = os.environ | {"JUPYTER_CONFIG_DIR": str(root / "config"), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     with open(root / "lab.log", "w") as log:
         lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
     try:
-        while True:
+        up = False
+        while not up:
             assert lab.poll() is None, (root / "lab.log").read_text()
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/api/status").is_success:
-                    break
             time.sleep(0.2)
+            with suppress(httpx.TransportError):
+                up = httpx.get(f"{url}/api/status").is_success
         yield url
     finally:
         lab.terminate()

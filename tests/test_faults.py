@@ -99,17 +99,16 @@ def in_new_process(function, *arguments, wrapper=()):
 
 def start(work, grid, out):
     """Fork a process that does the work and writes its output to `out`.log."""
-    child = os.fork()
-    if child == 0:
-        try:
-            log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1), os.dup2(log, 2)
-            os._exit(work(grid, out) or 0)
-        except BaseException:
-            print_exc()
-        finally:
-            os._exit(1)
-    return child
+    if child := os.fork():
+        return child
+    try:
+        log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os._exit(work(grid, out) or 0)
+    except BaseException:
+        print_exc()
+    finally:
+        os._exit(1)
 
 
 def run(grid, out):
@@ -168,8 +167,7 @@ def kill_at_random_moments(engine, grid, out, kills):
         max_s = random.uniform(0, 1.2 * first_s)
         assert end(child, signal.SIGKILL) == -signal.SIGKILL
         before = finished(out, before)
-    log = Path(f"{out}.log")
-    child = start(run_interrupted_and_broken, grid, out)
+    child, log = start(run_interrupted_and_broken, grid, out), Path(f"{out}.log")
     wait(child, out, 1)
     before = finished(out, before)
     assert len(before) < len(Params.load(grid).runs()) - 2
@@ -247,19 +245,17 @@ def serve_on_failing_disks(engine, grid, out, mounts):
 
 
 def own_mounts():
-    """Return the command that lets a process mount what no other sees; empty if this machine allows none."""
+    """Return the command that lets a process mount what no other sees."""
     for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
         with suppress(OSError, subprocess.CalledProcessError):
             subprocess.run([*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True, capture_output=True)
             return command
-    return []
+    pytest.skip("this machine lets nobody mount a disk")
 
 
 @pytest.mark.parametrize("mounts", [True, False])
 def test_disks_that_cannot_be_written(engine, mounts, tmp_path):
     wrapper = own_mounts() if mounts else []
-    if mounts and not wrapper:
-        pytest.skip("this machine lets nobody mount a disk")
     if not mounts and engine == "vllm":
         pytest.skip("torch's own files fall under a limit or another user too, and it ends the process")
     file = grid(engine, tmp_path, seeds=3)

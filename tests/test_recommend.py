@@ -31,9 +31,8 @@ def by_hand(column):
 
 
 def trace_of(folder, columns, rows):
-    path = folder / "trace.csv"
-    path.write_text("\n".join([f"arrival,prompt_tokens,output_tokens{columns}", *rows]))
-    return {"file": str(path), "format": "csv"}
+    (folder / "trace.csv").write_text("\n".join([f"arrival,prompt_tokens,output_tokens{columns}", *rows]))
+    return {"file": str(folder / "trace.csv"), "format": "csv"}
 
 
 def test_the_best_comes_first_and_others_lie_behind_it_in_the_same_seeds():
@@ -150,9 +149,9 @@ def test_the_best_two_policies_and_fifo_meet_another_engine_under_one_load(recom
     assert len(both) == len(again) == len(expected) and (both.mean_x == both.mean_y).all()
     # twice the capacity is twice the load
     speed = json.loads((out / results.SPEED).read_text())
+    speed["capacity_tokens_per_s"] *= 2
     (tmp_path / "twice").mkdir()
-    twice = speed | {"capacity_tokens_per_s": 2 * speed["capacity_tokens_per_s"]}
-    (tmp_path / "twice" / results.SPEED).write_text(json.dumps(twice))
+    (tmp_path / "twice" / results.SPEED).write_text(json.dumps(speed))
     trace = {"file": "data/traces/sample-clients.yaml", "format": "clients", "load_factor": 1.0}
     loaded = params.changed(workload__trace=trace, seeds=[1])
     recommend.confirm(loaded, ranking, tmp_path / "once_out", "p50_e2e_s", load_of=out)
