@@ -101,7 +101,8 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
             engine = load_engine(params.engine.model_copy(update={"replicas": 1}), log_steps=True)
             if engine.profile.words_per_output_token is None and "whitespace" in params.scheduler.token_counter:
                 raise ParamsError("scheduler.token_counter: the profile has no words, so it may be tokenizer alone")
-            tasks = [(params, run, _engine_speed(params, engine, out)) for run in todo]
+            speed = _engine_speed(params, engine, out)
+            tasks = [(params, run, speed) for run in todo]
             for run, tables, manifest in finish_all(_simulate, tasks, -1 if jobs is None else jobs, backend):
                 results.write_run(out / run.name, tables, manifest)
                 progress.update(params.requests)
