@@ -6,7 +6,7 @@ from math import inf
 
 from driftsched_lib.admission import Check
 from driftsched_lib.classify import Classifier
-from driftsched_lib.estimators import Estimator, Feedback
+from driftsched_lib.estimators import Censored, Estimator, Feedback
 from driftsched_lib.policies import Policy
 from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request, Tiers
 from driftsched_lib.tokens import TokenCounter
@@ -116,7 +116,8 @@ class Scheduler:
             self._end(request, Outcome.FAILED, output.finish_s, output.error)
             return
         actual = self.counter.output(output)
-        feedback = self.estimator.observe(request, actual)
+        is_cut = output.tokens >= request.max_tokens  # the counter may count words
+        feedback = self.estimator.observe(request, Censored(actual) if is_cut else actual)
         self._stop(request, actual)
         self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
 

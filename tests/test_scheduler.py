@@ -8,6 +8,7 @@ from helpers import make_request, make_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from driftsched_lib.estimators import Censored, PaperEstimator
 from driftsched_lib.policies import POLICIES, Fifo
 from driftsched_lib.requests import TIERS, Outcome, Output
 
@@ -64,7 +65,7 @@ def test_conserves_requests(name, actions):
 
 
 def test_submission_classifies_counts_and_estimates_and_a_full_queue_rejects_with_the_reason():
-    request, output_tokens = make_request(1, tier="premium"), int(256 * 1.2 * 1.005)
+    request, output_tokens = make_request(1, tier="premium", max_tokens=256), int(256 * 1.2 * 1.005)
     request.prompt = "Summarize DNS in ten words."
     _, records = queue(request, make_request(2), capacity=1)
     assert (request.category, request.input_tokens) == ("summary", 5)
@@ -80,6 +81,18 @@ def test_completion_is_learnt_from_and_recorded():
     assert record.outcome is Outcome.COMPLETED and record.finish_s == 9.0
     assert (record.output_tokens, record.output_words, record.actual_tokens) == (40, 32, 32)
     assert (record.bias_before, record.measured_bias, record.bias_after) == (1.0, 0.5, pytest.approx(0.95))
+
+
+def test_an_output_cut_at_its_limit_is_observed_as_censored_though_its_words_are_fewer():
+    class Mine(PaperEstimator):
+        def observe(self, request, output_tokens):
+            seen.append((output_tokens, isinstance(output_tokens, Censored)))
+
+    seen, (scheduler, _) = [], queue(*(make_request(i, max_tokens=limit) for i, limit in enumerate((64, 20, 64))))
+    scheduler.estimator = Mine()
+    for tokens in (40, 20, 64):
+        scheduler.complete(Output(scheduler.next(2.0), 6, tokens, tokens // 2, first_token_s=3.0, finish_s=9.0))
+    assert seen == [(20, False), (10, True), (32, True)]
 
 
 def test_a_request_expires_at_its_deadline_while_queued_and_when_the_engine_could_not_begin_with_it():

@@ -51,7 +51,7 @@ def test_a_static_batch_closes_when_its_window_has_passed_unless_its_only_reques
 
 
 def test_order_of_service_is_the_policys():
-    requests = [make_request(i, max_tokens=1) for i in range(5)]
+    requests = [make_request(i, max_tokens=512) for i in range(5)]
     for request, prompt in zip(requests, ("report", "code", "summary", "hello", "summarize"), strict=True):
         request.prompt = prompt
     engine, _ = run(requests, ContinuousBatching(), slots=1, policy=ShortestJobFirst())
