@@ -21,8 +21,7 @@ from driftsched_lib.workloads.params import Phase, WorkloadParams
 from driftsched_lib.workloads.prompts import build_prompt
 from driftsched_lib.workloads.synthetic import make_load
 
-DAYS = 4
-WINDOW = 200
+DAYS, WINDOW = 4, 200
 BY = ["scenario", "estimator"]
 COLUMNS = ["category", "tenant", "estimated_tokens", "actual_tokens", "low_tokens", "high_tokens", "probe_tokens"]
 
@@ -49,13 +48,13 @@ def replay(
 
     Lengths (output tokens) are by default those at which the load fixes the outputs.
     """
-    if lengths is None:
-        lengths = [request.fixed_output_tokens for request in requests]
+    lengths = [request.fixed_output_tokens for request in requests] if lengths is None else lengths
     rows, in_flight = [], deque()
     for request, length in zip(requests, lengths, strict=True):
         made = request.estimate = estimator.estimate(request)
         probe = replace(request, tenant=probe_tenant, tier="standard", fixed_output_tokens=length)
         probe.prompt = build_prompt(request.category, "Load Balancing", 0)
+        probe.max_tokens = BASE_TOKENS[request.category]
         estimated = made.output_tokens, length, made.low_tokens, made.high_tokens
         rows.append((request.category, request.tenant, *estimated, estimator.estimate(probe).output_tokens))
         in_flight.append((request, length))
@@ -86,7 +85,7 @@ def replays(
 def accuracy(replay: pd.DataFrame) -> pd.Series:
     """Return errors (estimated less actual), Kendall's tau, and coverage and mean width of the 90% intervals.
 
-    An empty output counts as one token in MAPE.
+    An output that ended at its limit is compared as it was served.  An empty one counts as one token in MAPE.
     """
     estimated, actual, low, high = replay[COLUMNS[2:6]].to_numpy(dtype=float).T
     error, covered = estimated - actual, (low <= actual) & (actual <= high)
@@ -105,11 +104,9 @@ def accuracy_table(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
 
 def over_time(replays: pd.DataFrame, size: int = WINDOW) -> pd.DataFrame:
     """Return coverage and mean width of the 90% intervals by scenario, estimator, seed and window of requests."""
-    table = replays[[*BY, "seed"]].assign(
-        window=replays.position // size,
-        coverage=replays.actual_tokens.between(replays.low_tokens, replays.high_tokens),
-        width_tokens=replays.high_tokens - replays.low_tokens,
-    )
+    covered = replays.actual_tokens.between(replays.low_tokens, replays.high_tokens)
+    width = replays.high_tokens - replays.low_tokens
+    table = replays[[*BY, "seed"]].assign(window=replays.position // size, coverage=covered, width_tokens=width)
     return table.groupby([*BY, "seed", "window"], sort=False).mean().reset_index()
 
 
