@@ -173,6 +173,16 @@ def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, runner,
     runner.drain()
 
 
+def test_an_output_that_the_context_ends_is_as_one_that_its_limit_ends(scheduler):
+    """A prompt of 500 tokens leaves room for 12."""
+    records, runner = use(scheduler), Runner(scheduler)
+    scheduler.add_request(request("cut", 400, prompt=500))
+    runner.drain()
+    [record] = records
+    assert (record.max_tokens, record.output_tokens, record.estimated_tokens, record.bias_after) == (12, 12, 12, None)
+    assert scheduler.core.estimator.state_ == PaperEstimator().state_
+
+
 def test_a_failure_of_the_engine_is_no_clients_abort(scheduler, finish):
     records, runner = use(scheduler), Runner(scheduler, depth=1)
     scheduler.add_request(request("1", 50))
