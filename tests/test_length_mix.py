@@ -73,6 +73,14 @@ def test_a_load_has_the_mixs_lengths_at_its_scale_and_a_category_by_output(path)
         WorkloadParams.parse({"phases": [phase], "drift": "abrupt"}, "test")
 
 
+def test_one_limit_holds_all_outputs_of_all_mixes_and_tells_none():
+    phases = [{"name": path.stem, "lengths": str(path), "share": 1 / len(SHIPPED)} for path in SHIPPED]
+    load = make_load(WorkloadParams.parse({"length_scale": 0.5, "phases": phases}, "test"), 3000, 1, 1000.0)
+    requests = [request for phase in load for request in phase.requests]
+    [limit] = {request.max_tokens for request in requests}
+    assert all(request.fixed_output_tokens <= limit for request in requests)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_shape_says_whose_it_is_and_is_served_to_the_token(path, tmp_path):
     mix = LengthMix.load(path)

@@ -40,8 +40,8 @@ class Phase(Validated):
         gap_s: bounds of the uniform gaps between arrivals.
         load_factor: stretches the gaps until outputs at their limits offer this multiple of the engine's capacity.
         pause_s: from the end of the phase before.
-        lengths: a file as in data/traces, for prompts and outputs.  The category, whatever the `mix`, is the first
-            whose base holds the output: it tells an estimator more than a real prompt does.
+        lengths: a file as in data/traces, for prompts and outputs, under one limit.  The category, whatever the `mix`,
+            is the first whose base holds the output: it tells an estimator more than a real prompt does.
         arrival_cv: coefficient of variation of gamma-distributed gaps of the same mean: 1 is Poisson, more is bursts.
     """
 

@@ -128,7 +128,7 @@ def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
 
 
 def _phase_requests(workload: WorkloadParams, phase: Phase, ids: range, gap_s: float, rng: Generator) -> list[Request]:
-    """Draw tenants by their shares, categories by the mix, topics and templates uniformly."""
+    """Draw tenants by their shares, categories by the mix, topics uniformly.  Phases with `lengths` share one limit."""
     n, limits = len(ids), workload.max_tokens
     if phase.arrival_cv is None:
         gaps = rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
@@ -143,7 +143,8 @@ def _phase_requests(workload: WorkloadParams, phase: Phase, ids: range, gap_s: f
     lengths = bases if workload.output_length == "limit" else repeat(None)
     if phase.lengths is not None:
         prompt_tokens, lengths = (list(map(workload.tokens, drawn)) for drawn in length_mix(phase.lengths).draw(n, rng))
-        maxima = [max(limits[category_of(length, limits)], length) for length in lengths]
+        longest = [length_mix(one.lengths).output_tokens[-1] for one in workload.phases if one.lengths is not None]
+        maxima = repeat(max(*limits.values(), *map(workload.tokens, longest)))
         categories, labels = [category_of(length, limits) for length in lengths], map("{}. ".format, ids)
     elif workload.output_length == "spread":
         variance = np.log1p(workload.spread.cv**2)
