@@ -66,7 +66,7 @@ class Scheduler:
             self._end(request, Outcome.REJECTED, now, f"queue full ({self.capacity})")
             return
         request.category = request.category or self.classifier.classify(request.prompt)
-        request.input_tokens = request.input_tokens or self.counter.prompt(request.prompt)
+        request.input_tokens = request.input_tokens or request.prompt_tokens or self.counter.prompt(request.prompt)
         request.estimate = self.estimator.estimate(request)
         if self.admission is not None:
             reason = self.admission(request, now, self.queued_tokens)

@@ -13,6 +13,7 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
+from driftsched_lib.experiments.run import load_of
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.params import WorkloadParams
@@ -21,6 +22,8 @@ from driftsched_lib.workloads.traces import read_trace
 
 TRACES = PROJECT.parent / "shared" / "traces"
 AZURE = PROJECT / "data" / "traces" / "azure-conv-2023.json"
+SHIPPED = sorted(AZURE.parent.glob("*.json"))
+GIVEN = ("prompt_tokens", "fixed_output_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +55,47 @@ def test_what_is_drawn_is_like_the_trace(trace):
     assert outputs.mean() == pytest.approx(mix.mean_output_tokens, rel=0.03)
 
 
-def test_a_load_has_the_mixs_lengths_at_its_scale():
-    phase = {"name": "mix", "lengths": str(AZURE), "load_factor": 1.0}
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_load_has_the_mixs_lengths_at_its_scale_and_a_category_by_output(path):
+    phase = {"name": "mix", "lengths": str(path), "load_factor": 1.0}
     workload = WorkloadParams.parse({"length_scale": 0.5, "label_prefix": False, "phases": [phase]}, "test")
     [load] = make_load(workload, 3000, 1, 1000.0)
-    mix = LengthMix.load(AZURE)
-    outputs = np.array([request.fixed_output_tokens for request in load.requests])
-    words = np.array([len(request.prompt.split()) for request in load.requests])
-    assert np.median(outputs) == pytest.approx(mix.output_tokens[len(mix.levels) // 2] / 2, rel=0.1)
-    assert np.median(words) == pytest.approx(np.interp(0.5, mix.levels, mix.prompt_tokens) / 2, rel=0.1)
+    mix, limits = LengthMix.load(path), workload.max_tokens
+    prompts, outputs = (np.array([getattr(one, name) for one in load.requests]) for name in GIVEN)
+    for lengths, quantiles in ((prompts, mix.prompt_tokens), (outputs, mix.output_tokens)):
+        assert np.median(lengths) == pytest.approx(np.interp(0.5, mix.levels, quantiles) / 2, rel=0.1)
+        assert round(quantiles[0] / 2) <= lengths.min() and lengths.max() <= round(quantiles[-1] / 2)
     assert outputs.sum() / load.requests[-1].arrival_s == pytest.approx(1000.0, rel=0.1)
-    limits = workload.max_tokens
     for request in load.requests:
-        assert request.fixed_output_tokens <= request.max_tokens
         shorter = [limit for limit in limits.values() if limit < limits[request.job_type]]
         assert request.fixed_output_tokens > max(shorter, default=0)
+    with pytest.raises(ParamsError, match="a phase's lengths fix the outputs, .* drift null"):
+        WorkloadParams.parse({"phases": [phase], "drift": "abrupt"}, "test")
 
 
-@pytest.mark.parametrize("path", sorted(AZURE.parent.glob("*.json")), ids=lambda path: path.stem)
-def test_a_shipped_shape_says_whose_it_is_and_can_be_served(path, tmp_path):
+def test_one_limit_holds_all_outputs_of_all_mixes_and_tells_none():
+    phases = [{"name": path.stem, "lengths": str(path), "share": 1 / len(SHIPPED)} for path in SHIPPED]
+    load = make_load(WorkloadParams.parse({"length_scale": 0.5, "phases": phases}, "test"), 3000, 1, 1000.0)
+    requests = [request for phase in load for request in phase.requests]
+    [limit] = {request.max_tokens for request in requests}
+    assert all(request.fixed_output_tokens <= limit for request in requests)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_shape_says_whose_it_is_and_is_served_to_the_token(path, tmp_path):
     mix = LengthMix.load(path)
     assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
     phase = {"name": "shape", "mix": {"report": 1.0}, "gap_s": [0.1, 0.2], "lengths": str(path)}
     changes = {"workload.phases": [phase], "workload.length_scale": 0.02, "engine.args": {"max_model_len": 8192}}
-    run_grid(Params.load(PAPER_L4, ONE_RUN | changes | {"requests": 200}), tmp_path, jobs=1)
-    requests = results.load(tmp_path)
-    assert (requests.outcome == "completed").all() and requests.output_tokens.nunique() > 3
+    params = Params.load(PAPER_L4, ONE_RUN | changes | {"requests": 200})
+    run_grid(params, tmp_path, jobs=1)
+    for _, run in results.load(tmp_path).groupby("run"):
+        served = run.set_index("request_id")
+        assert (served.outcome == "completed").all() and served.output_tokens.nunique() > 3
+        for request in load_of(params, 1)[0].requests:
+            row = served.loc[request.request_id]
+            assert row.prompt_tokens == row.input_tokens == request.prompt_tokens
+            assert row.output_tokens == request.fixed_output_tokens
 
 
 def test_of_a_long_trace_a_sample_stands_for_the_lengths(trace):

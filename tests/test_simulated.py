@@ -12,11 +12,12 @@ from inside_vllm import Runner, make_vllm_request, make_vllm_scheduler
 from simulation import COSTS, loads, make_profile, request, requests_of, served, simulated, small
 
 from driftsched_lib.engines.base import STEP_COLUMNS
-from driftsched_lib.engines.profile import StepCost
+from driftsched_lib.engines.profile import Profile, StepCost
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import POLICIES, ShortestJobFirst
 from driftsched_lib.requests import Output
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
+from driftsched_lib.validation import PROJECT
 
 COST = StepCost(**COSTS)
 BATCHINGS = st.sampled_from([ContinuousBatching, lambda: StaticBatching(3, 0.02)])
@@ -141,10 +142,10 @@ def test_requests_that_can_never_be_served_fail_alone():
     record = served([request(0)], SimulatedEngine(make_profile(), lambda request: (5, 0)))["0"]
     assert record.outcome == "failed" and record.reason == "the output has 0 tokens, it must have at least one"
 
-    # A fixed output beyond the context fails as on vLLM.
+    # A fixed output beyond the context is refused at once.
     engine, records = simulated([request(0, prompt=250, output=100, fixed_output_tokens=100)])
     assert records["0"].outcome == "failed" and records["0"].reason == "the context holds 6 of 100 fixed tokens"
-    assert engine.now() > 5 * COST.base_s  # it was worked on all the same
+    assert engine.now() == 0
 
 
 def test_an_engine_with_nothing_to_do_waits_or_says_so():
@@ -170,6 +171,23 @@ def test_lengths_are_the_requests_own_or_those_that_are_given():
     assert served(requests[:2], engine)["fixed"].output_tokens == 9
     lengths = {name: (one.prompt_tokens, one.output_tokens) for name, one in served(requests, given).items()}
     assert lengths == known
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "data" / "profiles").glob("*.json")), ids=lambda path: path.stem)
+def test_a_given_length_is_that_length_on_every_profile_whatever_the_text(path):
+    given = {f"{prompt}": (prompt, output) for prompt, output in ((500, 40), (1, 7), (999, 1))}
+    for words in (0, 3, 700):
+        load = [
+            request(i, 0.0, words, 9, fixed_output_tokens=output, prompt_tokens=n) for i, (n, output) in given.items()
+        ]
+        _, records = simulated(load, Profile.load(path))
+        assert {i: (record.prompt_tokens, record.output_tokens) for i, record in records.items()} == given
+        assert [record.input_tokens for record in records.values()] == [
+            record.prompt_tokens for record in records.values()
+        ]
+    for wrong in ({"prompt_tokens": 0}, {"fixed_output_tokens": 0}, {"output": 0}):
+        with pytest.raises(ValueError, match="request 'x': a length is 0, it must be at least one token"):
+            request("x", **wrong)
 
 
 @given(small, loads, st.sampled_from(sorted(POLICIES)), BATCHINGS, *[st.booleans()] * 3)

@@ -131,6 +131,12 @@ def test_a_profile_needs_a_finished_run_with_steps_and_a_file_that_can_be_writte
         profile_of_run(tmp_path)
 
 
+@pytest.mark.parametrize(("grid_of", "ratio"), [("tiny-fit", 1.489), ("tiny-azure", 1.45)])
+def test_a_profile_knows_tokens_per_word_from_texts_alone(grid_of, ratio):
+    run = results.runs(PROJECT / "data" / "fidelity_runs" / grid_of)[0]
+    assert profile_of_run(run).tokens_per_prompt_word == pytest.approx(ratio, abs=1e-3)
+
+
 def test_slower_is_every_cost_times_as_high():
     profile = make_profile()
     slowed = {name: 2 * cost for name, cost in COSTS.items() if name != "decode_s"}

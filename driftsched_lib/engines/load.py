@@ -17,8 +17,7 @@ def load_engine(params: EngineParams, log_steps: bool = False):
     Parameters:
         log_steps: let a simulated engine keep its steps; a real one does.
 
-    Raises:
-        ParamsError: it cannot be loaded with these arguments.
+    Raises ParamsError if it cannot be loaded with these arguments.
     """
     if params.kind == "simulated":
         return _simulated_engine(params, log_steps)

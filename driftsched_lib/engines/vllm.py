@@ -26,7 +26,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from driftsched_lib.engines.base import check_idle, check_progress, length_error, wait_s
+from driftsched_lib.engines.base import check_context, check_idle, check_progress, fitted, length_error, wait_s
 from driftsched_lib.engines.profile import EngineLimits
 from driftsched_lib.requests import Output, Request
 
@@ -122,8 +122,12 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        token_ids = self.tokenizer.encode(request.prompt)
+        prompt_tokens = request.prompt_tokens or len(token_ids)
+        check_context(request, prompt_tokens, self.limits.max_model_len)
+        prompt = {"prompt_token_ids": fitted(token_ids, prompt_tokens)}
         try:
-            self._llm.add_request(request.request_id, request.prompt, params)
+            self._llm.add_request(request.request_id, prompt, params)
         except VLLMValidationError as error:
             raise ValueError(str(error)) from error
         self._in_flight[request.request_id] = request

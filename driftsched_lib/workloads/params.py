@@ -40,8 +40,8 @@ class Phase(Validated):
         gap_s: bounds of the uniform gaps between arrivals.
         load_factor: stretches the gaps until outputs at their limits offer this multiple of the engine's capacity.
         pause_s: from the end of the phase before.
-        lengths: a file as in data/traces, for prompts and outputs.  The category, whatever the `mix`, is the first
-            whose base holds the output: it tells an estimator more than a real prompt does.
+        lengths: a file as in data/traces, for prompts and outputs, under one limit.  The category, whatever the `mix`,
+            is the first whose base holds the output: it tells an estimator more than a real prompt does.
         arrival_cv: coefficient of variation of gamma-distributed gaps of the same mean: 1 is Poisson, more is bursts.
     """
 
@@ -130,8 +130,8 @@ class WorkloadParams(Validated):
     def _one_source_of_lengths(self) -> Self:
         if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
             raise ValueError("a trace decides the lengths, so output_length may be limit and drift null")
-        if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
-            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit alone")
+        if any(phase.lengths for phase in self.phases) and (self.output_length != "limit" or self.drift is not None):
+            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit and drift null")
         if self.drift is not None and self.output_length == "spread":
             raise ValueError("drift decides the lengths, so output_length may be limit or natural")
         if self.recorded_lengths is not None and self.output_length != "natural":
@@ -151,9 +151,9 @@ class WorkloadParams(Validated):
         shares = [self.noisy, *(k**-self.zipf for k in range(2, len(self.tenants) + 1))]
         return [share / sum(shares) for share in shares]
 
-    def tokens(self, paper_tokens: int) -> int:
-        """Return a length of the paper's at this load's scale, at least one token."""
-        return max(1, round(paper_tokens * self.length_scale))
+    def tokens(self, length: float) -> int:
+        """Return a length at this load's scale, at least one token."""
+        return max(1, round(length * self.length_scale))
 
     @property
     def max_tokens(self) -> Mapping[str, int]:
