@@ -9,19 +9,19 @@ import pandas as pd
 
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.metrics import barrier_waste, estimation_errors, job_classes, latencies, throughput
-from driftsched_lib.studies.compare import Interval, bootstrap, mean, quantile, relative_change, rms, select
+from driftsched_lib.studies.compare import Interval, bootstrap, mean, notes, quantile, relative_change, rms, select
 
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
-CLOSE_TO_THE_PAPER = 0.25  # a change this near to the paper's number counts as it, or one whose interval holds it
+CLOSE_TO_THE_PAPER = 0.25  # the band around the paper's number, as a share of it
 CLOSE_TO_ONE = 0.05  # a bias is close to 1 if its mean distance from 1 is surely below this
 CLAIMS = {
-    "C1": ("calibration lowers estimation MAE", "-38.8%"),
-    "C2": ("calibration lowers estimation RMSE", "-40.5%"),
-    "C3": ("SJF lowers P50 E2E against FIFO", "-42%"),
-    "C4": ("SJF lowers P99 E2E against FIFO", "-16%"),
-    "C5": ("the scheduler moves latency more than calibration", "more"),
-    "C6": ("with tokenizer accounting the bias stays close to 1", "close to 1"),
-    "C7": ("calibration steadies the job class (flips fall)", "fewer"),
+    "C1": ("calibration lowers estimation MAE", -0.388),
+    "C2": ("calibration lowers estimation RMSE", -0.405),
+    "C3": ("SJF lowers P50 E2E against FIFO under sustained contention", -0.42),
+    "C4": ("SJF lowers P99 E2E against FIFO under sustained contention", -0.16),
+    "C5": ("the scheduler moves latency more than calibration", "more (by any margin)"),
+    "C6": ("with tokenizer accounting the bias stays close to 1", f"close to 1 (within {CLOSE_TO_ONE})"),
+    "C7": ("calibration steadies the job class (flips fall)", "fewer (by any number)"),
 }
 SJF, FIFO, ON, OFF = {"policy": "sjf"}, {"policy": "fifo"}, {"calibration": True}, {"calibration": False}
 Ruling = namedtuple("Ruling", "claim statement setting paper here verdict why")
@@ -29,22 +29,39 @@ Ruling = namedtuple("Ruling", "claim statement setting paper here verdict why")
 
 
 def completed_requests(out: str | Path) -> pd.DataFrame:
-    """Return the completed requests of a results folder in grid order, with latencies, error and job class."""
+    """Return the completed requests of a results folder in grid order, with latencies, error and job class.
+
+    `completed_share` is of the requests that the run was offered in that phase.
+    """
     params, speed = results.load_params(out), results.load_speed(out)
     place = {run.name: i for i, run in enumerate(params.runs())}
     requests = results.load(out).sort_values("run", key=lambda names: names.map(place), kind="stable")
     done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)
     done = done.assign(error_tokens=estimation_errors(requests), bias_deviation=(done.bias_after - 1).abs())
+    done["completed_share"] = (
+        (requests.outcome == "completed").groupby([requests.run, requests.phase]).transform("mean")
+    )
     classes = pd.concat([job_classes(run, params.job_class_bounds) for _, run in done.groupby("run")])
     return done.join(classes[["job_class", "flip", "misjudged"]].astype({"flip": float, "misjudged": float}))
 
 
-def verdict(paper: float, here: Interval) -> str:
-    """Return whether a change is the paper's, surely has its direction, or neither."""
-    if here.low * paper <= 0 or here.high * paper <= 0:
+def sustained(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the requests under sustained contention and their name: of the phase `stress`, or all if there is none."""
+    phases = list(done.phase.unique()) if "phase" in done else ["the run"]
+    if "stress" in phases:
+        return select(done, phase="stress"), "stress phase"
+    return done, f"all of {', '.join(phases)}"
+
+
+def verdict(paper: float, here: Interval, band: float = CLOSE_TO_THE_PAPER) -> str:
+    """Return whether a change is the paper's, surely has its direction, or neither.
+
+    Its direction is sure if the interval excludes zero on the paper's side; it is the paper's if also the estimate is
+    within `band`, a share of the paper's number.  So a wide interval never helps.
+    """
+    if not min(here.low * paper, here.high * paper) > 0:
         return NOT_REPRODUCED
-    close = abs(here.estimate - paper) <= CLOSE_TO_THE_PAPER * abs(paper) or here.low <= paper <= here.high
-    return REPRODUCED if close else DIRECTION_ONLY
+    return REPRODUCED if abs(here.estimate - paper) <= band * abs(paper) else DIRECTION_ONLY
 
 
 def scorecard(done: pd.DataFrame) -> pd.DataFrame:
@@ -76,16 +93,19 @@ def changes_against_fifo(done: pd.DataFrame) -> pd.DataFrame:
 
 def _ruling(claim: str, setting: str, here: str, verdict: str, why: str) -> Ruling:
     statement, paper = CLAIMS[claim]
+    if not isinstance(paper, str):
+        ends = (f"{100 * paper * (1 + side * CLOSE_TO_THE_PAPER):.1f}" for side in (1, -1))
+        paper = f"{100 * paper:g}% (band {' to '.join(ends)})"
     return Ruling(claim, statement, setting, paper, here, verdict, why)
 
 
 def _change(claim: str, setting: str, here: Interval, why: str) -> Ruling:
-    paper = float(CLAIMS[claim][1].removesuffix("%")) / 100
-    return _ruling(claim, setting, _percent(here), verdict(paper, here), why)
+    return _ruling(claim, setting, _percent(here), verdict(CLAIMS[claim][1], here), why)
 
 
 def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
-    sides = _settings(runs)
+    runs, phase = sustained(runs)
+    sides, setting = _settings(runs), f"{batching}, {phase}"
     sjf, fifo = (select(runs, **side) for side in sides)
     mixed = [throughput(run) for _, run in runs[runs.policy != "sjf"].groupby("run")]
     change = (
@@ -100,7 +120,7 @@ def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
         )
     p50, p99 = (relative_change(runs, "e2e_s", quantile(q), *sides) for q in (0.50, 0.99))
     short = f"short requests no longer wait behind long ones; {why}"
-    return [_change("C3", batching, p50, short), _change("C4", batching, p99, why)]
+    return [_change("C3", setting, p50, short), _change("C4", setting, p99, why)]
 
 
 def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
@@ -129,8 +149,8 @@ def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
         "without calibration the class of a category and tier moves only with the prompt's length; a moving bias can "
         f"only add flips. Calibration changes the share misjudged: {before:.0f}% without, {after:.0f}% with"
     )
-    said = _direction(-flips.estimate, -flips.high)
-    return [*rulings, _ruling("C7", setting, f"{flips:+.1f} flips in 100 requests", said, why)]
+    said = verdict(-1, flips, band=np.inf)
+    return [*rulings, _ruling("C7", setting, f"flips in 100 requests {flips:+.1f}", said, why)]
 
 
 def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) -> Ruling:
@@ -145,12 +165,7 @@ def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) ->
         f"P50 E2E: FIFO to SJF {_percent(policy)}, SJF uncalibrated to calibrated {_percent(calibration)}; one bias "
         "per category rescales all of a category alike, so it seldom changes who is shorter"
     )
-    here = _percent(margin).replace("%", " points")
-    return _ruling("C5", setting, here, _direction(margin.estimate, margin.low), why)
-
-
-def _direction(estimate: float, bound: float) -> str:
-    return REPRODUCED if bound > 0 else DIRECTION_ONLY if estimate > 0 else NOT_REPRODUCED
+    return _ruling("C5", setting, _percent(margin, " points"), verdict(1, margin, band=np.inf), why)
 
 
 def _settings(runs: pd.DataFrame) -> tuple[dict[str, object], dict[str, object]]:
@@ -160,5 +175,6 @@ def _settings(runs: pd.DataFrame) -> tuple[dict[str, object], dict[str, object]]
     return SJF | shared, FIFO | shared
 
 
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.estimate:+.1f}% [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+def _percent(interval: Interval, unit: str = "%") -> str:
+    ends = f"{100 * interval.estimate:+.1f}{unit} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    return f"{ends} ({note})" if (note := notes([interval])) else ends
