@@ -9,7 +9,7 @@ import pandas as pd
 
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.metrics import barrier_waste, estimation_errors, job_classes, latencies, throughput
-from driftsched_lib.studies.compare import Interval, bootstrap, mean, notes, quantile, relative_change, rms, select
+from driftsched_lib.studies.compare import Interval, bootstrap, mean, quantile, relative_change, rms, select
 
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
 CLOSE_TO_THE_PAPER = 0.25  # the band around the paper's number, as a share of it
@@ -48,16 +48,15 @@ def completed_requests(out: str | Path) -> pd.DataFrame:
 def sustained(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return the requests under sustained contention and their name: of the phase `stress`, or all if there is none."""
     phases = list(done.phase.unique()) if "phase" in done else ["the run"]
-    if "stress" in phases:
-        return select(done, phase="stress"), "stress phase"
-    return done, f"all of {', '.join(phases)}"
+    stressed = "stress" in phases
+    return (select(done, phase="stress"), "stress phase") if stressed else (done, f"all of {', '.join(phases)}")
 
 
 def verdict(paper: float, here: Interval, band: float = CLOSE_TO_THE_PAPER) -> str:
-    """Return whether a change is the paper's, surely has its direction, or neither.
+    """Return whether a change is the paper's, surely has its direction, or neither; a wide interval never helps.
 
     Its direction is sure if the interval excludes zero on the paper's side; it is the paper's if also the estimate is
-    within `band`, a share of the paper's number.  So a wide interval never helps.
+    within `band`, a share of the paper's number.
     """
     if not min(here.low * paper, here.high * paper) > 0:
         return NOT_REPRODUCED
@@ -94,18 +93,18 @@ def changes_against_fifo(done: pd.DataFrame) -> pd.DataFrame:
 def _ruling(claim: str, setting: str, here: str, verdict: str, why: str) -> Ruling:
     statement, paper = CLAIMS[claim]
     if not isinstance(paper, str):
-        ends = (f"{100 * paper * (1 + side * CLOSE_TO_THE_PAPER):.1f}" for side in (1, -1))
-        paper = f"{100 * paper:g}% (band {' to '.join(ends)})"
+        far, near = (f"{100 * paper * (1 + side * CLOSE_TO_THE_PAPER):.1f}" for side in (1, -1))
+        paper = f"{100 * paper:g}% (band {far} to {near})"
     return Ruling(claim, statement, setting, paper, here, verdict, why)
 
 
 def _change(claim: str, setting: str, here: Interval, why: str) -> Ruling:
-    return _ruling(claim, setting, _percent(here), verdict(CLAIMS[claim][1], here), why)
+    return _ruling(claim, setting, f"{here:+.1%}", verdict(CLAIMS[claim][1], here), why)
 
 
 def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
     runs, phase = sustained(runs)
-    sides, setting = _settings(runs), f"{batching}, {phase}"
+    sides = _settings(runs)
     sjf, fifo = (select(runs, **side) for side in sides)
     mixed = [throughput(run) for _, run in runs[runs.policy != "sjf"].groupby("run")]
     change = (
@@ -114,12 +113,10 @@ def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
     )
     why = f"there is no barrier to save: {change}, and the last requests end when all work is done, in any order"
     if batching == "static":
-        why = (
-            f"SJF makes batches of like lengths: slots that wait at the barrier go from {barrier_waste(fifo):.0%} to "
-            f"{barrier_waste(sjf):.0%}, {change}"
-        )
+        slots = f"slots that wait at the barrier go from {barrier_waste(fifo):.0%} to {barrier_waste(sjf):.0%}"
+        why = f"SJF makes batches of like lengths: {slots}, {change}"
     p50, p99 = (relative_change(runs, "e2e_s", quantile(q), *sides) for q in (0.50, 0.99))
-    short = f"short requests no longer wait behind long ones; {why}"
+    short, setting = f"short requests no longer wait behind long ones; {why}", f"{batching}, {phase}"
     return [_change("C3", setting, p50, short), _change("C4", setting, p99, why)]
 
 
@@ -149,23 +146,21 @@ def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
         "without calibration the class of a category and tier moves only with the prompt's length; a moving bias can "
         f"only add flips. Calibration changes the share misjudged: {before:.0f}% without, {after:.0f}% with"
     )
-    said = verdict(-1, flips, band=np.inf)
-    return [*rulings, _ruling("C7", setting, f"flips in 100 requests {flips:+.1f}", said, why)]
+    here = f"flips in 100 requests {flips:+.1f}"
+    return [*rulings, _ruling("C7", setting, here, verdict(-1, flips, band=np.inf), why)]
 
 
 def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) -> Ruling:
-    sjf, fifo = _settings(runs)
+    (sjf, fifo), median = _settings(runs), quantile(0.5)
     on, off = ({**SJF, "token_counter": counter} | side for side in (ON, OFF))
-    median = quantile(0.5)
-    margin = bootstrap(
-        runs, "e2e_s", median, (sjf, fifo, on, off), lambda s, f, on, off: np.abs(s / f - 1) - np.abs(on / off - 1)
-    )
+    sides = sjf, fifo, on, off
+    margin = bootstrap(runs, "e2e_s", median, sides, lambda s, f, on, off: 100 * (abs(s / f - 1) - abs(on / off - 1)))
     policy, calibration = (relative_change(runs, "e2e_s", median, *sides) for sides in ((sjf, fifo), (on, off)))
     why = (
-        f"P50 E2E: FIFO to SJF {_percent(policy)}, SJF uncalibrated to calibrated {_percent(calibration)}; one bias "
-        "per category rescales all of a category alike, so it seldom changes who is shorter"
+        f"P50 E2E over all phases: FIFO to SJF {policy:+.1%}, SJF uncalibrated to calibrated {calibration:+.1%}; one "
+        "bias per category rescales all of a category alike, so it seldom changes who is shorter"
     )
-    return _ruling("C5", setting, _percent(margin, " points"), verdict(1, margin, band=np.inf), why)
+    return _ruling("C5", setting, f"points {margin:+.1f}", verdict(1, margin, band=np.inf), why)
 
 
 def _settings(runs: pd.DataFrame) -> tuple[dict[str, object], dict[str, object]]:
@@ -173,8 +168,3 @@ def _settings(runs: pd.DataFrame) -> tuple[dict[str, object], dict[str, object]]
     fifo = select(runs, **FIFO).iloc[0]
     shared = {"token_counter": fifo.token_counter, "calibration": fifo.calibration}
     return SJF | shared, FIFO | shared
-
-
-def _percent(interval: Interval, unit: str = "%") -> str:
-    ends = f"{100 * interval.estimate:+.1f}{unit} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-    return f"{ends} ({note})" if (note := notes([interval])) else ends
