@@ -55,7 +55,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 def rms(values: np.ndarray) -> np.ndarray:
     """Return the root of the mean square over the last axis."""
-    return np.sqrt((values**2).mean(axis=-1))
+    return np.sqrt(mean(values**2))
 
 
 def select(frame: pd.DataFrame, **setting: Any) -> pd.DataFrame:

@@ -100,15 +100,13 @@ def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
     for key, run in runs.items():
         name = key.partition("/")[0]
         if name in MEASUREMENTS:
-            others = {
-                "simulated": replay(run, profile),
-                "at the last runs' speed": replay(run, profile.slowed(slow.expected[key])),
-                "at its speed": replay(run, profile.slowed(slow.slowness[key])),
-            }
+            then, now = slow.expected[key], slow.slowness[key]
+            slowed = {"simulated": 1.0, "at the last runs' speed": then, "at its speed": now}
+            others = {source: replay(run, profile.slowed(factor)) for source, factor in slowed.items()}
             if (again := runs.get(f"{name}-again/{run.name}")) is not None:
                 others["reality again"] = again.table("requests")
             setting = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
-            setting |= {"measurement": name, "run": run.name, "slowness": slow.slowness[key]}
+            setting |= {"measurement": name, "run": run.name, "slowness": now}
             real = measures(run.table("requests"))
             rows += [setting | {"source": source, **(measures(other) / real - 1)} for source, other in others.items()]
     return pd.DataFrame(rows).assign(engine=engine)

@@ -1,6 +1,7 @@
 """Many policies on many loads: what each gives and takes, against FIFO on the same requests."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,10 @@ def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataF
     The lists begin with the extreme mean; the others cannot be told from it in the same seeds (`behind_best`).
     """
     rows = []
-    for where, part in runs.groupby(SETTING, sort=False):
-        for column, name in objectives.items():
-            values, larger = part.pivot(index="seed", columns="policy", values=column), larger_is_better(column)
-            ends = (behind_best(values, side) for side in (larger, not larger))
-            rows.append((*where, name, *([policy for policy in end.index if not end[policy].low > 0] for end in ends)))
+    for (where, part), (column, name) in product(runs.groupby(SETTING, sort=False), objectives.items()):
+        values, larger = part.pivot(index="seed", columns="policy", values=column), larger_is_better(column)
+        ends = (behind_best(values, side) for side in (larger, not larger))
+        rows.append((*where, name, *([policy for policy in end.index if not end[policy].low > 0] for end in ends)))
     return pd.DataFrame(rows, columns=[*SETTING, "objective", "best", "worst"])
 
 
@@ -100,8 +100,7 @@ def where_worst(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFra
     costs, where = sign * table["mean"], [table[name] for name in (*SETTING, "objective")]
     least, most = (costs.groupby(where).transform(end) for end in ("min", "max"))
     table = table.assign(best=sign * least, shortfall=(costs - least) / (most - least))
-    ends = table[["mean", "best"]]
+    ends, columns = table[["mean", "best"]], ["shortfall", "objective", *SETTING, "mean", "best"]
     table = table.assign(times=ends.max(axis=1) / ends.min(axis=1).clip(1e-9), objective=where[-1].map(objectives))
     table = table.dropna().sort_values(["shortfall", "times"], ascending=False, kind="stable")
-    columns = ["shortfall", "objective", *SETTING, "mean", "best"]
     return table.drop_duplicates("policy").set_index("policy")[columns]

@@ -66,8 +66,8 @@ def recommend(params: Params, out: Folder, objective: str, load_of: Folder | Non
     Load factors refer to the engine of the results folder `load_of`, or to that of `params`.  Raises ParamsError if the
     objective is unknown, or the scheduler inside vLLM could not have a setting.
     """
-    if objective not in objectives(params.tiers):
-        raise ParamsError(f"objective: {choice(objective, objectives(params.tiers))}")
+    if objective not in (known := objectives(params.tiers)):
+        raise ParamsError(f"objective: {choice(objective, known)}")
     for name, value in AS_IN_VLLM.items():
         if attrgetter(name)(params) != value:
             raise ParamsError(f"{name}: the scheduler inside vLLM can have only {value}")

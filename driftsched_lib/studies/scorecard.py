@@ -19,28 +19,24 @@ CLAIMS = {
     "C2": ("calibration lowers estimation RMSE", -0.405),
     "C3": ("SJF lowers P50 E2E against FIFO under sustained contention", -0.42),
     "C4": ("SJF lowers P99 E2E against FIFO under sustained contention", -0.16),
-    "C5": ("the scheduler moves latency more than calibration", "more (by any margin)"),
-    "C6": ("with tokenizer accounting the bias stays close to 1", f"close to 1 (within {CLOSE_TO_ONE})"),
-    "C7": ("calibration steadies the job class (flips fall)", "fewer (by any number)"),
+    "C5": ("the scheduler moves latency more than calibration", 1),  # of claims without a number, its sign
+    "C6": ("with tokenizer accounting the bias stays close to 1", 0),
+    "C7": ("calibration steadies the job class (flips fall)", -1),
 }
+SIDES = {"C5": "more (by any margin)", "C6": f"close to 1 (within {CLOSE_TO_ONE})", "C7": "fewer (by any number)"}
 SJF, FIFO, ON, OFF = {"policy": "sjf"}, {"policy": "fifo"}, {"calibration": True}, {"calibration": False}
 Ruling = namedtuple("Ruling", "claim statement setting paper here verdict why")
 """One claim in one setting: the paper's number, the number of these runs, and why it is so."""
 
 
 def completed_requests(out: str | Path) -> pd.DataFrame:
-    """Return the completed requests of a results folder in grid order, with latencies, error and job class.
-
-    `completed_share` is of the requests that the run was offered in that phase.
-    """
+    """Return the completed requests of a results folder in grid order, with latencies, error and job class."""
     params, speed = results.load_params(out), results.load_speed(out)
     place = {run.name: i for i, run in enumerate(params.runs())}
     requests = results.load(out).sort_values("run", key=lambda names: names.map(place), kind="stable")
-    done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)
+    share = (requests.outcome == "completed").groupby([requests.run, requests.phase]).transform("mean")
+    done = latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s).assign(completed_share=share)
     done = done.assign(error_tokens=estimation_errors(requests), bias_deviation=(done.bias_after - 1).abs())
-    done["completed_share"] = (
-        (requests.outcome == "completed").groupby([requests.run, requests.phase]).transform("mean")
-    )
     classes = pd.concat([job_classes(run, params.job_class_bounds) for _, run in done.groupby("run")])
     return done.join(classes[["job_class", "flip", "misjudged"]].astype({"flip": float, "misjudged": float}))
 
@@ -55,8 +51,7 @@ def sustained(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def verdict(paper: float, here: Interval, band: float = CLOSE_TO_THE_PAPER) -> str:
     """Return whether a change is the paper's, surely has its direction, or neither; a wide interval never helps.
 
-    Its direction is sure if the interval excludes zero on the paper's side; it is the paper's if also the estimate is
-    within `band`, a share of the paper's number.
+    The interval has to exclude zero on the paper's side, the estimate to be within a share, `band`, of the number.
     """
     if not min(here.low * paper, here.high * paper) > 0:
         return NOT_REPRODUCED
@@ -90,16 +85,14 @@ def changes_against_fifo(done: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _ruling(claim: str, setting: str, here: str, verdict: str, why: str) -> Ruling:
+def _ruling(claim: str, setting: str, here: Interval, why: str, text: str = "{:+.1%}") -> Ruling:
     statement, paper = CLAIMS[claim]
-    if not isinstance(paper, str):
-        far, near = (f"{100 * paper * (1 + side * CLOSE_TO_THE_PAPER):.1f}" for side in (1, -1))
-        paper = f"{100 * paper:g}% (band {far} to {near})"
-    return Ruling(claim, statement, setting, paper, here, verdict, why)
-
-
-def _change(claim: str, setting: str, here: Interval, why: str) -> Ruling:
-    return _ruling(claim, setting, f"{here:+.1%}", verdict(CLAIMS[claim][1], here), why)
+    said = verdict(paper, here, np.inf if claim in SIDES else CLOSE_TO_THE_PAPER)
+    if claim == "C6":
+        said = REPRODUCED if here.high < CLOSE_TO_ONE else NOT_REPRODUCED
+    far, near = (paper * (1 + side * CLOSE_TO_THE_PAPER) for side in (1, -1))
+    band = SIDES.get(claim, f"{paper:.1%} (band {far:.1%} to {near:.1%})")
+    return Ruling(claim, statement, setting, band, text.format(here), said, why)
 
 
 def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
@@ -107,17 +100,15 @@ def _latency(runs: pd.DataFrame, batching: str) -> list[Ruling]:
     sides = _settings(runs)
     sjf, fifo = (select(runs, **side) for side in sides)
     mixed = [throughput(run) for _, run in runs[runs.policy != "sjf"].groupby("run")]
-    change = (
-        f"throughput changes by {throughput(sjf) / throughput(fifo) - 1:+.0%} (between runs of the other policies it "
-        f"varies by {np.std(mixed) / np.mean(mixed):.0%})"
-    )
+    varies = f"between runs of the other policies it varies by {np.std(mixed) / np.mean(mixed):.0%}"
+    change = f"throughput changes by {throughput(sjf) / throughput(fifo) - 1:+.0%} ({varies})"
     why = f"there is no barrier to save: {change}, and the last requests end when all work is done, in any order"
     if batching == "static":
         slots = f"slots that wait at the barrier go from {barrier_waste(fifo):.0%} to {barrier_waste(sjf):.0%}"
         why = f"SJF makes batches of like lengths: {slots}, {change}"
     p50, p99 = (relative_change(runs, "e2e_s", quantile(q), *sides) for q in (0.50, 0.99))
     short, setting = f"short requests no longer wait behind long ones; {why}", f"{batching}, {phase}"
-    return [_change("C3", setting, p50, short), _change("C4", setting, p99, why)]
+    return [_ruling("C3", setting, p50, short), _ruling("C4", setting, p99, why)]
 
 
 def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
@@ -130,7 +121,7 @@ def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
         "error that stays is mostly the tiers' safety factors, which no bias can see"
     )
     mae, rmse = (relative_change(runs, "abs_error_tokens", how, ON, OFF) for how in (mean, rms))
-    rulings = [_change("C1", setting, mae, why), _change("C2", setting, rmse, why)]
+    rulings = [_ruling("C1", setting, mae, why), _ruling("C2", setting, rmse, why)]
     if setting.endswith("tokenizer"):
         here = bootstrap(runs, "bias_deviation", mean, [ON])
         at_limit = (calibrated.output_tokens == calibrated.max_tokens).mean()
@@ -138,16 +129,14 @@ def _estimation(runs: pd.DataFrame, setting: str) -> list[Ruling]:
             f"{at_limit:.0%} of the outputs end at their limit, which is also the base: where all do, the bias is 1 by "
             "construction, whatever characterises the prompt"
         )
-        said = REPRODUCED if here.high < CLOSE_TO_ONE else NOT_REPRODUCED
-        rulings.append(_ruling("C6", setting, f"mean distance {here:.3f}", said, why))
+        rulings.append(_ruling("C6", setting, here, why, "mean distance {:.3f}"))
     flips = bootstrap(runs, "flip", lambda values: 100 * mean(values), [ON, OFF], lambda on, off: on - off)
     before, after = (100 * select(runs, **side).misjudged.mean() for side in (OFF, ON))
     why = (
         "without calibration the class of a category and tier moves only with the prompt's length; a moving bias can "
         f"only add flips. Calibration changes the share misjudged: {before:.0f}% without, {after:.0f}% with"
     )
-    here = f"flips in 100 requests {flips:+.1f}"
-    return [*rulings, _ruling("C7", setting, here, verdict(-1, flips, band=np.inf), why)]
+    return [*rulings, _ruling("C7", setting, flips, why, "flips in 100 requests {:+.1f}")]
 
 
 def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) -> Ruling:
@@ -160,11 +149,10 @@ def _scheduler_or_calibration(runs: pd.DataFrame, setting: str, counter: str) ->
         f"P50 E2E over all phases: FIFO to SJF {policy:+.1%}, SJF uncalibrated to calibrated {calibration:+.1%}; one "
         "bias per category rescales all of a category alike, so it seldom changes who is shorter"
     )
-    return _ruling("C5", setting, f"points {margin:+.1f}", verdict(1, margin, band=np.inf), why)
+    return _ruling("C5", setting, margin, why, "points {:+.1f}")
 
 
 def _settings(runs: pd.DataFrame) -> tuple[dict[str, object], dict[str, object]]:
     """Return SJF and FIFO in the accounting and calibration that both were run with."""
-    fifo = select(runs, **FIFO).iloc[0]
-    shared = {"token_counter": fifo.token_counter, "calibration": fifo.calibration}
+    shared = select(runs, **FIFO)[["token_counter", "calibration"]].iloc[0].to_dict()
     return SJF | shared, FIFO | shared
