@@ -23,8 +23,9 @@ from driftsched_lib.studies.scorecard import CLOSE_TO_THE_PAPER, completed_reque
 from driftsched_lib.validation import PROJECT
 
 RULES = (
-    f"A change is reproduced within {CLOSE_TO_THE_PAPER:.0%} of the paper's number, or if its interval holds it; with "
-    "the paper's sign alone it is “direction only”. Brackets are 95% intervals."
+    "Reproduced: the 95% interval (in brackets) excludes zero on the paper's side, and the estimate is in the band, "
+    f"{CLOSE_TO_THE_PAPER:.0%} around the paper's number. Direction only: the estimate is outside. A wide interval "
+    "never helps. Intervals are Student's over seeds. Of one run alone they are conditional on that run, and say so."
 )
 
 

@@ -12,8 +12,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from driftsched_lib.figures.kinds import ENDS, PERCENT, dots, forest, lines, panels
+from driftsched_lib.figures.kinds import ENDS, PERCENT, dots, forest, lines, panels, spread
 from driftsched_lib.figures.style import DARK, GREEN, Looks, side_looks
+from driftsched_lib.studies.compare import mean_interval
 
 
 def _in_turn(names: Sequence[str]) -> Looks:
@@ -80,12 +81,13 @@ def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int
         logs -= logs[rows.position >= half].mean()
         since = rows.groupby("seed").cumcount() - (rows.position < change).groupby(rows.seed).transform("sum")
         shown = rows.position.between(change - before, change + after)
-        of = logs[shown].groupby(since[shown].rename("since")).agg(["mean", "sem", "count"])
-        of = of[of["count"] > of["count"].max() / 2].fillna(0.0)  # few seeds reach the ends
-        ends = {end: np.exp(of["mean"] + 1.96 * sign * of["sem"]) for end, sign in zip(ENDS, (0, -1, 1), strict=True)}
-        tables.append(pd.DataFrame(ends).assign(side=side).reset_index())
+        of = logs[shown].groupby(since[shown].rename("since")).agg(["count", mean_interval])
+        of = of.mean_interval[of["count"] > of["count"].max() / 2]  # few seeds reach the ends
+        tables.append(np.exp(spread(of)).assign(side=side).reset_index())
     looks = {"actual": {"color": "#cccccc", "linestyle": "-"}} | _in_turn(names)
     labels = f"requests of the category {category} since the change (at 0)", "estimate / where it settles"
-    figure = panels(pd.concat(tables), partial(lines, x="since", looks=looks), labels, (9, 3.6), looks)
+    table = pd.concat(tables)
+    figure = panels(table, partial(lines, x="since", looks=looks), labels, (9, 3.6), looks)
+    figure.axes[0].set_ylim(0, 1.5 * table.middle.max())  # bands of few seeds go far
     figure.axes[0].axhspan(0.9, 1.1, color=GREEN, alpha=0.12, linewidth=0)
     return figure

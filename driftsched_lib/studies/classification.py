@@ -70,7 +70,6 @@ def classified_prompts() -> pd.DataFrame:
     classify = KeywordClassifier().classify
     rows = []
     for category, topic, template in product(CATEGORIES, TOPICS, range(FOLDS)):
-        prompt = build_prompt(category, topic, template)
-        rows.append(("with the label prefix", category, classify(label_prefix(0, "tenant", category) + prompt)))
-        rows.append(("without it", category, classify(prompt)))
+        for name, prefix in (("with the label prefix", label_prefix(0, "tenant", category)), ("without it", "")):
+            rows.append((name, category, classify(prefix + build_prompt(category, topic, template))))
     return pd.DataFrame(rows, columns=["prompts", "job_type", "category"])

@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.requests import BASE_TOKENS, Request
-from driftsched_lib.studies.compare import mean_interval, over_seeds
+from driftsched_lib.studies.compare import Interval, mean_interval
 from driftsched_lib.workloads.drift import NEWCOMERS, drifted
 from driftsched_lib.workloads.params import Phase, WorkloadParams
 from driftsched_lib.workloads.prompts import build_prompt
@@ -145,22 +145,20 @@ def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFr
 def observations_to_recover(paths: pd.DataFrame, tolerance: float = 0.1, until: int = 100) -> pd.Series:
     """Return the observations until the mean estimate over seeds is first within `tolerance` of where it settles.
 
-    Of the slowest category in `probe_paths`; infinite from `until` on.  This is the lag without noise and bias.
+    Of the slowest category in `probe_paths`; infinite from `until` on.  This is the lag without noise and bias.  The
+    interval goes from where Student's of the mean first reaches into the tolerance to where it first is within.
     """
+
+    def slowest(errors: pd.Series) -> float:
+        near = errors[errors <= np.log1p(tolerance)].reset_index("observations").groupby("category").observations.min()
+        return float(near.reindex(errors.index.unique("category")).fillna(np.inf).max())
+
     rows = {}
     for where, part in paths[paths.observations < until].groupby(BY, sort=False):
-        errors = part.pivot_table("log_error", "seed", ["category", "observations"])
-
-        def slowest(weights: np.ndarray, errors: pd.DataFrame = errors) -> np.ndarray:
-            found = []
-            for category in errors.columns.unique("category"):
-                group = errors[category].sort_index(axis=1)
-                means = weights @ group.fillna(0.0).to_numpy() / np.maximum(weights @ group.notna().to_numpy(), 1e-9)
-                inside = np.abs(means) <= np.log1p(tolerance)
-                found.append(np.where(inside.any(axis=1), group.columns.to_numpy()[inside.argmax(axis=1)], np.inf))
-            return np.max(found, axis=0)
-
-        rows[where] = over_seeds(slowest, len(errors), method="nearest")
+        by_seed = part.groupby(["category", "observations", "seed"]).log_error.mean()
+        means = by_seed.groupby(level=["category", "observations"]).agg(mean_interval)
+        errors = [(abs(mean.estimate), max(mean.low, -mean.high), max(-mean.low, mean.high)) for mean in means]
+        rows[where] = Interval(*pd.DataFrame(errors, means.index).apply(slowest))
     return pd.Series(rows, name="observations").rename_axis(BY)
 
 

@@ -38,9 +38,9 @@ def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) ->
 
     All arrivals follow the speed of the engine before the first run.  Raises ParamsError for an engine without a file.
     """
-    pairs = list(product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS))))
-    grids = [grid_of(params_file, engine, grid.removesuffix("-again")) for engine, grid in pairs]
-    for (engine, grid), params in zip(pairs, grids, strict=True):
+    pairs = product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS)))
+    grids = {(engine, grid): grid_of(params_file, engine, grid.removesuffix("-again")) for engine, grid in pairs}
+    for (engine, grid), params in grids.items():
         folder = Path(out) / f"{engine}-{grid}"
         if grid != "fit":
             results.write_text(folder / results.SPEED, (Path(out) / f"{engine}-fit" / results.SPEED).read_text())
@@ -49,10 +49,10 @@ def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) ->
 
 def stored(out: str | Path, engine: str) -> dict[str, StoredRun]:
     """Return an engine's runs by `grid/run`, in the order in which they were served."""
-    runs = {}
-    for path in Path(out).glob(f"{engine}-*"):
-        grid = path.name.removesuffix(".parquet").removeprefix(f"{engine}-")
-        runs |= {f"{grid}/{run.name}": run for run in results.runs(path)}
+    grids = {
+        path.name.removesuffix(".parquet").removeprefix(f"{engine}-"): path for path in Path(out).glob(f"{engine}-*")
+    }
+    runs = {f"{grid}/{run.name}": run for grid, path in grids.items() for run in results.runs(path)}
     return dict(sorted(runs.items(), key=lambda item: item[1].manifest["started"]))
 
 
@@ -100,15 +100,13 @@ def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
     for key, run in runs.items():
         name = key.partition("/")[0]
         if name in MEASUREMENTS:
-            others = {
-                "simulated": replay(run, profile),
-                "at the last runs' speed": replay(run, profile.slowed(slow.expected[key])),
-                "at its speed": replay(run, profile.slowed(slow.slowness[key])),
-            }
+            then, now = slow.expected[key], slow.slowness[key]
+            slowed = {"simulated": 1.0, "at the last runs' speed": then, "at its speed": now}
+            others = {source: replay(run, profile.slowed(factor)) for source, factor in slowed.items()}
             if (again := runs.get(f"{name}-again/{run.name}")) is not None:
                 others["reality again"] = again.table("requests")
-            planned = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
-            setting = {"measurement": name, **planned, "run": run.name, "slowness": slow.slowness[key]}
+            setting = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
+            setting |= {"measurement": name, "run": run.name, "slowness": now}
             real = measures(run.table("requests"))
             rows += [setting | {"source": source, **(measures(other) / real - 1)} for source, other in others.items()]
     return pd.DataFrame(rows).assign(engine=engine)
@@ -126,9 +124,8 @@ def told_apart(errors: pd.DataFrame, source: str) -> pd.DataFrame:
     for engine, measure in product(errors.engine.unique(), GOALS):
         ours, again = pd.concat([side.loc[[engine], measure] for side in sides], axis=1).dropna().to_numpy().T
         p = wilcoxon(ours, again, alternative="greater").pvalue
-        medians = {"median": np.median(ours), "again": np.median(again)}
-        rows[engine, measure] = medians | {"nearer": (ours < again).mean(), "p": p}
-    return pd.DataFrame(rows).T.rename_axis(["engine", "measure"])
+        rows[engine, measure] = np.median(ours), np.median(again), (ours < again).mean(), p
+    return pd.DataFrame(rows, ["median", "again", "nearer", "p"]).T.rename_axis(["engine", "measure"])
 
 
 def by_policy(out: str | Path, profile: Profile | None = None) -> pd.DataFrame:

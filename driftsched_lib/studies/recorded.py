@@ -58,18 +58,16 @@ def paper_protocol(
 
     An estimator is made from `base_tokens`.  Each run sampled its outputs anew; runs of one seed had the same requests.
     """
-    params, tables = results.load_params(out), []
-    settings = {"token_counter": "whitespace", "calibration": True}
+    params, tables, settings = results.load_params(out), [], {"token_counter": "whitespace", "calibration": True}
     runs = [run for run in results.runs(out) if settings.items() <= run.manifest["run"].items()]
     for run in runs[:max_runs]:
         requests, records = zip(*completed(run, params), strict=True)
         for request, record in zip(requests, records, strict=True):
             request.category, request.input_tokens = record.category, record.input_tokens
+        lengths, of = [int(record.actual_tokens) for record in records], {"seed": run.manifest["run"]["seed"]}
         for name, make in estimators.items():
-            estimator = make(base_tokens=params.workload.max_tokens)
-            table = replay(estimator, requests, [int(record.actual_tokens) for record in records], delay)
-            seed = run.manifest["run"]["seed"]
-            tables.append(table.assign(estimator=name, scenario="paper", seed=seed, run=run.name))
+            table = replay(make(base_tokens=params.workload.max_tokens), requests, lengths, delay)
+            tables.append(table.assign(estimator=name, scenario="paper", run=run.name, **of))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -82,8 +80,8 @@ def known_from_the_prompt(lengths: pd.DataFrame) -> pd.Series:
     others = (by_prompt.transform("sum") - lengths.output_tokens) / (by_prompt.transform("count") - 1)
     known = pd.DataFrame({"estimated_tokens": others, "actual_tokens": lengths.output_tokens}).dropna()
     found = accuracy(known.assign(low_tokens=float("nan"), high_tokens=float("nan")))
-    explained = 1 - found.rmse_tokens**2 / known.actual_tokens.var(ddof=0)
-    return pd.concat([found[["mae_tokens", "kendall_tau"]], pd.Series({"variance_explained": explained})])
+    found["variance_explained"] = 1 - found.rmse_tokens**2 / known.actual_tokens.var(ddof=0)
+    return found[["mae_tokens", "kendall_tau", "variance_explained"]]
 
 
 def served_warm(params: Params, speed: results.EngineSpeed, make: Callable[..., Estimator], seeds=3) -> pd.DataFrame:
