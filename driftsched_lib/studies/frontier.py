@@ -9,8 +9,11 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from driftsched_lib.experiments import metrics, results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import behind_best, changes
+from driftsched_lib.validation import read_yaml
 
 # Measures that are compared by their ratio, with their names.
 RELATIVE = {"mean_e2e_s": "mean E2E", "p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "longest wait"}
@@ -29,8 +32,10 @@ def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = 
 
     Latencies and slowdowns are of completed requests, waits to the first dispatch, goodput in requests per second that
     met their SLOs.  `jain` is per weight of the tiers, `service_difference` in priced tokens per weight and second
-    (VTC's).  `overload` is the time until all have ended over the time in which they arrive.
+    (VTC's).  `overload` is the time until all have ended over the time in which they arrive.  `barrier_waste` is NaN in
+    continuous batching.
     """
+    batched = requests[(requests.outcome == "completed") & requests.batch_id.notna()].assign(run="")
     requests = metrics.plain(requests)
     done = metrics.latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)[["tier", "e2e_s", "ttft_s", "slowdown"]]
     met, waits = metrics.met_slos(requests, tiers), metrics.queue_waits(requests)
@@ -44,6 +49,7 @@ def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = 
         row |= {f"{tier}_longest_wait_s": waits[mine].max(), f"{tier}_slo": met[mine].mean()}
     row |= {"goodput_per_s": met.sum() / busy, "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy}
     row |= {"jain": metrics.tenant_fairness(requests, weights), "jain_equal": metrics.tenant_fairness(requests)}
+    row |= {"barrier_waste": metrics.barrier_waste(batched) if len(batched) else float("nan")}
     overload = requests.finish_s.max() / requests.arrival_s.max()
     return row | {"service_difference": difference.mean() / INTERVAL_S, "overload": overload}
 
@@ -62,6 +68,19 @@ def frontier(out: str | Path, tiers: Tiers | None = None) -> pd.DataFrame:
         return run.manifest["run"] | measures(run.table("requests"), run.speed, tiers)
 
     return pd.DataFrame(Parallel(n_jobs=-1)(delayed(row)(Path(out) / run.name) for run in results.runs(out)))
+
+
+def serve_loads(base: str | Path, loads: Sequence[str | Path], out: str | Path, **changes: Any) -> pd.DataFrame:
+    """Serve every load under the parameters of `base`; return `frontier` of all, with the load's name as `workload`.
+
+    Parameters:
+        loads: YAML files of what each load changes; `changes` are laid over that.
+    """
+    parts = []
+    for load in map(Path, loads):
+        run_grid(Params.load(base, read_yaml(load)).changed(**changes), Path(out, load.stem))
+        parts.append(frontier(Path(out, load.stem)).assign(workload=load.stem.replace("-", " ")))
+    return pd.concat(parts, ignore_index=True)
 
 
 def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] = COMPARED) -> pd.DataFrame:

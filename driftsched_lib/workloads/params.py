@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import isclose
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from driftsched_lib.estimators.base import BaseTokens
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Category
@@ -89,6 +89,11 @@ class TraceParams(Validated):
         return self
 
 
+def _numbered(tenants: Any) -> Any:
+    """Return so many tenants with the default tiers in turn, if it is a number."""
+    return {f"tenant-{i:03}": list(TIERS)[i % len(TIERS)] for i in range(tenants)} if isinstance(tenants, int) else tenants
+
+
 class Spread(Validated):
     """Lognormal output lengths: their mean as a share of the limit, at which they are cut off, and their CV."""
 
@@ -100,7 +105,7 @@ class WorkloadParams(Validated):
     """The load.  The defaults are the paper's: tenants drawn uniformly, and two phases.
 
     Attributes:
-        tenants: the tier of each.
+        tenants: the tier of each, or how many there are.
         zipf, noisy: the k-th tenant sends in proportion to k ** -zipf, the first one `noisy` times its share.
         label_prefix: put the paper's prefix before each prompt, which tells a keyword classifier the category.
         phases, trace: phases whose shares of the requests sum to 1, or a trace in their place.
@@ -112,7 +117,9 @@ class WorkloadParams(Validated):
         queue_timeout_s: a request expires after so long in the queue; null for never.
     """
 
-    tenants: Annotated[dict[Name, Name], Field(min_length=1)] = {f"tenant-{tier}": tier for tier in TIERS}
+    tenants: Annotated[dict[Name, Name], Field(min_length=1), BeforeValidator(_numbered)] = {
+        f"tenant-{tier}": tier for tier in TIERS
+    }
     zipf: NotNegative = 0.0
     noisy: Positive = 1.0
     label_prefix: bool = True
