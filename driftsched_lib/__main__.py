@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     trace = parsers["trace"]
     trace.add_argument("--format", required=True)
     trace.add_argument("--column", action="append", default=[], type=lambda it: _pair(it, str), metavar="FIELD=NAME")
+    trace.add_argument("--time-unit", metavar="UNIT", help="of times that are numbers: s, ms, us or ns")
     trace.add_argument("--skip-bad-rows", action="store_true", help="count and show them instead of refusing the trace")
     trace.add_argument("--source", metavar="TEXT", help="whose trace it is, its licence and what to cite")
     parsers["fidelity"].add_argument("--engines", nargs="+", default=["tiny", "llama-130m"], help="or qwen-1.8b")
@@ -96,12 +97,13 @@ def _do(options: argparse.Namespace) -> None:
             from driftsched_lib.workloads.traces import Faults, read_trace
 
             faults, on_bad_row = Faults(), "skip" if options.skip_bad_rows else "refuse"
-            rows = read_trace(options.file, options.format, dict(options.column), on_bad_row, faults)
+            columns, unit = dict(options.column), options.time_unit
+            rows = read_trace(options.file, options.format, columns, on_bad_row, faults, time_unit=unit)
             mix = LengthMix.of_trace(rows, options.source or options.file)
             if options.out is not None:
                 mix.save(options.out)
             print(mix)
-            if faults.count:
+            if str(faults):
                 print(faults, file=sys.stderr)
         case "fidelity":
             from driftsched_lib.studies.fidelity import measure

@@ -135,7 +135,7 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
     assert main(arguments) == 2 and "line 3: prompt_tokens is 'x'" in capsys.readouterr().err and not out.exists()
     assert main([*arguments, "--skip-bad-rows", "--source", "mine"]) == 0
     text, faults = capsys.readouterr()
-    assert text.startswith("mine: 3 requests, 0.5 per second") and "1 bad row was left out\n  line 3" in faults
+    assert "mine: 3 requests, 0.5 per second" in text and "1 of 4 rows are bad and were left out\n  line 3" in faults
     assert LengthMix.load(out).source == "mine"
 
 

@@ -10,7 +10,7 @@ from driftsched_lib.estimators.base import BaseTokens
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Category
 from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Validated
 from driftsched_lib.workloads.drift import LEARNING_MIX, SCENARIOS, STRESS_MIX
-from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
+from driftsched_lib.workloads.traces import FIELDS, FORMATS, UNITS, GapVariation
 
 PAPER_PHASES: dict[str, dict[str, Any]] = {
     "learning": {"share": 1 / 3, "mix": LEARNING_MIX, "gap_s": [0.05, 0.15]},
@@ -67,7 +67,8 @@ class TraceParams(Validated):
     """A request trace in one of the formats of `traces`.
 
     Attributes:
-        columns: names of the columns of a `csv` or `parquet`, by `traces.FIELDS`, where they differ.
+        columns: names of the columns, by `traces.FIELDS`, where they are not those of the format.
+        time_unit: of times that are numbers; null for milliseconds in `mooncake`, seconds elsewhere.
         skip: good rows that are left out at its beginning.
         speedup, load_factor: divide its times by it, or stretch them to this ratio of offered load to capacity.
         on_bad_row, default_tier: `skip` reports a bad row; a row has that tier if it names no tier or known tenant.
@@ -76,6 +77,7 @@ class TraceParams(Validated):
     file: FileName
     format: Literal[tuple(FORMATS)]  # type: ignore[valid-type]
     columns: dict[Literal[FIELDS], str] | None = None  # type: ignore[valid-type]
+    time_unit: Literal[tuple(UNITS)] | None = None  # type: ignore[valid-type]
     skip: Annotated[int, Field(ge=0, le=10**12)] = 0
     speedup: Positive = 1.0
     load_factor: Positive | None = None

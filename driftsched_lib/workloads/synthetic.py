@@ -92,7 +92,7 @@ def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tie
         recorded_lengths(workload.recorded_lengths)
     if workload.trace is not None:
         _, faults = trace_window(workload.trace, requests, windows - 1, tiers)
-        if faults.count:
+        if str(faults):
             warnings.warn(f"{workload.trace.file}: {faults}", stacklevel=3)
 
 
@@ -168,7 +168,7 @@ def trace_window(trace: TraceParams, requests: int, window: int = 0, tiers: Tier
 @lru_cache(maxsize=32)  # by the file's mtime as well, so that a changed one is read again
 def _rows(trace_json: str, path: str, mtime: float, begin: int, end: int, tiers: tuple[str, ...]) -> TraceRows:
     trace, faults, parts, n = TraceParams.model_validate_json(trace_json), Faults(), [], 0
-    for chunk in read_trace(path, trace.format, trace.columns, trace.on_bad_row, faults, tiers):
+    for chunk in read_trace(path, trace.format, trace.columns, trace.on_bad_row, faults, tiers, trace.time_unit):
         parts.append(chunk[max(0, begin - n) : end - n])
         n += len(chunk)
         if n >= end:
