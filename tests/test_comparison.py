@@ -100,9 +100,7 @@ def test_requests_not_completed_on_all_sides_are_counted():
     change = compare.relative_change(frame, "e2e_s", compare.mean, NEW, OLD)
     assert change.left_out == pytest.approx(0.5)
     assert "50.0% of requests left out: not completed on all sides" in f"{change:+.0%}"
-    assert (
-        "left out" not in f"{compare.bootstrap(two_policies(np.random.default_rng(1)), 'e2e_s', compare.mean, [NEW])}"
-    )
+    assert "left out" not in f"{compare.bootstrap(frame.drop(columns='completed_share'), 'e2e_s', compare.mean, [OLD])}"
     with pytest.raises(ValueError, match="several runs of a seed"):
         compare.relative_change(pd.concat([frame, frame]), "e2e_s", compare.mean, NEW, OLD)
 
@@ -124,22 +122,10 @@ def test_the_share_of_a_gap_against_students_test():
     drr = {"policy": "drr"}
     share = compare.share_of_gap(SUMMARY, "p50_e2e_s", drr, FIFO, SJF)  # two seeds cannot tell a gap of 5 and 10 from 0
     assert (share.estimate, share.low, share.high) == (pytest.approx(8 / 15), -np.inf, np.inf)
-    times = {
-        "fifo": np.array([30.0, 28.0, 33.0]),
-        "drr": np.array([24.0, 23.0, 25.0]),
-        "sjf": np.array([20.0, 17.0, 22.0]),
-    }
-    three = pd.DataFrame({"seed": range(3)} | times).melt("seed", var_name="policy", value_name="p50_e2e_s")
+    times = pd.DataFrame({"fifo": [30.0, 28.0, 33.0], "drr": [24.0, 23.0, 25.0], "sjf": [20.0, 17.0, 22.0]})
+    three = times.rename_axis("seed").reset_index().melt("seed", var_name="policy", value_name="p50_e2e_s")
     share = compare.share_of_gap(three, "p50_e2e_s", drr, FIFO, SJF)
     assert share.estimate == pytest.approx((6 + 5 + 8) / (10 + 11 + 11))
     for end in (share.low, share.high):
-        left = times["fifo"] - times["drr"] - end * (times["fifo"] - times["sjf"])
+        left = times.fifo - times.drr - end * (times.fifo - times.sjf)
         assert ttest_1samp(left, 0).pvalue == pytest.approx(0.05)
-
-
-def test_what_cannot_be_told_from_the_best_reaches_0():
-    values = SUMMARY.pivot(index="seed", columns="policy", values="p50_e2e_s")
-    behind = compare.behind_best(values)
-    assert list(behind.index) == ["sjf", "drr", "fifo"] and behind["fifo"].estimate == 7.5
-    assert (behind["sjf"].low, behind["sjf"].high) == (0, 0) and behind["drr"].low < 0 < behind["drr"].high
-    assert list(compare.behind_best(values, larger_is_better=True).index) == ["fifo", "drr", "sjf"]

@@ -3,7 +3,6 @@
 import json
 import shlex
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -59,19 +58,6 @@ def test_where_more_is_better_the_largest_comes_first_and_a_measure_that_means_n
     runs = by_hand("premium_slo").assign(premium_slo=float("nan"))
     with pytest.raises(ParamsError, match="premium_slo means nothing"):
         recommend.ranked(runs, "premium_slo")
-
-
-def test_intervals_of_differences_hold_for_all_rows_at_once():
-    """Of 25 settings that are all alike, hardly ever is one called worse than the best, or other than FIFO."""
-    rng, wrong = np.random.default_rng(5), 0
-    names = ["fifo", *(f"policy-{i}" for i in range(24))]
-    for _ in range(40):
-        rows = [(name, seed, rng.normal(10, 1)) for name in names for seed in range(10)]
-        runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"]).assign(estimator="paper")
-        table = recommend.ranked(runs, "p50_e2e_s")
-        others = table.query("policy != 'fifo'")
-        wrong += ((others.against_fifo_low > 0) | (others.against_fifo_high < 0)).any()
-    assert wrong <= 6
 
 
 @pytest.fixture(scope="module")

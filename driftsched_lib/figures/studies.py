@@ -86,8 +86,7 @@ def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int
         tables.append(np.exp(spread(of)).assign(side=side).reset_index())
     looks = {"actual": {"color": "#cccccc", "linestyle": "-"}} | _in_turn(names)
     labels = f"requests of the category {category} since the change (at 0)", "estimate / where it settles"
-    table = pd.concat(tables)
-    figure = panels(table, partial(lines, x="since", looks=looks), labels, (9, 3.6), looks)
+    figure = panels(table := pd.concat(tables), partial(lines, x="since", looks=looks), labels, (9, 3.6), looks)
     figure.axes[0].set_ylim(0, 1.5 * table.middle.max())  # bands of few seeds go far
     figure.axes[0].axhspan(0.9, 1.1, color=GREEN, alpha=0.12, linewidth=0)
     return figure

@@ -6,12 +6,11 @@ Intervals over two or more seeds, which are independent, are Student's.  That of
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import comb
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import comb, stdtrit
 
 MAX_STRETCHES, MIN_STRETCH = 8, 100  # parts of a run that are resampled each by itself; requests of one
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -36,10 +35,9 @@ class Interval:
 
 def notes(intervals: Collection[Interval]) -> str:
     """Return what a reader of some intervals has to know: the run they are conditional on, the requests left out."""
-    said = ["conditional on one run"] if any(interval.one_run for interval in intervals) else []
-    if left_out := max((interval.left_out for interval in intervals), default=0.0):
-        most = "up to " if len(intervals) > 1 else ""
-        said.append(f"{most}{left_out:.1%} of requests left out: not completed on all sides")
+    left_out, most = max((each.left_out for each in intervals), default=0.0), "up to " * (len(intervals) > 1)
+    said = ["conditional on one run"] * any(each.one_run for each in intervals)
+    said += [f"{most}{left_out:.1%} of requests left out: not completed on all sides"] * (left_out > 0)
     return "; ".join(said)
 
 
@@ -86,10 +84,7 @@ def paired_change(runs: pd.DataFrame, column: str, treated: Setting, baseline: S
 
 
 def changes(runs: pd.DataFrame, baseline: Setting, settings: Settings, columns: Names, relative: Names | None = None):
-    """Return `paired_change` of each setting, by name, and column: one row each with `change`, `low` and `high`.
-
-    Columns in `relative`, by default all, are compared by their ratio.
-    """
+    """Return `paired_change` of each named setting and column, a row each; by ratio the columns in `relative` (all)."""
     rows = []
     for (name, setting), column in product(settings.items(), columns):
         change = paired_change(runs, column, setting, baseline, relative is None or column in relative)
@@ -98,16 +93,13 @@ def changes(runs: pd.DataFrame, baseline: Setting, settings: Settings, columns: 
 
 
 def behind_best(values: pd.DataFrame, larger_is_better: bool = False) -> pd.Series:
-    """Return differences from the column with the best mean, the best first; 0 or less is as good as it.
-
-    The values choose that column, so the intervals hold at once for all pairs of columns; see `differences_at_once`.
-    """
+    """Return differences from the column of the best mean, best first; values choose it, so all pairs hold at once."""
     costs = -values if larger_is_better else values
     costs = costs[costs.mean().sort_values(kind="stable").index]
     return differences_at_once(costs, costs.iloc[:, 0], comparisons=comb(len(costs.columns), 2))
 
 
-def differences_at_once(values: pd.DataFrame, reference: pd.Series, comparisons: int | None = None) -> pd.Series:
+def differences_at_once(values: pd.DataFrame, reference: pd.Series, comparisons: float | None = None) -> pd.Series:
     """Return each column's mean difference over seeds from a reference, one of them; all hold at once (Bonferroni)."""
     confidence = 1 - 0.05 / max(1, comparisons or len(values.columns) - 1)
     differences = values.sub(reference, axis=0)
@@ -169,11 +161,8 @@ def intervals(
     """Return contrasts of several statistics of the same requests under several settings, as means over seeds.
 
     Two seeds or more give Student's interval, one a percentile bootstrap of `resampled_rows`, conditional on that run.
-
-    Parameters:
-        runs: one array per seed, settings x requests, in order of arrival.
-        statistics: reduces the last axis of its argument; the first axis of its result holds the statistics.
-        contrast: from one array of statistics per setting to the array that is compared.
+    `runs` has one array per seed, settings x requests in order of arrival.  `statistics` reduces the last axis and puts
+    the statistics first.  `contrast` takes one such array per setting and returns what is compared.
     """
     estimates = [contrast(*(statistics(side) for side in values)) for values in runs]
     if len(runs) > 1:

@@ -89,8 +89,8 @@ def served_warm(params: Params, speed: results.EngineSpeed, make: Callable[..., 
 
     So has an estimator whose state is kept from one start to the next.  It is made from `base_tokens`.
     """
-    known, classifier, rows = recorded_lengths(str(params.workload.recorded_lengths)), TextClassifier(), []
-    order = sorted(known)
+    known = recorded_lengths(str(params.workload.recorded_lengths))
+    order, classifier, rows = sorted(known), TextClassifier(), []
     with closing(load_engine(params.engine)) as engine:
         warm_up(params, engine)
         for run in params.policy_runs():
