@@ -98,6 +98,7 @@ class Request:
     job_type: str = ""
     phase: str = ""
     fixed_output_tokens: int | None = None
+    prompt_tokens: int | None = None
     deadline_s: float | None = None
     cancel_s: float | None = None
     temperature: float | None = None

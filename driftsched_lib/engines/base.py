@@ -1,6 +1,7 @@
 """What the engines share: the columns of the step log, how long a step may wait, and their refusals."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from itertools import cycle, islice
 from math import isinf
 
 from driftsched_lib.requests import Request
@@ -37,6 +38,11 @@ def check_progress(until: float) -> None:
     """Raise RuntimeError if `until` is infinite: an engine without requests would wait for ever."""
     if isinf(until):
         raise RuntimeError("no progress: nothing runs, and nothing is due to arrive or to end")
+
+
+def fitted(token_ids: Sequence[int], length: int) -> list[int]:
+    """Return a prompt of this length (tokens): the ids of its text, repeated or cut."""
+    return list(islice(cycle(token_ids or [0]), length))
 
 
 def length_error(request: Request, output_tokens: int, what: str = "the context holds") -> str | None:
