@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import yaml
@@ -20,18 +21,17 @@ COMMANDS = {  # by name: what it does, its argument and its output
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit status, 2 for a fault that a message on stderr explains."""
+    """Run a command; return the exit status: 1 if requests failed, 2 for a fault; a message on stderr says why."""
     sys.path.insert(0, str(Path.cwd()))  # a policy in a file here is named my_module:Class
     options = _parser().parse_args(arguments)
     try:
-        _do(options)
+        return _do(options) or 0
     except DriftSchedError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept, the same command goes on from there", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,20 +66,24 @@ def _pair(text: str, read=yaml.safe_load) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
 
 
-def _do(options: argparse.Namespace) -> None:
-    """Do a command; it imports only what it needs, so that help and faults are shown at once."""
+def _do(options: argparse.Namespace) -> int | None:
+    """Do a command, which imports only what it needs, so that help and faults are shown at once; return its status."""
     match options.command:
         case "run" | "notebooks":
             from driftsched_lib.experiments.grid import run_grid
             from driftsched_lib.experiments.params import Params
 
             params = Params.load(options.params, dict(options.set))
-            print(run_grid(params, options.out, jobs=options.jobs, backend=options.backend).to_string(max_cols=14))
+            with warnings.catch_warnings(record=True) as caught:  # below the table they are seen
+                summary = run_grid(params, options.out, jobs=options.jobs, backend=options.backend)
+            print(summary.to_string(max_cols=14))
+            sys.stderr.writelines(f"{warning.message}\n" for warning in caught)
             if options.command == "notebooks":
                 from driftsched_lib.figures.report import execute_notebooks
 
                 execute_notebooks(options.out)
                 print(f"The report is {options.out}/report.html, the executed notebooks and the results lie beside it.")
+            return int(summary.failed.any())
         case "profile":
             from driftsched_lib.experiments.profiling import profile_of_run
             from driftsched_lib.experiments.results import writing

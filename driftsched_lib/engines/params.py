@@ -11,7 +11,7 @@ class ServerParams(Validated):
     """A live server that speaks OpenAI's completions API.
 
     Attributes:
-        url: its address up to `/v1`.
+        url: its address, with or without `/v1`.
         max_in_flight: requests that may be with it at once.
         timeout_s: the longest that one request may take.
         api_key_env: the environment variable that holds its API key.
@@ -20,7 +20,7 @@ class ServerParams(Validated):
         max_num_batched_tokens: what it was started with; only a profile of it needs that.
     """
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
     max_in_flight: Count
     timeout_s: Positive
     api_key_env: Annotated[str, Field(min_length=1)] | None = None

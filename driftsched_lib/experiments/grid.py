@@ -1,7 +1,9 @@
 """A grid of runs: params in, a results folder out; finished runs are never repeated."""
 
 import json
+import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -142,12 +144,18 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
-    """Write `summary.csv`: one row per finished run, in the order of the grid."""
+    """Write `summary.csv`: one row per finished run, in the order of the grid; warn if requests failed."""
     finished = [run.name for run in params.runs() if results.is_complete(out / run.name)]
-    manifests = {name: results.load_run(out / name).manifest for name in finished}
-    rows = [{"run": name} | manifest["run"] | manifest["summary"] for name, manifest in manifests.items()]
+    stored = [results.load_run(out / name) for name in finished]
+    rows = [{"run": run.name} | run.manifest["run"] | run.manifest["summary"] for run in stored]
     summary = pd.DataFrame(rows).replace({None: nan}).infer_objects()
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
+    tables = [run.table("requests") for run in stored if run.manifest["summary"]["failed"]]
+    if failed := [reason for table in tables for reason in table.reason[table.outcome == "failed"]]:
+        kinds = pd.Series(failed).groupby([re.sub(r"(?<!HTTP )\b\d+", "", reason) for reason in failed])
+        commonest = kinds.agg(["size", "first"]).nlargest(5, "size")
+        why = "; ".join(f"{reason} ({n} times)" for n, reason in commonest.itertuples(index=False))
+        warnings.warn(f"{len(failed)} of {summary.requests.sum()} requests failed: {why}", stacklevel=3)
     return summary
 
 
