@@ -35,16 +35,6 @@ def running_request(request_id, input_tokens, output, made):
     return make_request(request_id, total_tokens=output, input_tokens=input_tokens, num_output_tokens=made)
 
 
-def test_a_request_sinks_as_it_runs_and_one_at_the_top_takes_its_slot():
-    policy = MultilevelFeedback(quantum_tokens=4, levels=3)
-    policy.add(running_request("new", 1, 1, 0))
-    policy.peek(0.0)
-    running = [running_request(f"made {made}", 1, 99, made) for made in (3, 11, 12, 50)]
-    assert [policy.key(request) for request in running] == [0, 1, 2, 2]
-    assert policy.victim(running, 0.0).request_id == "made 12"  # of the lowest level the one that came first
-    assert policy.victim(running[:1], 0.0) is None
-
-
 @given(made=st.lists(st.integers(0, 99), min_size=1, max_size=20), later=st.floats(60.0, 1000.0))
 def test_after_a_boost_mlfq_serves_in_the_order_of_queueing(made, later):
     """So none waits longer than `boost_s`, and then for those before it."""
