@@ -4,6 +4,7 @@ from collections import Counter
 from math import inf
 from statistics import mean
 
+import pytest
 from helpers import filled, ids, make_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,9 +33,10 @@ def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_me
     assert [express(uncertainty=share).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
 
 
-ACTIONS, POINT = st.sampled_from(["add", "pop", "add", "pop", "remove"]), st.integers(1, 20)
+POINT = st.integers(1, 20)
 SIZES = POINT.map(lambda size: [size] * 4) | st.lists(POINT, min_size=4, max_size=4).map(sorted)
-HISTORIES = st.lists(st.tuples(ACTIONS, SIZES, st.integers(0, 3)), max_size=120)
+ACTIONS = st.sampled_from(["add", "pop", "add", "pop", "remove"])
+HISTORIES = st.lists(st.tuples(ACTIONS, st.integers(1, 9), SIZES, st.integers(0, 3)), min_size=12, max_size=40)
 
 
 @given(HISTORIES, st.sampled_from([0.3, 1.0]), st.sampled_from([1 / 16, 1 / 4, 1.0]), st.sampled_from([0, 10, 50]))
@@ -46,11 +48,11 @@ def test_no_request_waits_longer_and_no_tenant_has_more_than_promised(history, e
     """
     policy = Express(express_share, fifo_share, lead)
     dispatched, queued, allowed, had = 0.0, {}, {}, Counter()
-    for i, (action, size, tenant) in enumerate(history):
+    for i, (action, size, tenant) in enumerate((action, *rest) for action, n, *rest in history for _ in range(n)):
         if action == "add":
             allowed[str(i)] = dispatched + (sum(queued.values()) + 2 * 20) / fifo_share
             queued[str(i)] = mean(size)
-            sender = {"tier": list(TIERS)[tenant % 3], "tenant": str(tenant)}
+            sender = {"tier": list(TIERS)[tenant // 2], "tenant": str(tenant)}
             policy.add(make_request(i, total_tokens=size[1], quantiles=tuple(size), **sender))
         elif action == "remove" and queued:
             del queued[policy.remove(list(queued)[i % len(queued)]).request_id]
@@ -62,6 +64,29 @@ def test_no_request_waits_longer_and_no_tenant_has_more_than_promised(history, e
                 assert had[first.tenant] <= virtual_time + lead + 20 / weight + 1e-9
             dispatched += queued.pop(policy.pop(0.0).request_id)
         assert all(dispatched <= allowed[request_id] + 20 for request_id in queued)
+
+
+def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once():
+    policy = express(lead_tokens=0.0)
+    policy.add(make_request("mine", total_tokens=30))
+    mine = policy.pop(0.0)
+    before = policy._virtual_time, dict(policy._tags)
+    for _ in range(5):
+        policy.add(mine)
+        assert policy.pop(0.0) is mine
+    assert (policy._virtual_time, policy._tags) == before
+    policy.on_finish(mine, 50)
+    assert policy._tags == {mine.tenant: 50.0}
+
+
+@pytest.mark.parametrize(("fifo_share", "places"), [(0, []), (0.1, [100, 191])])  # after ten times its own tokens
+def test_without_a_fifo_share_a_long_request_starves_and_with_one_it_does_not(fifo_share, places):
+    policy, served = express(fifo_share=fifo_share), []
+    filled(policy, [make_request(f"long {i}", total_tokens=100) for i in range(2)])
+    for i in range(300):
+        policy.add(make_request(i, total_tokens=10))
+        served.append(policy.pop(0.0).request_id)
+    assert [i for i, request_id in enumerate(served) if "long" in request_id] == places
 
 
 def test_tenants_that_are_gone_are_forgotten():

@@ -1,17 +1,18 @@
 """Measure everything and print it; the load averages at the top and the end show other work on the machine."""
 
+import gc
 import operator
 import os
 import statistics
 from functools import partial
 from math import log2
 from tempfile import mkdtemp
+from timeit import timeit
 
 import numpy as np
 from pandas import DataFrame, Series
 from scipy.stats import bootstrap
 
-from benchmarks import seconds
 from benchmarks.costs import CLASSIFIERS, QUEUED, TENANTS, estimator_costs, policy_costs
 from benchmarks.simulator import simulator_speed
 from benchmarks.throughput import loop_throughput_ratios, plugin_throughput_ratios
@@ -27,7 +28,7 @@ def explorer_seconds(params: Params, changes: int = 9) -> float:
     """Return the median seconds until the explorer's pictures and differences show another seed."""
     seed = Explorer(params, "data/profiles/driftsched-tiny-cpu.json", mkdtemp()).load_controls["seed"]
     changed = (partial(setattr, seed, "value", value) for value in range(2, 2 + changes))
-    return statistics.median(seconds(change, collect=True) for change in changed)
+    return statistics.median(timeit(change, gc.enable, number=1) for change in changed)
 
 
 def goals(policies: DataFrame, estimators: Series, simulator: DataFrame, loop, plugin, explorer_s: float) -> DataFrame:

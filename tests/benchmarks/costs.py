@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, cycle, islice
 from time import process_time
+from timeit import timeit
+from types import SimpleNamespace
 
 import pandas as pd
+from helpers import make_scheduler
 
-from benchmarks import seconds
-from driftsched_lib.classify import Classifier, KeywordClassifier, TextClassifier
-from driftsched_lib.estimators import ESTIMATORS, Estimator
+from driftsched_lib.classify import KeywordClassifier, TextClassifier
+from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.policies import POLICIES, Policy
 from driftsched_lib.requests import Estimate, Output, Request
-from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.studies.drift_lab import lab_load
-from driftsched_lib.tokens import WhitespaceCounter
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load
 
@@ -42,7 +42,11 @@ def policy_costs(queued: Sequence[int] = QUEUED, blocks: int = 200, size: int = 
 
 def _block_seconds(policy: Policy, prompts: Sequence[Request], queued: int, size: int) -> Iterator[float]:
     """Yield seconds per block while so many are queued; per arrival the oldest running ends, and one is dispatched."""
-    scheduler = Scheduler(policy, _Wide(), WhitespaceCounter(), KeywordClassifier(), lambda record: None)
+    scheduler, _ = make_scheduler(policy)
+    scheduler.on_record = lambda record: None
+    scheduler.estimator = SimpleNamespace(
+        estimate=lambda request: _wide(request.input_tokens, request.fixed_output_tokens), observe=lambda *_: None
+    )
     upcoming, running, outputs = _endless(prompts), {}, {}
 
     def arrivals(n: int) -> list[Request]:
@@ -71,7 +75,7 @@ def _block_seconds(policy: Policy, prompts: Sequence[Request], queued: int, size
     for _ in range(RUNNING):
         dispatch(0.0)
     while True:
-        yield seconds(partial(serve, arrivals(size)))
+        yield timeit(partial(serve, arrivals(size)), number=1)
 
 
 def _endless(prompts: Sequence[Request]) -> Iterator[Request]:
@@ -80,20 +84,11 @@ def _endless(prompts: Sequence[Request]) -> Iterator[Request]:
         yield Request(str(i), i * 0.01, like.prompt, tenant, like.tier, like.max_tokens, fixed_output_tokens=tokens)
 
 
-class _Wide:
-    """Knows the length, and says that it may be from a tenth to twice as much."""
-
-    def estimate(self, request: Request) -> Estimate:
-        tokens = request.fixed_output_tokens
-        return Estimate(tokens, request.input_tokens + tokens, 1.0, tokens, quantiles=_quantiles(tokens))
-
-    def observe(self, request: Request, output_tokens: int) -> None:
-        return None
-
-
 @cache
-def _quantiles(tokens: int) -> tuple[float, ...]:
-    return tuple(tokens * (i + 0.5) / 5 for i in range(10))
+def _wide(input_tokens: int, tokens: int) -> Estimate:
+    """Return the known length as an estimate that says it may be from a tenth to twice as much."""
+    quantiles = tuple(tokens * (i + 0.5) / 5 for i in range(10))
+    return Estimate(tokens, input_tokens + tokens, 1.0, tokens, quantiles=quantiles)
 
 
 def estimator_costs(requests: int = 6000, size: int = 50, words: Sequence[int] = PROMPT_WORDS) -> pd.Series:
@@ -113,16 +108,17 @@ def estimator_costs(requests: int = 6000, size: int = 50, words: Sequence[int] =
     return pd.concat(costs, axis=1).max(axis=1)
 
 
-def _learn(estimator: Estimator, request: Request) -> None:
+def _learn(estimator, request: Request) -> None:
     request.estimate = estimator.estimate(request)
     estimator.observe(request, request.fixed_output_tokens)
 
 
-def _classify(classifier: Classifier, request: Request) -> None:
+def _classify(classifier, request: Request) -> None:
     classifier.classify(request.prompt)
 
 
 def _median_us(work: Callable[[Request], None], load: Sequence[Request], size: int) -> float:
     blocks = [load[first : first + size] for first in range(0, len(load), size)]
-    taken = [seconds(lambda block=block: [*map(work, block)], process_time) / len(block) * 1e6 for block in blocks]
-    return statistics.median(taken[len(taken) // 3 :])
+    taken = [timeit(lambda block=block: [*map(work, block)], timer=process_time, number=1) for block in blocks]
+    costs = [seconds / len(block) * 1e6 for seconds, block in zip(taken, blocks, strict=True)]
+    return statistics.median(costs[len(costs) // 3 :])

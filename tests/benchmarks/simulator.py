@@ -8,11 +8,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from time import process_time
+from timeit import timeit
 
 import pandas as pd
 from helpers import make_scheduler
 
-from benchmarks import seconds
 from driftsched_lib.engines.profile import Profile
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.policies import ShortestJobFirst
@@ -47,7 +47,8 @@ def _measured(size: int) -> tuple[float, float]:
     _simulate(10)  # so that all is loaded
     gc.collect()
     gc.freeze()
-    cpu_s, status = seconds(lambda: _simulate(size), process_time, collect=True), Path("/proc/self/status").read_text()
+    cpu_s = timeit(lambda: _simulate(size), gc.enable, process_time, number=1)
+    status = Path("/proc/self/status").read_text()
     return cpu_s, int(status.partition("VmHWM:")[2].split()[0]) / 1024  # `ru_maxrss` counts the parent's, too
 
 

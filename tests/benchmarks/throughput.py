@@ -9,7 +9,7 @@ from helpers import make_scheduler
 
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.params import EngineParams
-from driftsched_lib.requests import Output, Request
+from driftsched_lib.requests import Request
 from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load
@@ -18,9 +18,7 @@ REQUESTS, PAIRS = 256, 15
 PLUGIN = {"scheduler_cls": "driftsched_lib.vllm_plugin.DriftSchedScheduler"}
 
 
-def loop_throughput_ratios(
-    workload: WorkloadParams, engine, requests: int = REQUESTS, pairs: int = PAIRS
-) -> list[float]:
+def loop_throughput_ratios(workload: WorkloadParams, engine, requests=REQUESTS, pairs=PAIRS) -> list[float]:
     """Return output tokens per second of `serve`, over those of the same engine given all requests at once."""
     everything = _all_at_once(workload, requests)
 
@@ -56,7 +54,7 @@ def _all_at_once(workload: WorkloadParams, requests: int) -> list[Request]:
 def _given_all(engine, everything: list[Request]) -> int:
     for request in everything:
         engine.add(request)
-    outputs: list[Output] = []
+    outputs = []
     while len(outputs) < len(everything):
         outputs += engine.step(inf)
     return sum(output.tokens for output in outputs)
