@@ -1,11 +1,9 @@
 """The benchmarks measure what they say, at sizes that take a moment; no test here asks how fast this machine is."""
 
+import benchmarks
 import pandas as pd
 import pytest
-from benchmarks import simulator
-from benchmarks.__main__ import goals
-from benchmarks.costs import CLASSIFIERS, QUEUED, estimator_costs, policy_costs
-from benchmarks.throughput import loop_throughput_ratios
+from benchmarks import CLASSIFIERS, QUEUED, estimator_costs, goals, loop_throughput_ratios, policy_costs
 from helpers import OneTokenASecond
 
 from driftsched_lib.estimators import ESTIMATORS
@@ -64,8 +62,8 @@ def test_goals_are_judged_by_the_median_ratio_the_worst_cost_and_the_largest_run
 
 
 def test_simulators_are_measured_in_processes_of_their_own(monkeypatch):
-    assert min(simulator._in_a_process(10)) > 0
-    monkeypatch.setattr(simulator, "_in_a_process", simulator._measured)  # each takes seconds to start
+    assert min(benchmarks._in_a_process(10)) > 0
+    monkeypatch.setattr(benchmarks, "_in_a_process", benchmarks._measured)  # each takes seconds to start
     monkeypatch.setattr("gc.freeze", lambda: None)  # this process goes on
-    table = simulator.simulator_speed(sizes=(50, 100))
+    table = benchmarks.simulator_speed(sizes=(50, 100))
     assert table.requests.tolist() == [50, 100] and (table > 0).all().all()
