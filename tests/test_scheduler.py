@@ -12,15 +12,15 @@ from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Outcome, Output
 
 
-def queue(*requests, policy=None, capacity=None):
+def queue(*requests, capacity=None):
     """Return a scheduler that these requests were submitted to as they arrived, and the list of its records."""
-    scheduler, records = make_scheduler(policy, capacity)
+    scheduler, records = make_scheduler(capacity=capacity)
     for request in requests:
         scheduler.submit(request, request.arrival_s)
     return scheduler, records
 
 
-MORE = ["give_back", "preempt", "complete", "cancel", "expire", "fail"]
+MORE = ["give_back", "preempt", "complete", "uncounted", "cancel", "expire", "fail"]
 ACTION = st.sampled_from(["submit"] * 4 + ["next"] * 3 + MORE)
 STEPS = st.tuples(ACTION, st.sampled_from(list(TIERS)), st.integers(0, 30), st.booleans())
 
@@ -52,7 +52,7 @@ def test_each_request_ends_once_as_it_should_and_a_policy_hears_how_what_it_disp
 
     for i, (action, tier, number, flag) in enumerate([*steps, ("fail", "batch", 0, False)]):
         now += 1.0
-        here = running if action in ("give_back", "complete") else queued | running
+        here = running if action in ("give_back", "complete", "uncounted") else queued | running
         some = list(here.values())[number % len(here)] if here else None
         match action:
             case "submit":
@@ -82,6 +82,9 @@ def test_each_request_ends_once_as_it_should_and_a_policy_hears_how_what_it_disp
             case "complete" if some:
                 scheduler.complete(Output(some, 4, 5, 6, now, now, error="broken" if flag else None))
                 end(some, *(("failed", "broken", 5) if flag else ("completed", "", 6)))
+            case "uncounted" if some:
+                with pytest.raises(ValueError, match="needs the generated text"):
+                    scheduler.complete(Output(some, 4, 5, None, now, now))
             case "cancel" if some:
                 tokens = number if flag else None
                 assert scheduler.cancel(some.request_id, now, tokens) is running.get(some.request_id)
