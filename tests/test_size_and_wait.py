@@ -1,21 +1,15 @@
 """What the policies by size, wait and deadline promise, their limits, and the forms that engines proposed."""
 
 from functools import partial
-from itertools import accumulate, permutations
-from math import exp, log
-from statistics import mean
 
 import pytest
 from helpers import filled, make_request
 from hypothesis import given
 from hypothesis import strategies as st
-from naive_policies import halving
 
 from driftsched_lib.policies import (
     AgingShortestJobFirst,
     Boost,
-    EarliestDeadline,
-    Express,
     Fifo,
     Gittins,
     Hrrn,
@@ -23,7 +17,6 @@ from driftsched_lib.policies import (
     SigmoidShortestJobFirst,
     TailInflatedExpectation,
 )
-from driftsched_lib.requests import TIERS, Tier
 
 SIZES_AND_ARRIVALS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=30)
 
@@ -81,42 +74,3 @@ GAMBLE, SURE, SPREAD = ({"quantiles": q} for q in ((1, 1, 100, 100), (20, 20, 20
 )
 def test_a_key_is_what_the_rule_says(policy, request_, key):
     assert policy.key(make_request(1, **request_)) == key
-
-
-SLOS = {"premium": 4, "standard": 10, "batch": 25}
-LEAST_COST = {  # a policy, the size that it counts, what a request that ends then costs, and what is made of these
-    "boost": (
-        partial(Boost, decay=1 / 8, tokens_per_s=1.0),
-        lambda quantiles: 8 * log(mean(exp(tokens / 8) for tokens in quantiles)),
-        lambda request, end_s: exp((end_s - request.arrival_s) / 8),
-        sum,
-    ),
-    "edf": (
-        partial(EarliestDeadline, {name: Tier(ttft_slo_s=slo) for name, slo in SLOS.items()}),
-        mean,
-        lambda request, end_s: end_s - request.arrival_s - SLOS[request.tier],
-        max,
-    ),
-    "express": (  # Rothkopf's result, below the cap
-        partial(Express, express_share=1, fifo_share=0, lead_tokens=1e9, tiers=halving(*TIERS)),
-        mean,
-        lambda request, end_s: halving(*TIERS)[request.tier].weight * end_s,
-        sum,
-    ),
-}
-DISTRIBUTIONS = st.lists(st.integers(1, 30), min_size=4, max_size=4).map(sorted)
-QUEUED = st.tuples(DISTRIBUTIONS, st.integers(-9, 0), st.sampled_from(list(TIERS)))
-
-
-@pytest.mark.parametrize("name", LEAST_COST)
-@given(queued=st.lists(QUEUED, min_size=1, max_size=5))
-def test_no_order_costs_less(name, queued):
-    """Of requests that are all here at time 0 and served one after another at a token a second, in expectation."""
-    policy, size, cost, together = LEAST_COST[name]
-    requests = [make_request(i, at, tier, quantiles=quantiles) for i, (quantiles, at, tier) in enumerate(queued)]
-    served = list(filled(policy(), requests))
-
-    def cost_of(order):
-        return together(map(cost, order, accumulate(size(request.estimate.quantiles) for request in order)))
-
-    assert cost_of(served) == pytest.approx(min(map(cost_of, permutations(served))))
