@@ -152,10 +152,9 @@ def _classify(classifier, request: Request) -> None:
 
 
 def _median_us(work: Callable[[Request], None], load: Sequence[Request], size: int) -> float:
-    blocks = [load[first : first + size] for first in range(0, len(load), size)]
-    taken = [timeit(lambda block=block: [*map(work, block)], timer=process_time, number=1) for block in blocks]
-    costs = [seconds / len(block) * 1e6 for seconds, block in zip(taken, blocks, strict=True)]
-    return statistics.median(costs[len(costs) // 3 :])
+    blocks = [load[first : first + size] for first in range(0, len(load) - size + 1, size)]
+    seconds = [timeit(lambda block=block: [*map(work, block)], timer=process_time, number=1) for block in blocks]
+    return statistics.median(seconds[len(seconds) // 3 :]) / size * 1e6
 
 
 def simulator_speed(sizes: tuple[int, ...] = SIZES) -> pd.DataFrame:
