@@ -134,9 +134,10 @@ def test_what_went_back_and_is_aborted_is_forgotten(scheduler, finish):
             assert not getattr(scheduler.core.policy, name, ())
 
 
-@pytest.fixture
-def runner(scheduler, monkeypatch):
-    """The runner of a scheduler whose four slots are full of long requests under SRPT."""
+def test_nothing_is_preempted_while_paused_or_for_what_would_not_get_the_slot(scheduler, monkeypatch):
+    """Four slots are full of long requests under SRPT.  A free slot is that of a request which vLLM preempted."""
+    from vllm.v1.core.sched.interface import PauseState
+
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
     use(scheduler, policy="srpt")
     runner = Runner(scheduler, depth=1)
@@ -144,32 +145,21 @@ def runner(scheduler, monkeypatch):
         scheduler.add_request(request(f"long{i}", 200))
     for _ in range(6):
         runner.step()
-    assert len(scheduler.running) == 4
-    return runner
-
-
-def test_nothing_is_preempted_while_paused(scheduler, runner):
-    from vllm.v1.core.sched.interface import PauseState
-
     scheduler.add_request(request("short", 5, category="short_qa"))
     for state in (PauseState.PAUSED_NEW, PauseState.PAUSED_ALL):
         scheduler.set_pause_state(state)
         runner.step()
         assert len(scheduler.running) == 4
     scheduler.set_pause_state(PauseState.UNPAUSED)
-    runner.step()
-    assert "short" in [running.request_id for running in scheduler.running]
-    runner.drain()
-
-
-def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, runner, monkeypatch):
-    """While a request that vLLM preempted waits in front, a free slot is its."""
     scheduler._preempt_request(scheduler.running.pop(), 0.0)
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 3)
-    scheduler.add_request(request("short", 5, category="short_qa"))
     runner.step()
     assert {running.request_id for running in scheduler.running} == {"long0", "long1", "long2"}
-    monkeypatch.setattr(scheduler, "max_num_active_reqs", 8)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
+    runner.step()
+    assert "long3" in [running.request_id for running in scheduler.running]
+    runner.step()
+    assert "short" in [running.request_id for running in scheduler.running]
     runner.drain()
 
 
