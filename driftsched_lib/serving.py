@@ -59,7 +59,7 @@ class ContinuousBatching:
     def collect(self, outputs: list[Output]) -> list[Output]:
         return outputs
 
-    def abort(self, engine: Engine, request_id: str) -> list[Output]:
+    def abort(self, engine: Engine, request_id: str, now: float) -> list[Output]:
         engine.abort(request_id)
         return []
 
@@ -68,50 +68,58 @@ class StaticBatching:
     """Serve micro-batches with a barrier, as the paper's worker does (section Worker).
 
     Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first.
-    The engine gets them together, the next batch waits for the last of them, and all of them finish with it.
+    The engine gets them together, and the next batch waits for the last of them.  All finish once none of them runs: the
+    last one has ended, or its client has given up.
     """
 
     def __init__(self, size: int, wait_s: float):
         self.size = size
         self.wait_s = wait_s
-        self.closes_s = inf
+        self._opened_s = 0.0
         self._open: list[Request] = []
         self._running: set[str] = set()
         self._finished: list[Output] = []
         self._batches = 0
 
+    @property
+    def closes_s(self) -> float:
+        """When the open batch is dispatched, or one of its requests expires; infinite if it is empty."""
+        deadlines = [request.deadline_s for request in self._open if request.deadline_s is not None]
+        return min(self._opened_s + self.wait_s, *deadlines, inf) if self._open else inf
+
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while not self._running:
+            for request in [request for request in self._open if (request.deadline_s or inf) <= now]:
+                self._open.remove(request)
+                scheduler.give_back(request.request_id)  # it expires in the queue
             while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
                 if not self._open:
-                    self.closes_s = now + self.wait_s
+                    self._opened_s = now
                 self._open.append(request)
-            if not self._open or (len(self._open) < self.size and now < self.closes_s):
+            if not self._open or (len(self._open) < self.size and now < self._opened_s + self.wait_s):
                 return
             for request in self._open:
                 request.batch_id, request.batch_size = self._batches, len(self._open)
                 if _start(request, scheduler, engine, now):
                     self._running.add(request.request_id)
-            self._open, self.closes_s = [], inf
+            self._open = []
             self._batches += 1
 
-    def collect(self, outputs: list[Output]) -> list[Output]:
+    def collect(self, outputs: list[Output], aborted_s: float = -inf) -> list[Output]:
         self._finished += outputs
         self._running.difference_update(output.request.request_id for output in outputs)
-        if self._running or not self._finished:
+        if self._running:
             return []
-        last_s = max(output.finish_s for output in self._finished)
-        released, self._finished = [replace(output, finish_s=last_s) for output in self._finished], []
+        released_s = max([aborted_s, *(output.finish_s for output in self._finished)])
+        released, self._finished = [replace(output, finish_s=released_s) for output in self._finished], []
         return released
 
-    def abort(self, engine: Engine, request_id: str) -> list[Output]:
+    def abort(self, engine: Engine, request_id: str, now: float) -> list[Output]:
         engine.abort(request_id)
         self._open = [request for request in self._open if request.request_id != request_id]
-        if not self._open:
-            self.closes_s = inf
         self._finished = [output for output in self._finished if output.request.request_id != request_id]
         self._running.discard(request_id)
-        return self.collect([])
+        return self.collect([], now)
 
 
 Batching = ContinuousBatching | StaticBatching
@@ -163,7 +171,7 @@ def serve(
             while cancellations and cancellations[0][0] <= now:
                 request_id = heappop(cancellations)[1]
                 if scheduler.cancel(request_id, now) is not None:
-                    for output in batching.abort(engine, request_id):
+                    for output in batching.abort(engine, request_id, now):
                         scheduler.complete(output)
             scheduler.expire(now)
             batching.dispatch(scheduler, engine, now)

@@ -179,12 +179,23 @@ def _study(out: Path) -> Path | None:
 
 def _of_folder(folder: Path, name: str) -> pd.DataFrame:
     with _damaged(folder / f"{name}.parquet", delete=folder):
-        return pd.read_parquet(folder / f"{name}.parquet")
+        rows = pd.read_parquet(folder / f"{name}.parquet")
+    return _as_today(rows) if name == "requests" else rows
 
 
 def _of_study(whole: pa.Table, i: int, name: str) -> pd.DataFrame:
     rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
-    return rows.convert_dtypes() if name == "requests" else rows
+    return _as_today(rows.convert_dtypes()) if name == "requests" else rows
+
+
+def _as_today(requests: pd.DataFrame) -> pd.DataFrame:
+    """Return requests whose `first_token_s` is the client's; files of older versions hold the engine's alone."""
+    if "engine_first_token_s" not in requests:
+        made = requests.first_token_s
+        held = requests.batch_id.notna() & made.notna()
+        requests.insert(requests.columns.get_loc("first_token_s") + 1, "engine_first_token_s", made)
+        requests["first_token_s"] = made.mask(held, requests.finish_s)
+    return requests
 
 
 @contextmanager
