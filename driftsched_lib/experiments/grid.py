@@ -46,7 +46,7 @@ def run_grid(
         backend: processes of this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`).
 
     Raises ParamsError for several jobs or a cluster with a real engine, or an engine or load that cannot be made;
-    DriftSchedError if `out` has other parameters, is damaged or cannot be written; RunError if an engine fails.
+    DriftSchedError if `out` has other parameters or writers, or cannot be read or written; RunError if an engine fails.
     """
     out = Path(out)
     if jobs is not None and jobs < 1 and jobs != -1:
@@ -54,19 +54,20 @@ def run_grid(
     if params.engine.kind != "simulated" and (jobs not in (None, 1) or backend != "loky"):
         raise ParamsError("jobs: runs on real vLLM would share this machine's cores: they are served one at a time")
     check_load(params.workload, params.requests, len(params.seeds), params.tiers)
-    _claim(out, params)
-    try:
-        _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
-    except BaseException as error:
-        released, chained = [], error
-        while chained is not None and chained not in released:  # a notebook keeps the frames, and so an engine's memory
-            clear_frames(chained.__traceback__)
-            released.append(chained)  # contexts can form a circle
-            chained = chained.__cause__ or chained.__context__
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
-        raise
-    return write_summary(params, out)
+    with results.alone_in(out):
+        _claim(out, params)
+        try:
+            _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
+        except BaseException as error:
+            released, chained = [], error
+            while chained is not None and chained not in released:  # a notebook keeps the frames, and so an engine
+                clear_frames(chained.__traceback__)
+                released.append(chained)  # contexts can form a circle
+                chained = chained.__cause__ or chained.__context__
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
+            raise
+        return write_summary(params, out)
 
 
 def finish_all(
@@ -143,9 +144,8 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
     """Write `summary.csv`: one row per finished run, in the order of the grid."""
-    finished = [run.name for run in params.runs() if results.is_complete(out / run.name)]
-    manifests = {name: results.load_run(out / name).manifest for name in finished}
-    rows = [{"run": name} | manifest["run"] | manifest["summary"] for name, manifest in manifests.items()]
+    finished = [results.load_run(out / run.name) for run in params.runs() if results.is_complete(out / run.name)]
+    rows = [{"run": run.name} | run.manifest["run"] | run.manifest["summary"] for run in finished]
     summary = pd.DataFrame(rows).replace({None: nan}).infer_objects()
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
     return summary
