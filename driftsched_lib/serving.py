@@ -18,43 +18,40 @@ class Engine(Protocol):
 
     def has_room(self) -> bool:
         """Return whether one more request would be worked on at once."""
-        ...
 
     def add(self, request: Request) -> None:
         """Take a request; ValueError says why this engine can never serve it."""
-        ...
 
     def abort(self, request_id: str) -> None:
         """Drop a request; an unknown one is no error."""
-        ...
 
     def num_output_tokens(self) -> dict[str, int]:
         """Return the output tokens so far by request id; only asked where a policy preempts."""
-        ...
 
     def preempt(self, request_id: str) -> None:
         """Drop a request that will come back, and note its progress in it; only where a policy preempts."""
-        ...
 
     def step(self, until: float) -> list[Output]:
         """Work for one iteration, or let time pass if there is nothing to do, until `until` at most."""
-        ...
 
     def close(self) -> None:
         """Release what was loaded."""
-        ...
 
 
 class ContinuousBatching:
-    """Dispatch as soon as the engine has room, and finish each request when it ends, as vLLM does."""
+    """Dispatch once the engine has room or the policy preempts; finish each request when it ends, as vLLM does."""
 
     closes_s = inf
 
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while engine.has_room() and (request := scheduler.next(now)) is not None:
             _start(request, scheduler, engine, now)
-        if scheduler.policy.preemptive:
-            _preempt(scheduler, engine, now)
+        while (
+            scheduler.policy.preemptive and (victim := scheduler.preempt(engine.num_output_tokens(), now)) is not None
+        ):
+            engine.preempt(victim.request_id)
+            if (request := scheduler.next(now)) is not None:
+                _start(request, scheduler, engine, now)
 
     def collect(self, outputs: list[Output]) -> list[Output]:
         return outputs
@@ -68,8 +65,7 @@ class StaticBatching:
     """Serve micro-batches with a barrier, as the paper's worker does (section Worker).
 
     Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first.
-    The engine gets them together, and the next batch waits for the last of them.  All finish once none of them runs: the
-    last one has ended, or its client has given up.
+    The engine gets them together.  Once the last has ended, or was aborted, all finish and the next batch starts.
     """
 
     def __init__(self, size: int, wait_s: float):
@@ -89,9 +85,9 @@ class StaticBatching:
 
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while not self._running:
-            for request in [request for request in self._open if (request.deadline_s or inf) <= now]:
-                self._open.remove(request)
-                scheduler.give_back(request.request_id)  # it expires in the queue
+            for late in [request for request in self._open if (request.deadline_s or inf) <= now]:
+                self._open.remove(late)
+                scheduler.give_back(late.request_id)  # it expires in the queue
             while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
                 if not self._open:
                     self._opened_s = now
@@ -102,8 +98,7 @@ class StaticBatching:
                 request.batch_id, request.batch_size = self._batches, len(self._open)
                 if _start(request, scheduler, engine, now):
                     self._running.add(request.request_id)
-            self._open = []
-            self._batches += 1
+            self._open, self._batches = [], self._batches + 1
 
     def collect(self, outputs: list[Output], aborted_s: float = -inf) -> list[Output]:
         self._finished += outputs
@@ -122,44 +117,35 @@ class StaticBatching:
         return self.collect([], now)
 
 
-Batching = ContinuousBatching | StaticBatching
-"""When dispatched requests reach the engine, and when their outputs reach the client."""
-
-
 class QueueDepth:
     """Sample the number of queued requests by tier into `rows`, at most every `interval_s` seconds."""
 
     def __init__(self, interval_s: float):
         self.interval_s = interval_s
         self.rows: list[tuple[float, ...]] = []
-        self._next_s = -inf
 
     def __call__(self, now: float, scheduler: Scheduler) -> None:
-        if now >= self._next_s:
+        if not self.rows or now >= self.rows[-1][0] + self.interval_s:
             self.rows.append((now, *scheduler.depth.values()))
-            self._next_s = now + self.interval_s
 
 
 def serve(
     requests: Iterable[Request],
     scheduler: Scheduler,
     engine: Engine,
-    batching: Batching,
+    batching: ContinuousBatching | StaticBatching,
     start_s: float = 0.0,
     monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
 ) -> None:
     """Serve requests in the order of their arrival until each has ended.
 
     Requests are read lazily; their times are shifted by `start_s` as they arrive, so that phases share one clock.
-    `monitor` is called once per iteration.
-
-    Raises:
-        RuntimeError: queued requests have no room and nothing could make room; or a time is not a number.
-        Whatever the engine raises, after all that was queued or running is recorded as failed.
+    `monitor` is called once per iteration.  Raises RuntimeError if queued requests have no room and nothing could make
+    room, or a time is not a number; and what the engine raises, once all that is here is recorded as failed.
     """
     arrivals = (_shifted(request, start_s) for request in requests) if start_s else iter(requests)
     upcoming = next(arrivals, None)
-    cancellations: list[tuple[float, str]] = []
+    cancellations: list[tuple[float, str]] = [(inf, "")]
     try:
         while True:
             now = engine.now()
@@ -168,7 +154,7 @@ def serve(
                 if upcoming.cancel_s is not None:
                     heappush(cancellations, (upcoming.cancel_s, upcoming.request_id))
                 upcoming = next(arrivals, None)
-            while cancellations and cancellations[0][0] <= now:
+            while cancellations[0][0] <= now:
                 request_id = heappop(cancellations)[1]
                 if scheduler.cancel(request_id, now) is not None:
                     for output in batching.abort(engine, request_id, now):
@@ -178,12 +164,8 @@ def serve(
             monitor(now, scheduler)
             if upcoming is None and scheduler.is_idle:
                 return
-            until = min(
-                inf if upcoming is None else upcoming.arrival_s,
-                scheduler.next_deadline(),
-                cancellations[0][0] if cancellations else inf,
-                batching.closes_s,
-            )
+            arrival_s = inf if upcoming is None else upcoming.arrival_s
+            until = min(arrival_s, scheduler.next_deadline(), cancellations[0][0], batching.closes_s)
             if isnan(until):
                 raise RuntimeError("no progress: a request's arrival, or another time to wait for, is not a number")
             for output in batching.collect(engine.step(until)):
@@ -196,20 +178,10 @@ def serve(
 
 
 def _shifted(request: Request, start_s: float) -> Request:
-    request.arrival_s += start_s
-    if request.deadline_s is not None:
-        request.deadline_s += start_s
-    if request.cancel_s is not None:
-        request.cancel_s += start_s
+    for name in ("arrival_s", "deadline_s", "cancel_s"):
+        if (time_s := getattr(request, name)) is not None:
+            setattr(request, name, time_s + start_s)
     return request
-
-
-def _preempt(scheduler: Scheduler, engine: Engine, now: float) -> None:
-    """Let queued requests take the slots of running ones for as long as the policy wants it."""
-    while (victim := scheduler.preempt(engine.num_output_tokens(), now)) is not None:
-        engine.preempt(victim.request_id)
-        if (request := scheduler.next(now)) is not None:
-            _start(request, scheduler, engine, now)
 
 
 def _start(request: Request, scheduler: Scheduler, engine: Engine, now: float) -> bool:

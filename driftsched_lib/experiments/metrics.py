@@ -12,18 +12,15 @@ from driftsched_lib.requests import Outcome, Tiers
 from driftsched_lib.validation import positive
 
 JOB_CLASSES = ("short", "medium", "long")
-NAMES = ("phase", "tenant", "tier", "category", "outcome")
-NUMBERS = ("arrival_s", "dispatch_s", "first_token_s", "engine_first_token_s", "longest_itl_s", "finish_s")
-NUMBERS += ("prompt_tokens", "output_tokens", "max_tokens", "input_tokens")
-NUMBERS += ("actual_tokens", "estimated_tokens", "estimated_total_tokens")
+KINDS: dict[str, type] = dict.fromkeys(("phase", "tenant", "tier", "category", "outcome"), object)
+KINDS |= dict.fromkeys(("arrival_s", "dispatch_s", "first_token_s", "finish_s", "longest_itl_s"), float)
+KINDS |= dict.fromkeys(("prompt_tokens", "output_tokens", "max_tokens", "input_tokens", "actual_tokens"), float)
+KINDS |= dict.fromkeys(("estimated_tokens", "estimated_total_tokens", "engine_first_token_s"), float)
 
 
 def plain(requests: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that measures read, as plain floats and objects: pandas is several times as fast on these."""
-    requests = requests.assign(engine_first_token_s=_engine_first_token_s(requests))
-    return pd.concat(
-        [requests.reindex(columns=NAMES).astype(object), requests.reindex(columns=NUMBERS).astype(float)], axis=1
-    )
+    return requests.assign(engine_first_token_s=_engine_first_token_s).reindex(columns=list(KINDS)).astype(KINDS)
 
 
 def _engine_first_token_s(requests: pd.DataFrame) -> pd.Series:
@@ -35,8 +32,8 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
     """Return the completed requests with `queue_wait_s`, `ttft_s`, `e2e_s`, `tpot_s` and `slowdown`.
 
     The first three count from arrival to dispatch, first token and finish, as the client sees them; `tpot_s` is per
-    output token after the engine's first.  `slowdown` is E2E over the E2E of the same request on an idle engine, which takes `idle_ttft_s` for its
-    first token and `idle_tpot_s` for each later one.
+    output token after the engine's first.  `slowdown` is E2E over the E2E of the same request on an idle engine, which
+    takes `idle_ttft_s` for its first token and `idle_tpot_s` for each later one.
     """
     done = requests[requests.outcome == "completed"]
     later, e2e_s = done.output_tokens - 1, done.finish_s - done.arrival_s
@@ -59,10 +56,7 @@ def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")
 
 
 def tails(requests: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return `p99_e2e_s` and `longest_wait_s` of `results.load`, one row per run and group of the columns `by`.
-
-    The first is of completed requests, NaN for none; the second of all (see `queue_waits`).
-    """
+    """Return `p99_e2e_s`, NaN if none is completed, and `longest_wait_s` of all, one row per run and group of `by`."""
     e2e_s = (requests.finish_s - requests.arrival_s).where(requests.outcome == "completed")
     times = requests.assign(p99_e2e_s=e2e_s, longest_wait_s=queue_waits(requests))
     groups = times.groupby(["batching", "policy", "estimator", "rate", "seed", *by], sort=False)
@@ -125,10 +119,9 @@ def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np
 def service_over_time(
     requests: pd.DataFrame, times_s: Sequence[float], weights: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
-    """Return each tenant's service up to each time in VTC's priced tokens, one column per tenant.
+    """Return each tenant's service up to each time in VTC's priced tokens, over weights (by tier): a column per tenant.
 
-    The input of a completed request counts once, when the engine makes its first token; the output twice, evenly from
-    there to its end.  Weights (by tier) divide the service.
+    The input of a completed request counts once, at the engine's first token; the output twice, evenly from there on.
     """
     times, completed = np.asarray(times_s, dtype=float), (requests.outcome == "completed").to_numpy()
     first, finish = _engine_first_token_s(requests).to_numpy(float), requests.finish_s.to_numpy(float)
