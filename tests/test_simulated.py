@@ -119,7 +119,7 @@ def test_static_batches_end_together():
     requests = [request(i, prompt=3, output=2 + 5 * i) for i in range(4)]
     _, records = simulated(requests, batching=StaticBatching(4, 0.01))
     assert len({record.finish_s for record in records.values()}) == 1
-    assert [record.first_token_s for record in records.values()] == pytest.approx([seconds(12, prompts=4)] * 4)
+    assert [record.engine_first_token_s for record in records.values()] == pytest.approx([seconds(12, prompts=4)] * 4)
 
 
 def test_the_oracle_serves_the_short_first():
@@ -197,7 +197,7 @@ def test_stepping_does_what_vllm_is_written_to_do(limits, load, batching):
     for request_id, record in records.items():
         assert record.outcome == expected[request_id].outcome
         assert record.finish_s == pytest.approx(expected[request_id].finish_s)
-        assert record.first_token_s == pytest.approx(expected[request_id].first_token_s)
+        assert record.engine_first_token_s == pytest.approx(expected[request_id].engine_first_token_s)
 
 
 class Sequence(SimpleNamespace):
