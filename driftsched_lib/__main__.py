@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.validation import PROJECT
+from driftsched_lib.validation import PROJECT, YamlLoader, once
 
 COMMANDS = {  # by name: what it does, its argument and its output
     "run": ("serve a grid of runs; a run that is finished in --out is not repeated", "PARAMS.yaml", "DIR"),
@@ -56,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pair(text: str, read=yaml.safe_load) -> tuple[str, object]:
+def _pair(text: str, read=lambda text: yaml.load(text, YamlLoader)) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     try:
         return key, read(value)
-    except (yaml.YAMLError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML: {error}") from None
 
 
 def _do(options: argparse.Namespace) -> int | None:
@@ -73,7 +73,7 @@ def _do(options: argparse.Namespace) -> int | None:
             from driftsched_lib.experiments.grid import run_grid
             from driftsched_lib.experiments.params import Params
 
-            params = Params.load(options.params, dict(options.set))
+            params = Params.load(options.params, once("--set", options.set))
             with warnings.catch_warnings(record=True) as caught:  # below the table they are seen
                 summary = run_grid(params, options.out, jobs=options.jobs, backend=options.backend)
             print(summary.to_string(max_cols=14))
@@ -101,7 +101,7 @@ def _do(options: argparse.Namespace) -> int | None:
             from driftsched_lib.workloads.traces import Faults, read_trace
 
             faults, on_bad_row = Faults(), "skip" if options.skip_bad_rows else "refuse"
-            columns, unit = dict(options.column), options.time_unit
+            columns, unit = once("--column", options.column), options.time_unit
             rows = read_trace(options.file, options.format, columns, on_bad_row, faults, time_unit=unit)
             mix = LengthMix.of_trace(rows, options.source or options.file)
             if options.out is not None:

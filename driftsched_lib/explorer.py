@@ -28,7 +28,6 @@ from driftsched_lib.workloads.drift import SCENARIOS
 
 LIVE_S = 1.0  # between two pictures of a run's queue; the run waits while one is drawn
 
-
 Served = namedtuple("Served", "params done depth")  # of one run; `done` is of `metrics.latencies`
 
 
@@ -85,10 +84,10 @@ class Explorer:
             "seed": widgets.IntSlider(1, min=1, max=30, **late),
         }
         self.side_controls = {"A": self._side("fifo"), "B": self._side("sjf")}
-        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", width="max-content"))
+        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%"))
         self.table, self.message = widgets.HTML(), widgets.HTML()
         self.progress = widgets.IntProgress(layout=widgets.Layout(width="100%", display="none"))
-        self.live = widgets.Image(format="png", layout=widgets.Layout(display="none"))
+        self.live = widgets.Image(format="png", layout=widgets.Layout(width="100%", display="none"))
         rows = [widgets.HBox([*self.load_controls.values()]), widgets.HBox([*map(self._column, self.side_controls)])]
         self.widget = widgets.VBox([*rows, self.message, self.progress, self.live, self.table, self.image])
         for controls in (self.load_controls, *self.side_controls.values()):
@@ -176,7 +175,8 @@ class Explorer:
         for text, icon, action in ((real, "play", self.run_on_vllm), (save, "save", self.save)):
             buttons.append(widgets.Button(description=text, icon=icon, layout=widgets.Layout(width="auto")))
             buttons[-1].on_click(lambda clicked, action=action: self._try(action, name))
-        return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *self.side_controls[name].values(), widgets.HBox(buttons)])
+        rows = [widgets.HTML(f"<b>{name}</b>"), *self.side_controls[name].values(), widgets.HBox(buttons)]
+        return widgets.VBox(rows, layout=widgets.Layout(flex="1"))
 
     def _side(self, policy: str) -> dict[str, widgets.Widget]:
         """Return the controls of a side, which begins with a policy."""
@@ -223,7 +223,7 @@ def _mean_p50_p99(values: np.ndarray) -> np.ndarray:
 
 def _html(table: pd.DataFrame, corner: str) -> str:
     style = [{"selector": "th, td", "props": "text-align: right; padding: 0 1em"}]
-    return table.rename_axis(columns=corner).style.set_table_styles(style).format(precision=2).to_html()
+    return table.rename_axis(index=None, columns=corner).style.set_table_styles(style).format(precision=2).to_html()
 
 
 def _png(figure) -> bytes:

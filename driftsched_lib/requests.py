@@ -150,8 +150,8 @@ class Record:
 
     Times are seconds since the start of the run.  `input_tokens`, `estimated_tokens` and `actual_tokens` are in the
     run's token accounting; `prompt_tokens` and `output_tokens` are the engine's.  `measured_bias` is the clipped ratio
-    that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.  In static batches
-    the client receives nothing before `finish_s`, although the engine made its first token at `first_token_s`.
+    that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.  The client gets
+    its first token at `first_token_s`, which in static batches is `finish_s`: the engine made it before.
     """
 
     request_id: str
@@ -165,6 +165,7 @@ class Record:
     arrival_s: float
     dispatch_s: float | None
     first_token_s: float | None
+    engine_first_token_s: float | None
     longest_itl_s: float | None
     finish_s: float
     max_tokens: int

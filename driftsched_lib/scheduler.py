@@ -205,8 +205,8 @@ class Scheduler:
         self.on_record(Record(  # positional, since keywords would take three times as long
             request.request_id, request.phase, request.tenant, request.tier, request.job_type, request.category,
             outcome, reason, request.arrival_s, request.dispatch_s,
-            output and output.first_token_s, output and output.longest_itl_s, now,
-            request.max_tokens, request.input_tokens,
+            output and (output.first_token_s if request.batch_id is None else now), output and output.first_token_s,
+            output and output.longest_itl_s, now, request.max_tokens, request.input_tokens,
             output and output.prompt_tokens, output and output.tokens, output and output.words, actual,
             estimate and estimate.output_tokens, estimate and estimate.total_tokens,
             estimate and estimate.base_tokens, estimate and estimate.low_tokens, estimate and estimate.high_tokens,

@@ -43,7 +43,7 @@ def scan(score):
 
 
 class NaiveWeighted(Naive):
-    """PAPER.md's cycle of turns over plain lists."""
+    """The paper's cycle of turns over plain lists."""
 
     def start(self):
         self.cycle = [name for name, tier in self.tiers.items() for _ in range(int(tier.weight))]

@@ -11,7 +11,6 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
-from driftsched_lib.policies import KeyedQueue
 from driftsched_lib.validation import PROJECT
 
 SMOKE = PROJECT / "params" / "smoke-l4.yaml"
@@ -21,7 +20,7 @@ MODULE = """
 
 
     class LongestFirst(KeyedQueue):
-        def __init__(self, sign: float = -1.0):
+        def __init__(self, sign: float = -1.0, note: str = ""):
             super().__init__()
             self.sign = sign
 
@@ -114,12 +113,18 @@ def test_in_the_explorer(beside):
         ("my_module:Nothing", "cannot be imported: module 'my_module' has no attribute 'Nothing'"),
         ("no_module:Nothing", "cannot be imported: No module named 'no_module'"),
         ("my_module:KeyedQueue.key", "cannot be imported"),
-        ({"my_module:LongestFirst": {"size": 1}}, "unknown key: 'size' is unknown.*Known: sign"),
+        ({"my_module:LongestFirst": {"size": 1}}, "unknown key: 'size' is unknown.*Known: sign, note"),
     ],
 )
 def test_what_is_not_there_is_named(beside, policy, message):
     with pytest.raises(ParamsError, match=r"scheduler\.policies\[0\]: .*" + message):
         Params.load(SMOKE, {"scheduler.policies": [policy]})
+
+
+def test_options_that_would_share_a_folder_are_refused(beside):
+    policies = [{"my_module:LongestFirst": {"note": note}} for note in ("a b", "A/b")]
+    with pytest.raises(ParamsError, match="policies: .* twice, or two that name one folder: .*note=a b, .*note=A/b"):
+        Params.load(SMOKE, {"scheduler.policies": policies})
 
 
 def test_four_tiers_of_other_names(tmp_path):
@@ -141,15 +146,3 @@ def test_four_tiers_of_other_names(tmp_path):
     assert list(results.load(tmp_path / "runs", "queue_depth").columns[1:5]) == list(tiers)
     with pytest.raises(ParamsError, match="the tier of tenant-gold, 'gold' is unknown"):
         Params.load(SMOKE, {"workload.tenants": {"tenant-gold": "gold"}})
-
-
-class Newest(KeyedQueue):
-    """A user's class that a test passes as an object."""
-
-    def key(self, request):
-        return -request.arrival_s
-
-
-def test_a_class_given_as_an_object_is_named_by_its_module():
-    [policy] = Params.load(SMOKE, {"scheduler.policies": [Newest]}).scheduler.policies
-    assert (policy.name, policy.kind) == ("test_own_classes:Newest", Newest)

@@ -1,9 +1,12 @@
 """A results folder holds whole runs or says what is wrong with it."""
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 from helpers import make_request, make_scheduler
-from simulation import PAPER_L4, SMALL
+from simulation import PAPER_L4, SMALL, request, simulated
 
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.experiments import results
@@ -11,6 +14,7 @@ from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.requests import Output
+from driftsched_lib.serving import StaticBatching
 
 
 def write(folder, started="2026-01-01", **run):
@@ -111,6 +115,39 @@ def test_a_grid_with_options_is_taken_up_again(tmp_path):
     params = Params.parse({"scheduler": with_options}, "test")
     for _ in range(2):
         assert run_grid(params, tmp_path, runs=[]).empty
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from driftsched_lib.experiments.results import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_never_write_to_one_folder_and_a_killed_one_leaves_it_free(tmp_path):
+    params = Params.load(PAPER_L4, SMALL)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "holds\n"
+    with pytest.raises(DriftSchedError, match=f"another run is writing to {tmp_path}: wait for it"):
+        run_grid(params, tmp_path, runs=[])
+    assert names(tmp_path) == [".lock"]
+    holder.kill()
+    holder.communicate()
+    for _ in range(2):
+        assert run_grid(params, tmp_path, runs=[]).empty
+
+
+def test_requests_of_older_versions_are_read_as_todays(tmp_path):
+    _, records = simulated([request(i, output=4 + i) for i in range(3)], batching=StaticBatching(2, 0.01))
+    today = results.requests_table(list(records.values()))
+    old = today.drop(columns="engine_first_token_s").assign(first_token_s=today.engine_first_token_s)
+    results.write_run(tmp_path / "run", {"requests": old}, {"run": {}, "started": ""})
+    read = results.load(tmp_path)[today.columns]
+    assert (read.first_token_s == read.finish_s).all() and (read.engine_first_token_s < read.finish_s).all()
+    pd.testing.assert_frame_equal(read, today.round(6), check_dtype=False)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 import pytest
-from helpers import OneTokenASecond, make_request, make_scheduler
+from helpers import OneTokenASecond, ids, make_request, make_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +37,8 @@ def test_a_free_slot_is_filled_at_once_and_a_static_batch_ends_with_its_last(bat
         [make_request(i, max_tokens=n) for i, n in zip("abcd", (3, 1, 2, 1), strict=True)], batching, slots
     )
     spans = {i: (r.dispatch_s, r.finish_s, r.batch_id, r.batch_size) for i, r in records.items()}
-    assert spans == expected and records["b"].first_token_s == 1.0
+    assert spans == expected and records["b"].engine_first_token_s == 1.0
+    assert records["b"].first_token_s == (1.0 if isinstance(batching, ContinuousBatching) else 3.0)
 
 
 def test_a_static_batch_closes_when_its_window_has_passed_unless_its_only_request_gave_up():
@@ -90,10 +91,16 @@ def test_clients_that_give_up(batching):
     assert engine.left == {}
 
 
-def test_a_request_held_at_the_barrier_can_be_cancelled_and_the_rest_is_released():
+def test_a_request_held_at_the_barrier_can_be_cancelled_and_the_rest_is_released_then():
     requests = [make_request("done", max_tokens=1, cancel_s=3.0), make_request("long", max_tokens=9, cancel_s=5.0)]
     _, records = run([*requests, make_request("short", max_tokens=2)], StaticBatching(3, 0.0))
-    assert outcomes(records) == {"done": ("cancelled", 3.0), "long": ("cancelled", 5.0), "short": ("completed", 2.0)}
+    assert outcomes(records) == {"done": ("cancelled", 3.0), "long": ("cancelled", 5.0), "short": ("completed", 5.0)}
+
+
+def test_a_request_expires_in_the_open_batch_as_in_the_queue():
+    requests = [make_request("late", deadline_s=2.0), make_request("fine", arrival_s=1.0)]
+    _, records = run(requests, StaticBatching(3, wait_s=5.0))
+    assert outcomes(records) == {"late": ("expired", 2.0), "fine": ("completed", 9.0)}
 
 
 def test_a_request_that_the_engine_refuses_fails_alone():
@@ -145,7 +152,9 @@ def test_any_load_ends_within_capacity_and_in_order(load):
 
 @given(LOADS, st.sampled_from([0.0, 1.5, 4.0]))
 def test_any_load_goes_through_the_barrier_batch_by_batch(load, wait_s):
-    engine, records = run(requests_of(load), StaticBatching(3, wait_s))
+    requests = requests_of(load)
+    sent = {request.request_id: request for request in requests}
+    engine, records = run(requests, StaticBatching(3, wait_s))
     assert engine.left == {}
     batches, free_s = defaultdict(list), 0.0
     for record in records.values():
@@ -155,8 +164,13 @@ def test_any_load_goes_through_the_barrier_batch_by_batch(load, wait_s):
         assert {record.batch_size for record in batch} == {len(batch)} and len(batch) <= 3
         [dispatch_s] = {record.dispatch_s for record in batch}
         assert dispatch_s >= free_s
-        assert len({record.finish_s for record in batch if record.outcome == "completed"}) <= 1
-        free_s = max(record.finish_s for record in batch)
+        assert all(record.deadline_s is None or record.deadline_s > dispatch_s for record in map(sent.get, ids(batch)))
+        served = [record for record in batch if record.outcome != "failed"]
+        free_s = max((min(record.finish_s, dispatch_s + record.max_tokens) for record in served), default=free_s)
+        for record in served:
+            if record.outcome == "completed":
+                times = (record.engine_first_token_s, record.first_token_s, record.finish_s)
+                assert times == (dispatch_s + 1, free_s, free_s)
     assert sorted(batches) == list(range(len(batches)))
 
 

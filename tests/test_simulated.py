@@ -119,7 +119,7 @@ def test_static_batches_end_together():
     requests = [request(i, prompt=3, output=2 + 5 * i) for i in range(4)]
     _, records = simulated(requests, batching=StaticBatching(4, 0.01))
     assert len({record.finish_s for record in records.values()}) == 1
-    assert [record.first_token_s for record in records.values()] == pytest.approx([seconds(12, prompts=4)] * 4)
+    assert [record.engine_first_token_s for record in records.values()] == pytest.approx([seconds(12, prompts=4)] * 4)
 
 
 def test_requests_that_can_never_be_served_fail_alone():

@@ -39,7 +39,7 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool =
 
     done = requests[requests.outcome == "completed"]
     prompts, outputs = (done[column].to_numpy(int) for column in ("prompt_tokens", "output_tokens"))
-    first = np.searchsorted(ends, done.first_token_s.to_numpy(float))
+    first = np.searchsorted(ends, done.engine_first_token_s.to_numpy(float))
     last = first + outputs - 1
     n = len(steps)
     decoding, context = np.zeros(n + 1), np.zeros(n + 1)  # differences from row to row

@@ -48,7 +48,7 @@ def run_grid(
         backend: processes of this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`).
 
     Raises ParamsError for several jobs or a cluster with a real engine, or an engine or load that cannot be made;
-    DriftSchedError if `out` has other parameters, is damaged or cannot be written; RunError if an engine fails.
+    DriftSchedError if `out` has other parameters or writers, or cannot be read or written; RunError if an engine fails.
     """
     out = Path(out)
     if jobs is not None and jobs < 1 and jobs != -1:
@@ -56,19 +56,20 @@ def run_grid(
     if params.engine.kind != "simulated" and (jobs not in (None, 1) or backend != "loky"):
         raise ParamsError("jobs: runs on real vLLM would share this machine's cores: they are served one at a time")
     check_load(params.workload, params.requests, len(params.seeds), params.tiers)
-    _claim(out, params)
-    try:
-        _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
-    except BaseException as error:
-        released, chained = [], error
-        while chained is not None and chained not in released:  # a notebook keeps the frames, and so an engine's memory
-            clear_frames(chained.__traceback__)
-            released.append(chained)  # contexts can form a circle
-            chained = chained.__cause__ or chained.__context__
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
-        raise
-    return write_summary(params, out)
+    with results.alone_in(out):
+        _claim(out, params)
+        try:
+            _serve_missing(params, out, params.runs() if runs is None else runs, jobs, backend)
+        except BaseException as error:
+            released, chained = [], error
+            while chained is not None and chained not in released:  # a notebook keeps the frames, and so an engine
+                clear_frames(chained.__traceback__)
+                released.append(chained)  # contexts can form a circle
+                chained = chained.__cause__ or chained.__context__
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"finished runs are kept in {out}: run the same again to go on") from None
+            raise
+        return write_summary(params, out)
 
 
 def finish_all(
@@ -145,12 +146,11 @@ def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: P
 
 def write_summary(params: Params, out: Path) -> pd.DataFrame:
     """Write `summary.csv`: one row per finished run, in the order of the grid; warn if requests failed."""
-    finished = [run.name for run in params.runs() if results.is_complete(out / run.name)]
-    stored = [results.load_run(out / name) for name in finished]
-    rows = [{"run": run.name} | run.manifest["run"] | run.manifest["summary"] for run in stored]
+    finished = [results.load_run(out / run.name) for run in params.runs() if results.is_complete(out / run.name)]
+    rows = [{"run": run.name} | run.manifest["run"] | run.manifest["summary"] for run in finished]
     summary = pd.DataFrame(rows).replace({None: nan}).infer_objects()
     results.write_text(out / "summary.csv", summary.to_csv(index=False))
-    tables = [run.table("requests") for run in stored if run.manifest["summary"]["failed"]]
+    tables = [run.table("requests") for run in finished if run.manifest["summary"]["failed"]]
     if failed := [reason for table in tables for reason in table.reason[table.outcome == "failed"]]:
         kinds = pd.Series(failed).groupby([re.sub(r"(?<!HTTP )\b\d+", "", reason) for reason in failed])
         commonest = kinds.agg(["size", "first"]).nlargest(5, "size")

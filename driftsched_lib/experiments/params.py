@@ -1,13 +1,11 @@
 """The parameters of an experiment: what each wing needs, and the grid of runs that their lists span."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from driftsched_lib.engines.params import EngineParams
 from driftsched_lib.policies.params import SchedulerParams
@@ -19,8 +17,8 @@ from driftsched_lib.validation import (
     Positive,
     Validated,
     choice,
+    file_name,
     overlaid,
-    read_yaml,
 )
 from driftsched_lib.workloads.params import WorkloadParams
 
@@ -34,13 +32,6 @@ class MeasureParams(Validated):
     """Pause between two runs on a real engine."""
     queue_depth_interval_s: Positive = 1.0
     telemetry_interval_s: Positive = 0.2
-
-    @field_validator("job_class_tokens")
-    @classmethod
-    def _rise(cls, bounds: list[int]) -> list[int]:
-        if not 0 < bounds[0] < bounds[1]:
-            raise ValueError(f"must be two rising numbers of tokens above 0, not {bounds}")
-        return bounds
 
 
 SECTIONS = {"engine": EngineParams, "scheduler": SchedulerParams, "workload": WorkloadParams, "measure": MeasureParams}
@@ -76,6 +67,8 @@ class Params(Validated):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         engine, scheduler, workload = self.engine, self.scheduler, self.workload
+        if not 0 < (bounds := self.measure.job_class_tokens)[0] < bounds[1]:
+            raise ValueError(f"measure.job_class_tokens: must be two rising numbers of tokens above 0, not {bounds}")
         if engine.kind == "simulated" and workload.ends_by_itself:
             may = "it may be limit or spread, or natural with recorded_lengths"
             raise ValueError(f"workload.output_length: no model ends an output of the simulated engine, so {may}")
@@ -92,16 +85,10 @@ class Params(Validated):
         return self
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file of what differs from the defaults, under overrides with keys as `scheduler.policies`."""
-        return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
-
-    @classmethod
     def of_notebook(cls, names: Mapping[str, Any]) -> Self:
-        """Return the parameters that a notebook's variables give.
+        """Return the parameters of a notebook: `params_file` under its variables `seeds`, `requests` and `rates`.
 
-        `params_file` is read, unless a section is among the variables: papermill's `-f FILE` defines the sections of
-        its file, which is then the whole experiment.  `seeds`, `requests` and `rates` are laid over either.
+        If a section is among the variables, by papermill's `-f FILE`, they are the whole experiment.
         """
         given = {name: names[name] for name in cls.model_fields if names.get(name) is not None}
         if given.keys() & SECTIONS.keys():
@@ -171,5 +158,5 @@ class Run:
         """The name of its folder."""
         parts = [self.batching, self.policy, self.estimator, self.token_counter]
         parts.append("calibrated" if self.calibration else "uncalibrated")
-        parts += [f"rate{self.rate:g}"] if self.rate != 1.0 else []
-        return re.sub(r"[^\w.=-]+", "-", "_".join(map(str, [*parts, f"seed{self.seed}"])))
+        parts += [f"rate{self.rate!r}".removesuffix(".0")] if self.rate != 1.0 else []
+        return file_name("_".join(map(str, [*parts, f"seed{self.seed}"])))

@@ -30,10 +30,7 @@ SPEED, PARAMS = "engine_speed.json", "params.yaml"
 
 @dataclass(frozen=True)
 class EngineSpeed:
-    """What an engine can do, measured before the first run.
-
-    Load factors refer to the capacity (output tokens per second, every slot taken), slowdowns to a lone request.
-    """
+    """What an engine can do: its capacity with every slot taken, to which load factors refer, and a lone request."""
 
     capacity_tokens_per_s: float
     idle_ttft_s: float
@@ -42,10 +39,9 @@ class EngineSpeed:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A finished run.
+    """A finished run; `table` returns `requests`, `steps`, `queue_depth` or `telemetry`.
 
-    Its manifest has `run` (its settings), `summary`, parameters, versions, hardware and times; `table` returns a table
-    by name: `requests`, `steps`, `queue_depth` or `telemetry`.
+    Its manifest has `run` (its settings), `summary`, parameters, versions, hardware and times.
     """
 
     name: str
@@ -84,10 +80,31 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one move, in a folder that is made; DriftSchedError says why it cannot be written."""
-    with writing(path.parent):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), in_one_move(path) as half:
-        half.write_text(text, encoding="utf-8")
+        with in_one_move(path) as half:
+            half.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a folder, which is made, until its process ends; DriftSchedError if another run is writing there.
+
+    Where there is no such lock, as on Windows and some network disks, two runs are not told apart.
+    """
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a")
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DriftSchedError(f"another run is writing to {out}: wait for it, or give another folder") from None
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 @contextmanager
@@ -179,12 +196,20 @@ def _study(out: Path) -> Path | None:
 
 def _of_folder(folder: Path, name: str) -> pd.DataFrame:
     with _damaged(folder / f"{name}.parquet", delete=folder):
-        return pd.read_parquet(folder / f"{name}.parquet")
+        return _as_today(pd.read_parquet(folder / f"{name}.parquet"))
 
 
 def _of_study(whole: pa.Table, i: int, name: str) -> pd.DataFrame:
     rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
-    return rows.convert_dtypes() if name == "requests" else rows
+    return _as_today(rows.convert_dtypes()) if name == "requests" else rows
+
+
+def _as_today(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return requests whose `first_token_s` is the client's, where a file of older versions has the engine's alone."""
+    if "first_token_s" not in rows or "engine_first_token_s" in rows:
+        return rows
+    made, held = rows.first_token_s, rows.batch_id.notna() & rows.first_token_s.notna()
+    return rows.assign(engine_first_token_s=made, first_token_s=made.mask(held, rows.finish_s))
 
 
 @contextmanager

@@ -41,8 +41,7 @@ def serve_run(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Serve one run; return its tables by name, and its manifest.  Raises RunError if the engine fails.
 
-    `on_record` is called with each request's record when it has ended, `watch` once per engine iteration.  `estimator`
-    takes the place of the run's, if parameters cannot name it.
+    `on_record` gets each request's record, `watch` is called once per iteration, `estimator` replaces the run's.
     """
     records: list[Record] = []
     depth = QueueDepth(params.measure.queue_depth_interval_s)

@@ -36,8 +36,7 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
     if not 0 < capacity < inf:
         reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
         name = params.engine.profile or params.engine.model
-        why = f"{name} finished none of {len(crowd)} requests ({reasons})"
-        raise RunError(f"the engine's speed cannot be measured: {why}")
+        raise RunError(f"engine speed cannot be measured: {name} finished none of {len(crowd)} requests ({reasons})")
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     idle_ttft_s = (alone.first_token_s - alone.arrival_s).median()
     idle_tpot_s = ((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()
