@@ -93,7 +93,9 @@ class TraceParams(Validated):
 
 def _numbered(tenants: Any) -> Any:
     """Return so many tenants with the default tiers in turn, if it is a number."""
-    return tenants if isinstance(tenants, dict) else {f"tenant-{i:03}": [*TIERS][i % 3] for i in range(tenants)}
+    if isinstance(tenants, int):
+        return {f"tenant-{i:03}": list(TIERS)[i % len(TIERS)] for i in range(tenants)}
+    return tenants
 
 
 class Spread(Validated):
