@@ -138,15 +138,9 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     if costs[0] <= negligible:
         raise ValueError("its iterations do not tell what one costs: serve more requests, or on a quieter machine")
     slowdown = measured.sum() / (design @ costs).sum()
-    base, per_step, per_prompt, per_token, per_context, *decode = map(float, costs * slowdown)
-    step = StepCost(
-        base_s=base,
-        per_prefill_step_s=per_step,
-        per_prompt_s=per_prompt,
-        per_prefill_token_s=per_token,
-        decode_s=dict(zip(sizes, decode, strict=True)),
-        per_context_token_s=per_context,
-    )
+    found, single = (costs * slowdown).tolist(), [name for name in StepCost.model_fields if name != "decode_s"]
+    decode_s = dict(zip(sizes, found[len(single) :], strict=True))
+    step = StepCost(**dict(zip(single, found, strict=False)), decode_s=decode_s)
     predicted = predicted_s(held, step)
     return step, FitError(
         iterations=len(held),

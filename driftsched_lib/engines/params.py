@@ -35,7 +35,7 @@ class EngineParams(Validated):
         kind: `vllm` loads `model` in this process with `args`; `server` is a live one; `simulated` is `replicas`
             engines of a `profile`, in which `args` replace limits.
         model: a Hugging Face id, or a folder.
-        profile: a file as in data/profiles.
+        profile: a file as in data/profiles.  Real vLLM runs in virtual time at its costs; null for wall time.
         router: chooses the replica of a request.
         max_outstanding: requests that a replica is given; null for as many as run at once, so that all others wait in
             the one queue.
@@ -72,8 +72,8 @@ class EngineParams(Validated):
     def _fits_its_kind(self) -> "EngineParams":
         if self.kind == "simulated" and self.profile is None:
             raise ValueError("the simulated engine needs a profile, a file as in data/profiles")
-        if self.kind != "simulated" and (self.profile is not None or self.replicas > 1):
-            raise ValueError("a profile and replicas are for the simulated engine")
+        if (self.kind == "server" and self.profile is not None) or (self.kind != "simulated" and self.replicas > 1):
+            raise ValueError("a server has no profile, and replicas are for the simulated engine")
         if (self.kind == "server") != (self.server is not None):
             raise ValueError("server says where `kind: server` is, and that alone")
         if self.kind == "server" and self.args:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pynvml
@@ -37,15 +38,12 @@ class Telemetry:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         process = psutil.Process()
-        self._sources = [(sample, process) for sample in CPU.values()]
-        self.columns = ("time_s", *CPU)
-        try:
+        self._sources = {name: (sample, process) for name, sample in CPU.items()}
+        with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
             gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-            self._sources = [*((sample, gpu) for sample in GPU.values()), *self._sources]
-            self.columns = ("time_s", *GPU, *CPU)
-        except pynvml.NVMLError:
-            pass
+            self._sources = {name: (sample, gpu) for name, sample in GPU.items()} | self._sources
+        self.columns = ("time_s", *self._sources)
 
     def __enter__(self) -> "Telemetry":
         self._started = time.monotonic()
@@ -60,4 +58,4 @@ class Telemetry:
     def _run(self) -> None:
         while not self._stop.wait(self.interval_s):
             now_s = time.monotonic() - self._started
-            self.rows.append((now_s, *(sample(device) for sample, device in self._sources)))
+            self.rows.append((now_s, *(sample(device) for sample, device in self._sources.values())))

@@ -111,14 +111,14 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
                 progress.update(params.requests)
                 check()
             return
-        with closing(load_engine(params.engine)) as engine:
+        with closing(load_engine(params.engine, length_scale=params.workload.length_scale)) as engine:
             warm_up(params, engine)
             speed = _engine_speed(params, engine, out)
             for i, run in enumerate(todo, start=1):
                 progress.set_description(f"run {i} of {len(todo)}: {run.batching} {run.policy} seed {run.seed}")
                 _serve_and_keep(params, run, engine, speed, out, progress)
                 check()
-                if i < len(todo):
+                if i < len(todo) and params.engine.profile is None:
                     time.sleep(params.measure.cooling_s)
 
 

@@ -54,10 +54,11 @@ def serve_run(
     load = load_of(params, run.seed, speed.capacity_tokens_per_s, run.rate)
     if params.engine.kind != "simulated":
         gc.collect()  # not while its time is measured
-    static, in_process = (params.scheduler.batch_size, params.scheduler.batch_wait_s), params.engine.kind == "vllm"
+    static = (params.scheduler.batch_size, params.scheduler.batch_wait_s)
+    watched = params.engine.kind == "vllm" and params.engine.profile is None  # samples are in this machine's seconds
     started, spans = datetime.now(UTC), []
     engine.restart_clock()
-    with Telemetry(params.measure.telemetry_interval_s) if in_process else nullcontext() as telemetry:
+    with Telemetry(params.measure.telemetry_interval_s) if watched else nullcontext() as telemetry:
         for phase in load:
             batching = StaticBatching(*static) if run.batching == "static" else ContinuousBatching()
             start_s = engine.now() + phase.pause_s

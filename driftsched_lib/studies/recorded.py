@@ -91,7 +91,7 @@ def served_warm(params: Params, speed: results.EngineSpeed, make: Callable[..., 
     """
     known = recorded_lengths(str(params.workload.recorded_lengths))
     order, classifier, rows = sorted(known), TextClassifier(), []
-    with closing(load_engine(params.engine)) as engine:
+    with closing(load_engine(params.engine, length_scale=params.workload.length_scale)) as engine:
         warm_up(params, engine)
         for run in params.policy_runs():
             estimator, place = make(base_tokens=params.workload.max_tokens), order.index(run.seed)
