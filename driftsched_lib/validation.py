@@ -233,9 +233,12 @@ class JsonFile(BaseModel):
         return model
 
     def save(self, path: str | Path) -> None:
-        """Write the file in one move."""
-        with in_one_move(Path(path)) as half:
-            half.write_text(self.model_dump_json(indent=2) + "\n")
+        """Write the file in one move; ParamsError says why it cannot be written."""
+        try:
+            with in_one_move(Path(path)) as half:
+                half.write_text(self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise ParamsError(f"{path} cannot be written: {error}") from None
 
 
 @contextmanager
