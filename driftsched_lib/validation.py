@@ -5,6 +5,7 @@ import json
 import os
 import re
 import reprlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -155,17 +156,17 @@ class Validated(BaseModel):
             raise (error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else error) from None
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
-        """Validate a mapping; ParamsError names `source` and every field that is wrong."""
+    def parse(cls, values: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Validate a mapping under `overrides` (dotted keys reach in); ParamsError names `source` and wrong fields."""
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(overlaid(dict(values), overrides or {}, source))
         except ValidationError as error:
             raise ParamsError("\n".join(f"{source}: {line}" for line in faults(error, cls))) from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file, lay `overrides` over it (dotted keys reach into mappings), and validate."""
-        return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
+        """Read a YAML file and `parse` it."""
+        return cls.parse(read_yaml(path), str(path), overrides)
 
 
 def once(source: str | Path, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
@@ -243,12 +244,13 @@ class JsonFile(BaseModel):
 
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
-    """Yield the file to write to; it becomes `path` when it is whole, and nothing is left of one that fails."""
+    """Yield the file or folder to write to; it becomes `path` when it is whole, and nothing is left if that fails."""
     half = path.with_name(path.name + PARTIAL)
     try:
         yield half
         os.replace(half, path)
     finally:
+        shutil.rmtree(half, ignore_errors=True)
         with suppress(OSError):
             half.unlink()
 

@@ -14,11 +14,11 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params, Run
+from driftsched_lib.experiments.run import requests_of
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import behind_best, differences_at_once, mean_interval
 from driftsched_lib.studies.frontier import frontier, larger_is_better
-from driftsched_lib.studies.recorded import requests_of
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 

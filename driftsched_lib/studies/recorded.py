@@ -13,17 +13,12 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.params import Params
-from driftsched_lib.experiments.run import load_of, serve_run
+from driftsched_lib.experiments.run import requests_of, serve_run
 from driftsched_lib.experiments.speed import warm_up
 from driftsched_lib.requests import Request
 from driftsched_lib.studies.drift_lab import accuracy, replay
 from driftsched_lib.studies.frontier import measures
 from driftsched_lib.workloads.synthetic import prompt_digest, recorded_lengths
-
-
-def requests_of(params: Params, seed: int, capacity_tokens_per_s: float = 1.0, rate: float = 1.0) -> list[Request]:
-    """Return the requests of a seed's runs in the order of their ids; see `load_of`."""
-    return [request for load in load_of(params, seed, capacity_tokens_per_s, rate) for request in load.requests]
 
 
 def completed(run: results.StoredRun, params: Params) -> list[tuple[Request, Any]]:
