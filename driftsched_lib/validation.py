@@ -157,7 +157,7 @@ class Validated(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Validate a mapping under `overrides` (dotted keys reach in); ParamsError names `source` and wrong fields."""
+        """Validate a mapping under `overrides`; ParamsError names `source` and every field that is wrong."""
         try:
             return cls.model_validate(overlaid(dict(values), overrides or {}, source))
         except ValidationError as error:

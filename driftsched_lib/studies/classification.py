@@ -40,10 +40,10 @@ def held_out_accuracy() -> pd.DataFrame:
     """Return shares of prompts classified rightly, one row per category and one for all.
 
     Columns: key words; the text model with topic, wording, or both held out of its training (a fold per wording); and
-    both classifiers on `OTHER_WORDINGS`.  Most wordings of a category begin alike, so a held-out one is easy; those are not.
+    both classifiers on `OTHER_WORDINGS`.  These are hard; a held-out wording is not, as most of a category begin alike.
     """
     others = tuple(zip(*((text, label) for label, texts in OTHER_WORDINGS.items() for text in texts), strict=True))
-    cases = [("key words", KeywordClassifier(), labelled_prompts())]
+    cases, rows = [("key words", KeywordClassifier(), labelled_prompts())], []
     for fold in WORDINGS:
         topics, wordings = TOPICS[fold :: len(WORDINGS)], [wording for wording in WORDINGS if wording != fold]
         other_topics = [topic for topic in TOPICS if topic not in topics]
@@ -51,9 +51,8 @@ def held_out_accuracy() -> pd.DataFrame:
         cases.append(("new wordings", TextClassifier(train(TOPICS, wordings)), labelled_prompts(TOPICS, [fold])))
         cases.append(("both new", TextClassifier(train(other_topics, wordings)), labelled_prompts(topics, [fold])))
     cases += [("other wordings", TextClassifier(), others), ("other wordings, key words", KeywordClassifier(), others)]
-    rows = [
-        (how, label, of.classify(text) == label) for how, of, texts in cases for text, label in zip(*texts, strict=True)
-    ]
+    for how, classifier, texts in cases:
+        rows += [(how, label, classifier.classify(text) == label) for text, label in zip(*texts, strict=True)]
     table = pd.DataFrame(rows, columns=["how", "category", "right"])
     shares = table.pivot_table("right", "category", "how", sort=False)
     return pd.concat([shares, shares.mean().rename("all").to_frame().T]).rename_axis("category")

@@ -23,9 +23,8 @@ from driftsched_lib.workloads.synthetic import prompt_digest, recorded_lengths
 
 def completed(run: results.StoredRun, params: Params) -> list[tuple[Request, Any]]:
     """Return the completed requests of a run, made anew since records hold no prompts, with their records."""
-    setting, speed = run.manifest["run"], run.manifest["engine_speed"]
-    offered = requests_of(params, setting["seed"], speed["capacity_tokens_per_s"], setting.get("rate", 1.0))
-    records = run.table("requests").query("outcome == 'completed'").set_index("request_id", drop=False)
+    setting, records = run.manifest["run"], run.table("requests").query("outcome == 'completed'")
+    offered = requests_of(params, setting["seed"], run.speed.capacity_tokens_per_s, setting.get("rate", 1.0))
     known = {record.request_id: record for record in records.itertuples()}
     return [(request, known[request.request_id]) for request in offered if request.request_id in known]
 
