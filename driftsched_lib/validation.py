@@ -179,7 +179,7 @@ def once(source: str | Path, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     return values
 
 
-class YamlLoader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """PyYAML's safe loader, which refuses a key that is given twice instead of keeping the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

@@ -1,17 +1,22 @@
 """What the policies by size, wait and preemption promise, their limits, and the forms that engines proposed."""
 
 from functools import partial
+from itertools import accumulate, permutations
+from math import exp, log
+from statistics import mean
 
 import pytest
 from helpers import filled, make_request
 from hypothesis import given
 from hypothesis import strategies as st
-from naive_policies import to_come
+from naive_policies import halving, to_come
 
 from driftsched_lib.policies import (
     POLICIES,
     AgingShortestJobFirst,
     Boost,
+    EarliestDeadline,
+    Express,
     Fifo,
     Gittins,
     Hrrn,
@@ -20,6 +25,7 @@ from driftsched_lib.policies import (
     SigmoidShortestJobFirst,
     TailInflatedExpectation,
 )
+from driftsched_lib.requests import TIERS, Tier
 
 SIZES_AND_ARRIVALS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=30)
 
@@ -77,6 +83,75 @@ GAMBLE, SURE, SPREAD = ({"quantiles": q} for q in ((1, 1, 100, 100), (20, 20, 20
 )
 def test_a_key_is_what_the_rule_says(policy, request_, key):
     assert policy.key(make_request(1, **request_)) == key
+
+
+def passed_by(policy, requests):
+    """A request, one that came later and was popped before it, and when, in a stream of two arrivals per pop."""
+    in_time, passed = [], []
+    for i, (size, arrival) in enumerate(sorted(requests, key=lambda pair: pair[1])):
+        in_time.append(make_request(i, arrival, ("standard", "batch")[size % 2], size))
+        policy.add(in_time[-1])
+        if i % 2:
+            first = policy.pop(arrival)
+            in_time.remove(first)
+            passed += [(waiting, first, arrival) for waiting in in_time if waiting.arrival_s < first.arrival_s]
+    return passed
+
+
+@given(requests=SIZES_AND_ARRIVALS)
+def test_no_request_is_passed_by_those_that_came_too_late(requests):
+    """Each policy's own bound, of requests of at most 40 tokens."""
+    slos = {"standard": Tier(ttft_slo_s=4.0), "batch": Tier(ttft_slo_s=9.0)}
+    for waiting, first, _ in passed_by(AgingShortestJobFirst(rate=4.0), requests):
+        assert first.arrival_s - waiting.arrival_s <= 40 / 4.0
+    boost = Boost(decay=0.5, tokens_per_s=8.0)
+    for waiting, first, _ in passed_by(boost, requests):
+        boosts = [request.arrival_s - boost.key(request) for request in (first, waiting)]
+        assert first.arrival_s - waiting.arrival_s <= boosts[0] - boosts[1] + 1e-9
+    for waiting, first, _ in passed_by(EarliestDeadline(slos), requests):
+        assert first.arrival_s - waiting.arrival_s <= 9.0 - 4.0
+    for waiting, first, now in passed_by(Hrrn(), requests):
+        smaller = first.estimate.total_tokens / waiting.estimate.total_tokens
+        assert now - first.arrival_s >= (now - waiting.arrival_s) * smaller - 1e-9
+
+
+SLOS = {"premium": 4, "standard": 10, "batch": 25}
+LEAST_COST = {  # a policy, the size that it counts, what a request that ends then costs, and what is made of these
+    "boost": (
+        partial(Boost, decay=1 / 8, tokens_per_s=1.0),
+        lambda quantiles: 8 * log(mean(exp(tokens / 8) for tokens in quantiles)),
+        lambda request, end_s: exp((end_s - request.arrival_s) / 8),
+        sum,
+    ),
+    "edf": (
+        partial(EarliestDeadline, {name: Tier(ttft_slo_s=slo) for name, slo in SLOS.items()}),
+        mean,
+        lambda request, end_s: end_s - request.arrival_s - SLOS[request.tier],
+        max,
+    ),
+    "express": (  # Rothkopf's result, below the cap
+        partial(Express, express_share=1, fifo_share=0, lead_tokens=1e9, tiers=halving(*TIERS)),
+        mean,
+        lambda request, end_s: halving(*TIERS)[request.tier].weight * end_s,
+        sum,
+    ),
+}
+DISTRIBUTIONS = st.lists(st.integers(1, 30), min_size=4, max_size=4).map(sorted)
+QUEUED = st.tuples(DISTRIBUTIONS, st.integers(-9, 0), st.sampled_from(list(TIERS)))
+
+
+@pytest.mark.parametrize("name", LEAST_COST)
+@given(queued=st.lists(QUEUED, min_size=1, max_size=5))
+def test_no_order_costs_less(name, queued):
+    """Of requests that are all here at time 0 and served one after another at a token a second, in expectation."""
+    policy, size, cost, together = LEAST_COST[name]
+    requests = [make_request(i, at, tier, quantiles=quantiles) for i, (quantiles, at, tier) in enumerate(queued)]
+    served = list(filled(policy(), requests))
+
+    def cost_of(order):
+        return together(map(cost, order, accumulate(size(request.estimate.quantiles) for request in order)))
+
+    assert cost_of(served) == pytest.approx(min(map(cost_of, permutations(served))))
 
 
 RUNNING = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60), st.integers(0, 60)), max_size=6)
