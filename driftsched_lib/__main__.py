@@ -86,11 +86,9 @@ def _do(options: argparse.Namespace) -> int | None:
             return int(summary.failed.any())
         case "profile":
             from driftsched_lib.experiments.profiling import profile_of_run
-            from driftsched_lib.experiments.results import writing
 
             profile = profile_of_run(options.run)
-            with writing(options.out):
-                profile.save(options.out)
+            profile.save(options.out)
             print(profile.model_dump_json(indent=2, include={"step", "provenance"}))
         case "pack":
             from driftsched_lib.experiments.results import pack

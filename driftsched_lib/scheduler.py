@@ -55,8 +55,7 @@ class Scheduler:
     def submit(self, request: Request, now: float) -> None:
         """Classify and count a request unless that is done, estimate and queue it, or reject it.
 
-        Raises:
-            ValueError: a request of that id is queued or running, or its tier is unknown.
+        Raises ValueError if a request of that id is queued or running, or its tier is unknown.
         """
         if request.request_id in self._queued or request.request_id in self._running:
             raise ValueError(f"request {request.request_id!r} is already here")
@@ -68,11 +67,9 @@ class Scheduler:
         request.category = request.category or self.classifier.classify(request.prompt)
         request.input_tokens = request.input_tokens or request.prompt_tokens or self.counter.prompt(request.prompt)
         request.estimate = self.estimator.estimate(request)
-        if self.admission is not None:
-            reason = self.admission(request, now, self.queued_tokens)
-            if reason is not None:
-                self._end(request, Outcome.REJECTED, now, reason)
-                return
+        if self.admission is not None and (reason := self.admission(request, now, self.queued_tokens)) is not None:
+            self._end(request, Outcome.REJECTED, now, reason)
+            return
         self._enter_queue(request)
 
     def next(self, now: float) -> Request | None:
@@ -92,12 +89,9 @@ class Scheduler:
         """
         if not self._queued:
             return None
-        running = []
         for request_id, tokens in num_output_tokens.items():
-            request = self._running[request_id]
-            request.num_output_tokens = tokens
-            running.append(request)
-        victim = self.policy.victim(running, now)
+            self._running[request_id].num_output_tokens = tokens
+        victim = self.policy.victim([self._running[request_id] for request_id in num_output_tokens], now)
         if victim is not None:
             victim.preemptions += 1
             self.give_back(victim.request_id)

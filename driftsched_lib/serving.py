@@ -46,9 +46,7 @@ class ContinuousBatching:
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while engine.has_room() and (request := scheduler.next(now)) is not None:
             _start(request, scheduler, engine, now)
-        while (
-            scheduler.policy.preemptive and (victim := scheduler.preempt(engine.num_output_tokens(), now)) is not None
-        ):
+        while scheduler.policy.preemptive and (victim := scheduler.preempt(engine.num_output_tokens(), now)):
             engine.preempt(victim.request_id)
             if (request := scheduler.next(now)) is not None:
                 _start(request, scheduler, engine, now)

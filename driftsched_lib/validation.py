@@ -5,6 +5,7 @@ import json
 import os
 import re
 import reprlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -155,17 +156,17 @@ class Validated(BaseModel):
             raise (error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else error) from None
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
-        """Validate a mapping; ParamsError names `source` and every field that is wrong."""
+    def parse(cls, values: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Validate a mapping under `overrides`; ParamsError names `source` and every field that is wrong."""
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(overlaid(dict(values), overrides or {}, source))
         except ValidationError as error:
             raise ParamsError("\n".join(f"{source}: {line}" for line in faults(error, cls))) from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file, lay `overrides` over it (dotted keys reach into mappings), and validate."""
-        return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
+        """Read a YAML file and `parse` it."""
+        return cls.parse(read_yaml(path), str(path), overrides)
 
 
 def once(source: str | Path, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
@@ -233,19 +234,23 @@ class JsonFile(BaseModel):
         return model
 
     def save(self, path: str | Path) -> None:
-        """Write the file in one move."""
-        with in_one_move(Path(path)) as half:
-            half.write_text(self.model_dump_json(indent=2) + "\n")
+        """Write the file in one move; ParamsError says why it cannot be written."""
+        try:
+            with in_one_move(Path(path)) as half:
+                half.write_text(self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise ParamsError(f"{path} cannot be written: {error}") from None
 
 
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
-    """Yield the file to write to; it becomes `path` when it is whole, and nothing is left of one that fails."""
+    """Yield the file or folder to write to; it becomes `path` when it is whole, and nothing is left if that fails."""
     half = path.with_name(path.name + PARTIAL)
     try:
         yield half
         os.replace(half, path)
     finally:
+        shutil.rmtree(half, ignore_errors=True)
         with suppress(OSError):
             half.unlink()
 

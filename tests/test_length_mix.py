@@ -126,6 +126,8 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
     text, faults = capsys.readouterr()
     assert "mine: 3 requests, 0.5 per second" in text and "1 of 4 rows are bad and were left out\n  line 3" in faults
     assert LengthMix.load(out).source == "mine"
+    assert main([*arguments[:-1], str(tmp_path / "missing" / "mix.json"), "--skip-bad-rows"]) == 2
+    assert "missing/mix.json cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -209,10 +209,10 @@ class OpenAIServer:
                 parts += [(self.now(), choice["text"]) for choice in choices if choice.get("text") is not None]
                 usage |= {name: tokens for name, tokens in counts.items() if tokens is not None}
                 ended |= any(choice.get("finish_reason") for choice in choices) or bool(counts and not choices)
-        if not ended or not {"prompt_tokens", "completion_tokens"} <= usage.keys():
-            raise RunError(
-                f"the server {'sent no usage: its tokens are not known' if ended else 'broke off the stream'}"
-            )
+        if not ended:
+            raise RunError("the server broke off the stream")
+        if not {"prompt_tokens", "completion_tokens"} <= usage.keys():
+            raise RunError("the server sent no usage: its tokens are not known")
         prompt_tokens, tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         if len(parts) > tokens:  # else an empty part is a token, such as a special one, and has its time, too
             parts = [(time_s, text) for time_s, text in parts if text]

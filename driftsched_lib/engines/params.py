@@ -37,8 +37,7 @@ class EngineParams(Validated):
         model: a Hugging Face id, or a folder.
         profile: a file as in data/profiles.  Real vLLM runs in virtual time at its costs; null for wall time.
         router: chooses the replica of a request.
-        max_outstanding: requests that a replica is given; null for as many as run at once, so that all others wait in
-            the one queue.
+        max_outstanding: requests that a replica is given; null for as many as run at once: the policy queues the rest.
         args: vLLM's engine arguments.
         temperature: of the sampling.
     """

@@ -23,7 +23,6 @@ from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.interrupts import remembered
 from driftsched_lib.experiments.params import Params, Run
-from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.experiments.speed import measure_speed, warm_up
 from driftsched_lib.requests import Record
@@ -72,9 +71,7 @@ def run_grid(
         return write_summary(params, out)
 
 
-def finish_all(
-    function: Callable[..., Any], tasks: Sequence[tuple], jobs: int = -1, backend: Backend = "loky"
-) -> Iterator[Any]:
+def finish_all(function: Callable, tasks: Sequence[tuple], jobs: int = -1, backend: Backend = "loky") -> Iterator[Any]:
     """Yield `function(*task)` for each task, as they finish; RunError if a worker dies or Ray is not installed."""
     options, placement, at_once = {"return_as": "generator_unordered"}, {}, max(1, len(tasks))
     if backend == "ray":
@@ -122,11 +119,13 @@ def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | N
                     time.sleep(params.measure.cooling_s)
 
 
-def _simulate(params: Params, run: Run, speed: EngineSpeed) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
+def _simulate(
+    params: Params, run: Run, speed: results.EngineSpeed
+) -> tuple[Run, dict[str, pd.DataFrame], dict[str, Any]]:
     return run, *serve_run(params, run, load_engine(params.engine), speed)
 
 
-def _serve_and_keep(params: Params, run: Run, engine, speed: EngineSpeed, out: Path, progress: tqdm) -> None:
+def _serve_and_keep(params: Params, run: Run, engine, speed: results.EngineSpeed, out: Path, progress: tqdm) -> None:
     """Write one run's folder or, where the engine fails, the records until then, each with how it ended."""
     records, failed = [], out / f"{run.name}.failed.parquet"
 
@@ -170,7 +169,7 @@ def _claim(out: Path, params: Params) -> None:
     results.write_text(path, yaml.safe_dump(params.model_dump(), sort_keys=False))
 
 
-def _engine_speed(params: Params, engine, out: Path) -> EngineSpeed:
+def _engine_speed(params: Params, engine, out: Path) -> results.EngineSpeed:
     """Measure once for a results folder, so that a run taken up later meets the same load."""
     if not (out / results.SPEED).exists():
         results.write_text(out / results.SPEED, json.dumps(asdict(measure_speed(params, engine)), indent=2) + "\n")

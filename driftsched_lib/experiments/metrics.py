@@ -12,6 +12,7 @@ from driftsched_lib.requests import Outcome, Tiers
 from driftsched_lib.validation import positive
 
 JOB_CLASSES = ("short", "medium", "long")
+Weights = Mapping[str, float] | None  # by tier; None for equal ones
 KINDS: dict[str, type] = dict.fromkeys(("phase", "tenant", "tier", "category", "outcome"), object)
 KINDS |= dict.fromkeys(("arrival_s", "dispatch_s", "first_token_s", "finish_s", "longest_itl_s"), float)
 KINDS |= dict.fromkeys(("prompt_tokens", "output_tokens", "max_tokens", "input_tokens", "actual_tokens"), float)
@@ -84,12 +85,12 @@ def jain_index(values: Sequence[float]) -> float:
     return float(x.sum() ** 2 / (len(x) * (x**2).sum()))
 
 
-def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None = None) -> float:
+def tenant_fairness(requests: pd.DataFrame, weights: Weights = None) -> float:
     """Return Jain's index over tenants of their output tokens by the last arrival over their fair shares of them.
 
     Only what is served while requests still arrive tells policies apart: a run that drains gives every tenant all that
-    it asked for.  Fair shares are max-min per weight (by tier; None for equal ones); a request that was not completed
-    asked for its limit.  Phases are averaged with their served tokens as weights.
+    it asked for.  Fair shares are max-min per weight; a request that was not completed asked for its limit.  Phases are
+    averaged with their served tokens as weights.
     """
     indices, sizes = [], []
     for _, phase in requests.groupby("phase"):
@@ -116,10 +117,8 @@ def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np
     return shares
 
 
-def service_over_time(
-    requests: pd.DataFrame, times_s: Sequence[float], weights: Mapping[str, float] | None = None
-) -> pd.DataFrame:
-    """Return each tenant's service up to each time in VTC's priced tokens, over weights (by tier): a column per tenant.
+def service_over_time(requests: pd.DataFrame, times_s: Sequence[float], weights: Weights = None) -> pd.DataFrame:
+    """Return each tenant's service up to each time in VTC's priced tokens, over weights: a column per tenant.
 
     The input of a completed request counts once, at the engine's first token; the output twice, evenly from there on.
     """
@@ -137,9 +136,7 @@ def service_over_time(
     return pd.DataFrame(service, index=pd.Index(times, name="time_s"))
 
 
-def service_difference(
-    requests: pd.DataFrame, interval_s: float, weights: Mapping[str, float] | None = None
-) -> pd.DataFrame:
+def service_difference(requests: pd.DataFrame, interval_s: float, weights: Weights = None) -> pd.DataFrame:
     """Return VTC's measure of unfairness: how far apart the service of backlogged tenants lies, per interval.
 
     `backlogged` counts the tenants that had a request queued all through the interval; `difference` is the largest less

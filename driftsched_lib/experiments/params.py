@@ -10,16 +10,7 @@ from pydantic import Field, model_validator
 from driftsched_lib.engines.params import EngineParams
 from driftsched_lib.policies.params import SchedulerParams
 from driftsched_lib.requests import Tiers
-from driftsched_lib.validation import (
-    Component,
-    NotNegative,
-    OneOrMore,
-    Positive,
-    Validated,
-    choice,
-    file_name,
-    overlaid,
-)
+from driftsched_lib.validation import Component, Count, NotNegative, OneOrMore, Positive, Validated, choice, file_name
 from driftsched_lib.workloads.params import WorkloadParams
 
 
@@ -53,7 +44,7 @@ class Params(Validated):
     measure: MeasureParams = MeasureParams()
     rates: OneOrMore[Positive] = [1.0]
     seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
-    requests: Annotated[int, Field(ge=1, le=10**9)] = 3000
+    requests: Count = 3000
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +89,7 @@ class Params(Validated):
     def changed(self, **overrides: Any) -> Self:
         """Return these parameters with others laid over them, validated; `scheduler__seeds` reaches into a section."""
         keys = {name.replace("__", "."): value for name, value in overrides.items()}
-        return self.parse(overlaid(self.model_dump(), keys, "changed parameters"), "changed parameters")
+        return self.parse(self.model_dump(), "changed parameters", keys)
 
     @property
     def tiers(self) -> Tiers:
@@ -122,16 +113,16 @@ class Params(Validated):
     def policy_runs(self) -> list["Run"]:
         """Return the part of the grid that compares policies: the first estimator, token counter and calibration."""
         first = self._settings()[0]
-        return [run for run in self.runs() if (run.estimator, run.token_counter, run.calibration) == first]
+        return [run for run in self.runs() if (run.estimator, run.calibration, run.token_counter) == first]
 
     def estimate_runs(self) -> list["Run"]:
         """Return the part of the grid that compares estimates: the policies in `vary_estimates_for`."""
         return [run for run in self.runs() if run.policy.name in self.scheduler.vary_estimates_for]
 
-    def _settings(self) -> list[tuple[Component, str, bool]]:
-        scheduler = self.scheduler
-        every = product(scheduler.estimators, scheduler.token_counter, scheduler.calibration)
-        return [each for each in every if each[0].accepts("calibrate") or each[2] == scheduler.calibration[0]]
+    def _settings(self) -> list[tuple[Component, bool, str]]:
+        calibration = self.scheduler.calibration
+        every = product(self.scheduler.estimators, self.scheduler.token_counter, calibration)
+        return [(each, on, counter) for each, counter, on in every if each.accepts("calibrate") or on == calibration[0]]
 
 
 @dataclass(frozen=True)
@@ -141,22 +132,19 @@ class Run:
     batching: str
     policy: Component
     estimator: Component
-    token_counter: str
     calibration: bool
+    token_counter: str
     rate: float
     seed: int
 
     @property
     def settings(self) -> dict[str, Any]:
         """Its columns in tables of many runs."""
-        names = {"batching": self.batching, "policy": str(self.policy), "estimator": str(self.estimator)}
-        accounting = {"calibration": self.calibration, "token_counter": self.token_counter}
-        return names | accounting | {"rate": self.rate, "seed": self.seed}
+        return vars(self) | {"policy": str(self.policy), "estimator": str(self.estimator)}
 
     @property
     def name(self) -> str:
         """The name of its folder."""
-        parts = [self.batching, self.policy, self.estimator, self.token_counter]
-        parts.append("calibrated" if self.calibration else "uncalibrated")
-        parts += [f"rate{self.rate!r}".removesuffix(".0")] if self.rate != 1.0 else []
-        return file_name("_".join(map(str, [*parts, f"seed{self.seed}"])))
+        accounting = f"{self.token_counter}_{'' if self.calibration else 'un'}calibrated"
+        rate = "" if self.rate == 1.0 else f"_rate{self.rate!r}".removesuffix(".0")
+        return file_name(f"{self.batching}_{self.policy}_{self.estimator}_{accounting}{rate}_seed{self.seed}")

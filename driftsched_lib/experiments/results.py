@@ -4,7 +4,6 @@ Everything downstream reads runs through this module and does not see which of t
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.errors import DriftSchedError, ParamsError
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import Record
 from driftsched_lib.validation import PARTIAL, in_one_move
@@ -64,18 +63,13 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
     """Write a run's folder in one move, with numbers to six decimals; DriftSchedError where it cannot be written."""
     if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
         raise DriftSchedError(f"{folder} holds folders, so it is no run's, and is not replaced: give another place")
-    half = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(half, ignore_errors=True)
-    try:
-        with writing(folder):
-            half.mkdir(parents=True)
-            for name, table in tables.items():
-                table.round(6).to_parquet(half / f"{name}.parquet", index=False, compression="zstd")
-            (half / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)  # an unfinished run, or this one would not have been served
-            os.replace(half, folder)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+    with writing(folder), in_one_move(folder) as half:
+        shutil.rmtree(half, ignore_errors=True)  # what a killed process left
+        half.mkdir(parents=True)
+        for name, table in tables.items():
+            table.round(6).to_parquet(half / f"{name}.parquet", index=False, compression="zstd")
+        (half / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)  # an unfinished run, or this one would not have been served
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,12 +131,13 @@ def runs(out: str | Path) -> list[StoredRun]:
 
 
 def load_run(folder: str | Path) -> StoredRun:
-    """Return one run by its folder, or by its name in a study: `study/run`."""
+    """Return one run by its folder, or by its name in a study: `study/run`; ParamsError if it is not there."""
     folder = Path(folder)
-    if _study(folder.parent) is not None:
-        for run in runs(folder.parent):
-            if run.name == folder.name:
-                return run
+    packed = runs(folder.parent) if _study(folder.parent) is not None else []
+    if mine := [run for run in packed if run.name == folder.name]:
+        return mine[0]
+    if not is_complete(folder):
+        raise ParamsError(f"{folder}: holds no finished run, it has no manifest.json")
     path = folder / "manifest.json"
     with _damaged(path, delete=folder):
         manifest = json.loads(path.read_text(encoding="utf-8"))

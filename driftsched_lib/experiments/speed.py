@@ -25,14 +25,13 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
     if params.engine.kind == "server":
         capacity = _streamed_tokens_per_s(crowd, engine.max_num_seqs)
     else:
-        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-        seconds = steps.time_s.diff()  # the first iteration's are not known
-        full = seconds[steps.running == engine.max_num_seqs]
-        if full.empty:  # KV blocks run out before slots do, or outputs end as soon as they begin
-            full = seconds[steps.waiting > 0] if (steps.waiting > 0).any() else seconds
-        full = full.dropna()
-        tokens = (steps.prompt_requests + steps.output_requests)[full.index].sum()
-        capacity = params.engine.replicas * tokens / full.sum() if tokens else 0.0
+        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS).assign(seconds=lambda table: table.time_s.diff())
+        full, queued = steps.running == engine.max_num_seqs, steps.waiting > 0
+        if not full.any():  # KV blocks run out before slots do, or outputs end as soon as they begin
+            full = queued | (not queued.any())
+        full = steps[full].dropna(subset="seconds")  # the first iteration's are not known
+        tokens = (full.prompt_requests + full.output_requests).sum()
+        capacity = params.engine.replicas * tokens / full.seconds.sum() if tokens else 0.0
     if not 0 < capacity < inf:
         reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
         name = params.engine.profile or params.engine.model

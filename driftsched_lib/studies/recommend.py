@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Sequence
-from math import nan
 from operator import attrgetter
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params, Run
+from driftsched_lib.experiments.run import requests_of
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Tiers
 from driftsched_lib.studies.compare import behind_best, differences_at_once, mean_interval
 from driftsched_lib.studies.frontier import frontier, larger_is_better
-from driftsched_lib.studies.recorded import requests_of
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
@@ -46,11 +45,10 @@ def objectives(tiers: Tiers = TIERS) -> dict[str, str]:
 
 def on_the_simulator(params: Params, profile: str | Path) -> Params:
     """Return the grid on one engine simulated from a profile, with the preemptive policies, which vLLM serves too."""
-    engine = params.engine.model_dump() | {"kind": "simulated", "profile": str(Path(profile).resolve())}
-    policies = [policy.as_yaml() for policy in params.scheduler.policies]
-    given = {policy.name for policy in params.scheduler.policies}
-    policies += [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
-    return params.changed(engine=engine | {"args": {}, "server": None}, scheduler__policies=policies)
+    given, profile = params.scheduler.policies, str(Path(profile).resolve())
+    more = [name for name, kind in POLICIES.items() if kind.preemptive and name not in [each.name for each in given]]
+    engine = {"engine__kind": "simulated", "engine__profile": profile, "engine__args": {}, "engine__server": None}
+    return params.changed(scheduler__policies=[*given, *more], **engine)
 
 
 def later_windows(params: Params, n: int) -> Params:
@@ -77,7 +75,7 @@ def recommend(params: Params, out: Folder, objective: str, load_of: Folder | Non
     return ranked(runs, objective), runs
 
 
-def _served(params: Params, out: str | Path, load_of: str | Path | None, runs: Sequence[Run]) -> pd.DataFrame:
+def _served(params: Params, out: Folder, load_of: Folder | None, runs: Sequence[Run]) -> Table:
     if load_of is not None and not (Path(out) / results.SPEED).exists():
         results.write_text(Path(out) / results.SPEED, (Path(load_of) / results.SPEED).read_text())
     run_grid(params, out, runs)
@@ -96,7 +94,7 @@ def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
     values = runs.pivot_table(index="seed", columns=["policy", "estimator"], values=objective, sort=False)
     behind = behind_best(values, larger_is_better(objective))
     values, table = values[behind.index], behind.index.to_frame(index=False)
-    fifo = values["fifo"].iloc[:, 0] if "fifo" in values else pd.Series(nan, values.index)
+    fifo = values["fifo"].iloc[:, 0] if "fifo" in values else pd.Series(index=values.index, dtype=float)
     for names, intervals in (
         (["mean", "low", "high"], [mean_interval(values[setting]) for setting in values]),
         (["behind", "behind_low", "behind_high"], behind),
@@ -109,8 +107,7 @@ def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
 def confirm(params: Params, ranking: pd.DataFrame, out: Folder, objective: str, load_of: Folder | None = None) -> Table:
     """Serve the best two policies of a ranking that `params` has, each with its best estimator, and FIFO; rank them."""
     best = ranking[ranking.policy.isin(map(str, params.scheduler.policies))].drop_duplicates("policy")
-    chosen = pd.concat([best.head(2), best[best.policy == "fifo"]])
-    pairs = set(zip(chosen.policy, chosen.estimator, strict=True))
+    pairs = pd.concat([best.head(2), best[best.policy == "fifo"]]).set_index(["policy", "estimator"]).index
     grid = params.changed(scheduler__vary_estimates_for=[policy.name for policy in params.scheduler.policies])
     only = [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs]
     return ranked(_served(grid, out, load_of, only), objective)

@@ -13,7 +13,7 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.params import Params
-from driftsched_lib.experiments.run import load_of, serve_run
+from driftsched_lib.experiments.run import requests_of, serve_run
 from driftsched_lib.experiments.speed import warm_up
 from driftsched_lib.requests import Request
 from driftsched_lib.studies.drift_lab import accuracy, replay
@@ -21,16 +21,10 @@ from driftsched_lib.studies.frontier import measures
 from driftsched_lib.workloads.synthetic import prompt_digest, recorded_lengths
 
 
-def requests_of(params: Params, seed: int, capacity_tokens_per_s: float = 1.0, rate: float = 1.0) -> list[Request]:
-    """Return the requests of a seed's runs in the order of their ids; see `load_of`."""
-    return [request for load in load_of(params, seed, capacity_tokens_per_s, rate) for request in load.requests]
-
-
 def completed(run: results.StoredRun, params: Params) -> list[tuple[Request, Any]]:
     """Return the completed requests of a run, made anew since records hold no prompts, with their records."""
-    setting, speed = run.manifest["run"], run.manifest["engine_speed"]
-    offered = requests_of(params, setting["seed"], speed["capacity_tokens_per_s"], setting.get("rate", 1.0))
-    records = run.table("requests").query("outcome == 'completed'").set_index("request_id", drop=False)
+    setting, records = run.manifest["run"], run.table("requests").query("outcome == 'completed'")
+    offered = requests_of(params, setting["seed"], run.speed.capacity_tokens_per_s, setting.get("rate", 1.0))
     known = {record.request_id: record for record in records.itertuples()}
     return [(request, known[request.request_id]) for request in offered if request.request_id in known]
 
