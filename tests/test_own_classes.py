@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from operator import index
 from textwrap import dedent
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.grid import finish_all, run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 
@@ -55,7 +56,10 @@ def beside(tmp_path, monkeypatch):
     sys.modules.pop("my_module", None)
 
 
-def test_by_name_in_worker_processes(beside):
+def test_by_name_in_worker_processes_that_were_there_before_the_file(beside, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[1:])
+        assert sum(finish_all(index, [(1,), (2,)], 2)) == 3
     policies = ["sjf", "my_module:LongestFirst", {"my_module:LongestFirst": {"sign": 1.0}}]
     params = Params.load(SMOKE, FEW | {"scheduler.policies": policies, "scheduler.vary_estimates_for": []})
     summary = run_grid(params, beside / "runs", jobs=2)
