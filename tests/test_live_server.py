@@ -68,7 +68,7 @@ def test_a_notebook_of_the_paper_runs_on_a_server(server, tmp_path):
 def test_what_a_server_served_is_profiled(server, tmp_path):
     """As vLLM has it: its limits from what it tells, its costs from what the client sees."""
     fifo = {"policies": ["fifo"], "vary_estimates_for": [], "batching": ["continuous"]}
-    run_grid(params_at(server, requests=150, **{f"scheduler__{key}": value for key, value in fifo.items()}), tmp_path)
+    run_grid(params_at(server, requests=100, **{f"scheduler__{key}": value for key, value in fifo.items()}), tmp_path)
     [run] = results.runs(tmp_path)
     profile, done = profile_of_run(run), run.table("requests")
     limits = profile.limits
