@@ -38,7 +38,7 @@ SMOKE = PROJECT / "params" / "smoke.yaml"
 FIFO = {"scheduler.policies": ["fifo"]}
 GRIDS = {
     "simulated": (PAPER_L4, SMALL | FIFO | {"scheduler.batching": ["static", "continuous"], "requests": 20}),
-    "vllm": (SMOKE, FIFO),
+    "vllm": (SMOKE, FIFO | {"requests": 12}),
 }
 SUMMARY_COLUMNS = {
     *("engine", "model", "batching", "policy", "estimator", "calibration", "token_counter", "seed", "requests"),

@@ -36,7 +36,8 @@ from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.traces import FORMATS, read_trace
 
 MAX_S, DATA = 60, PROJECT / "data"
-unshrunk = settings(phases=[Phase.generate])  # each try is a run: shrinking would take minutes
+# Each try is a run: shrinking would take minutes.
+unshrunk = settings(max_examples=settings().max_examples // 2, phases=[Phase.generate])
 TRACES = {
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,9,10\n",
     "burstgpt": "Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45.5,GPT-4,1087,230\n",

@@ -44,7 +44,7 @@ OUTPUTS = st.one_of(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=4, m
 ADD = st.tuples(st.just("add"), NUMBERS, st.integers(1, 3), st.integers(0, 3), OUTPUTS, st.integers(0, 150))
 POP, REMOVE = st.tuples(st.just("pop"), st.integers(0, 150)), st.tuples(st.just("remove"), NUMBERS)
 END = st.tuples(st.sampled_from(["end", "preempt"]), NUMBERS, st.integers(0, 9))
-HISTORIES = st.lists(st.one_of(ADD, ADD, POP, REMOVE, END, END), max_size=60)
+HISTORIES = st.lists(st.one_of(ADD, ADD, POP, REMOVE, END, END), min_size=20, max_size=60)
 
 
 def estimated_request(i, now, tier, tenant, input_tokens, output):

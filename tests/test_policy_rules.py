@@ -85,36 +85,6 @@ def test_a_key_is_what_the_rule_says(policy, request_, key):
     assert policy.key(make_request(1, **request_)) == key
 
 
-def passed_by(policy, requests):
-    """A request, one that came later and was popped before it, and when, in a stream of two arrivals per pop."""
-    in_time, passed = [], []
-    for i, (size, arrival) in enumerate(sorted(requests, key=lambda pair: pair[1])):
-        in_time.append(make_request(i, arrival, ("standard", "batch")[size % 2], size))
-        policy.add(in_time[-1])
-        if i % 2:
-            first = policy.pop(arrival)
-            in_time.remove(first)
-            passed += [(waiting, first, arrival) for waiting in in_time if waiting.arrival_s < first.arrival_s]
-    return passed
-
-
-@given(requests=SIZES_AND_ARRIVALS)
-def test_no_request_is_passed_by_those_that_came_too_late(requests):
-    """Each policy's own bound, of requests of at most 40 tokens."""
-    slos = {"standard": Tier(ttft_slo_s=4.0), "batch": Tier(ttft_slo_s=9.0)}
-    for waiting, first, _ in passed_by(AgingShortestJobFirst(rate=4.0), requests):
-        assert first.arrival_s - waiting.arrival_s <= 40 / 4.0
-    boost = Boost(decay=0.5, tokens_per_s=8.0)
-    for waiting, first, _ in passed_by(boost, requests):
-        boosts = [request.arrival_s - boost.key(request) for request in (first, waiting)]
-        assert first.arrival_s - waiting.arrival_s <= boosts[0] - boosts[1] + 1e-9
-    for waiting, first, _ in passed_by(EarliestDeadline(slos), requests):
-        assert first.arrival_s - waiting.arrival_s <= 9.0 - 4.0
-    for waiting, first, now in passed_by(Hrrn(), requests):
-        smaller = first.estimate.total_tokens / waiting.estimate.total_tokens
-        assert now - first.arrival_s >= (now - waiting.arrival_s) * smaller - 1e-9
-
-
 SLOS = {"premium": 4, "standard": 10, "batch": 25}
 LEAST_COST = {  # a policy, the size that it counts, what a request that ends then costs, and what is made of these
     "boost": (
