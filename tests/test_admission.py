@@ -8,11 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.admission import LoadShedding, TokenBuckets, admission_check
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS
 
 RATES = {"premium": 8.0, "standard": 4.0, "batch": 2.0}

@@ -13,10 +13,8 @@ import pytest
 import yaml
 from simulation import PAPER_L4, contents
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.validation import PROJECT
 

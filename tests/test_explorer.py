@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import contents
 
+from driftsched_lib import Params, run_grid
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import RunError
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import load
 from driftsched_lib.explorer import Choice, Explorer, setting
 from driftsched_lib.figures.explorer import slots

@@ -4,9 +4,7 @@ import pandas as pd
 import pytest
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies.compare import select
 from driftsched_lib.studies.frontier import against, best_policies, frontier, larger_is_better, where_worst

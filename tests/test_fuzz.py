@@ -21,11 +21,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from simulation import PAPER_L4
 
+from driftsched_lib import Params, run_grid
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.estimators.state import load_estimator, save_estimator
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies.drift_lab import lab_load, replay

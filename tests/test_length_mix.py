@@ -8,11 +8,9 @@ import pandas as pd
 import pytest
 from simulation import ONE_RUN, PAPER_L4
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.__main__ import main
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import load_of
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.length_mix import LengthMix

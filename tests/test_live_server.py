@@ -6,11 +6,10 @@ import pytest
 import yaml
 from helpers import make_scheduler, params_at
 
+from driftsched_lib import results, run_grid
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.vllm_commands import TenantLoad, scrape, send, serve_vllm
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.requests import Request
 from driftsched_lib.serving import ContinuousBatching, serve

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from simulation import contents
 
+from driftsched_lib import Params, results
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import finish_all, run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 
 SMOKE = PROJECT / "params" / "smoke-l4.yaml"

@@ -8,9 +8,8 @@ import pytest
 import yaml
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies import recommend

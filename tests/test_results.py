@@ -8,10 +8,8 @@ import pytest
 from helpers import make_request, make_scheduler
 from simulation import PAPER_L4, SMALL, request, simulated
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.requests import Output
 from driftsched_lib.serving import StaticBatching

@@ -6,9 +6,7 @@ import nbformat.v4 as nb
 import pytest
 from simulation import PAPER_L4, SMALL
 
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.figures.report import write_report
 from driftsched_lib.studies.compare import quantile, relative_change, select
 from driftsched_lib.studies.scorecard import Ruling, completed_requests, scorecard, sustained

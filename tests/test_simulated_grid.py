@@ -8,13 +8,12 @@ import pytest
 from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
 from tqdm.auto import tqdm
 
+from driftsched_lib import Params, results
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import grid as experiment
-from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import finish_all, run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.validation import PROJECT

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from simulation import ONE_RUN, PAPER_L4
 
+from driftsched_lib import Params, run_grid
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load, trace_window

@@ -11,12 +11,10 @@ import pytest
 import yaml
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.engines.profile import Profile
 from driftsched_lib.errors import DriftSchedError, ParamsError
 from driftsched_lib.estimators.state import load_estimator
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.figures.report import write_report
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.traces import read_trace

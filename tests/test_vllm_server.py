@@ -26,15 +26,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines import base, openai_server
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.openai_server import OpenAIServer, events
 from driftsched_lib.engines.params import ServerParams
 from driftsched_lib.errors import ParamsError, RunError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_or_fail
 from driftsched_lib.requests import Request
 from driftsched_lib.serving import ContinuousBatching, serve
