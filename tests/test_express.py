@@ -27,12 +27,6 @@ def test_without_its_terms_it_is_sjf_and_without_an_express_lane_fifo(sizes):
         assert ids(filled(mine, requests)) == ids(filled(simple, requests))
 
 
-def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_mean():
-    prompt, spread = make_request(1, input_tokens=100), make_request(1, quantiles=(10.0, 10.0, 40.0, 100.0))
-    assert [express(input_price=price).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
-    assert [express(uncertainty=share).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
-
-
 POINT = st.integers(1, 20)
 SIZES = POINT.map(lambda size: [size] * 4) | st.lists(POINT, min_size=4, max_size=4).map(sorted)
 ACTIONS = st.sampled_from(["add", "pop", "add", "pop", "remove"])
@@ -66,22 +60,6 @@ def test_no_request_waits_longer_and_no_tenant_has_more_than_promised(history, e
             virtual_time += queued[first.request_id] / sum(present.values())
             dispatched += queued.pop(policy.pop(0.0).request_id)
         assert all(dispatched <= allowed[request_id] + 20 for request_id in queued)
-
-
-def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once_and_a_removed_one_is_not():
-    policy = express(lead_tokens=0.0)
-    policy.add(make_request("gone", total_tokens=10))
-    policy.remove("gone")
-    filled(policy, [make_request("other", tenant="other", total_tokens=99), make_request("mine", total_tokens=30)])
-    mine = policy.pop(0.0)
-    assert policy._virtual_time == 30 / 2
-    before = policy._virtual_time, dict(policy._tags)
-    for _ in range(5):
-        policy.add(mine)
-        assert policy.pop(0.0) is mine
-    assert (policy._virtual_time, policy._tags) == before
-    policy.on_finish(mine, 50)
-    assert policy._tags == {mine.tenant: 50.0, "other": 99.0}
 
 
 @pytest.mark.parametrize(("fifo_share", "places"), [(0, []), (0.1, [100, 191])])  # after ten times its own tokens

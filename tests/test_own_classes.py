@@ -135,12 +135,9 @@ def test_in_the_explorer(beside):
         ({"my_module:LongestFirst": {"size": 1}}, "unknown key: 'size' is unknown.*Known: sign, note"),
     ],
 )
-def test_what_is_not_there_is_named(beside, policy, message):
+def test_what_is_not_there_and_options_that_would_share_a_folder_are_named(beside, policy, message):
     with pytest.raises(ParamsError, match=r"scheduler\.policies\[0\]: .*" + message):
         Params.load(SMOKE, {"scheduler.policies": [policy]})
-
-
-def test_options_that_would_share_a_folder_are_refused(beside):
     policies = [{"my_module:LongestFirst": {"note": note}} for note in ("a b", "A/b")]
     with pytest.raises(ParamsError, match="policies: .* twice, or two that name one folder: .*note=a b, .*note=A/b"):
         Params.load(SMOKE, {"scheduler.policies": policies})

@@ -190,10 +190,7 @@ def test_the_grid_varies_estimates_only_where_they_matter():
 
 BAD_COMMANDS = [
     ("scheduler: {polices: [fifo]}", [], "scheduler.polices: unknown key"),
-    ("seeds: [x]", [], "seeds[0]: input should be a valid integer, not 'x'"),
-    ("", [], "must be a mapping"),
     ("workload: {phases: []}", ["--set", "workload.phases.0.a=1"], "workload.phases.0.a reaches into phases"),
-    ("seeds: [1]\nseeds: [2]", [], "is not YAML: in the mapping at line 1: seeds is given twice"),
 ]
 
 
@@ -207,14 +204,10 @@ def test_the_command_line_refuses_in_one_message(tmp_path, capsys, text, options
     assert not (tmp_path / "out").exists()
 
 
-NO_OPTIONS = [
-    ("seeds", "is not KEY=VALUE"),
-    ("seeds=[", "the value is not YAML"),
-    ("a={b: 1, b: 2}", "b is given twice"),
-]
+NO_OPTIONS = {"seeds": "is not KEY=VALUE", "seeds=[": "the value is not YAML", "a={b: 1, b: 2}": "b is given twice"}
 
 
-@pytest.mark.parametrize(("option", "message"), NO_OPTIONS)
+@pytest.mark.parametrize(("option", "message"), NO_OPTIONS.items())
 def test_an_override_that_is_none_or_comes_twice_is_refused(capsys, option, message):
     with pytest.raises(SystemExit, match="2"):
         main(["run", "p.yaml", "--out", "x", "--set", option])

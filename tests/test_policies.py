@@ -123,13 +123,6 @@ def test_a_removed_id_comes_back_at_the_end(name):
     assert list(policy) == expected and [policy.pop(0.0) for _ in expected] == expected and len(policy) == 0
 
 
-def test_weighted_gives_five_three_two():
-    cycle = ["premium"] * 5 + ["standard"] * 3 + ["batch"] * 2
-    policy = filled(Weighted(), [make_request(i, tier=list(TIERS)[i % 3]) for i in range(60)])
-    assert [request.tier for request in policy][:20] == cycle * 2
-    assert [policy.pop(0.0).tier for _ in range(20)] == cycle * 2
-
-
 def test_a_policy_of_ones_own_is_one_function():
     own = ShortestJobFirst(size=lambda request: -request.estimate.output_tokens)
     filled(own, [make_request(i, total_tokens=tokens) for i, tokens in enumerate((20, 400, 20, 50))])

@@ -102,17 +102,13 @@ def test_a_study_is_one_file_and_reads_like_its_folder(tmp_path):
         results.runs(tmp_path / "study")
 
 
-def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
-    run_grid(Params.parse({"requests": 10}, "test"), tmp_path, runs=[])
-    with pytest.raises(DriftSchedError, match="holds runs with another seeds, requests: give another folder"):
-        run_grid(Params.parse({"requests": 11, "seeds": [9]}, "test"), tmp_path)
-
-
-def test_a_grid_with_options_is_taken_up_again(tmp_path):
+def test_a_grid_with_options_is_taken_up_again_and_one_of_other_parameters_is_refused_before_anything_runs(tmp_path):
     with_options = {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}
     params = Params.parse({"scheduler": with_options}, "test")
     for _ in range(2):
         assert run_grid(params, tmp_path, runs=[]).empty
+    with pytest.raises(DriftSchedError, match="holds runs with another seeds, requests: give another folder"):
+        run_grid(params.changed(requests=11, seeds=[9]), tmp_path)
 
 
 HOLD = """

@@ -7,14 +7,13 @@ from helpers import OneTokenASecond, ids, make_request, make_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import ShortestJobFirst
 from driftsched_lib.requests import TIERS
 from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 
 
-def run(requests, batching, slots=4, policy=None, **options):
+def run(requests, batching, slots=4, **options):
     """Serve and return the engine and the records by request id."""
-    scheduler, records = make_scheduler(policy)
+    scheduler, records = make_scheduler()
     engine = OneTokenASecond(slots)
     serve(requests, scheduler, engine, batching, **options)
     assert sorted(record.request_id for record in records) == sorted(request.request_id for request in requests)
@@ -49,14 +48,6 @@ def test_a_static_batch_closes_when_its_window_has_passed_unless_its_only_reques
     engine, records = run(requests, StaticBatching(2, wait_s=1.0))
     assert outcomes(records) == {"gone": ("cancelled", 0.5), "later": ("completed", 15.0)}
     assert engine.log == [(11.0, "later")]
-
-
-def test_order_of_service_is_the_policys():
-    requests = [make_request(i, max_tokens=512) for i in range(5)]
-    for request, prompt in zip(requests, ("report", "code", "summary", "hello", "summarize"), strict=True):
-        request.prompt = prompt
-    engine, _ = run(requests, ContinuousBatching(), slots=1, policy=ShortestJobFirst())
-    assert [request_id for _, request_id in engine.log] == ["3", "2", "4", "1", "0"]
 
 
 def test_arrivals_are_open_loop_and_phases_follow_each_other():

@@ -22,7 +22,6 @@ from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load, trace_window
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, REACH, Faults, read_trace
 
-SHARED = PROJECT.parent / "shared"
 HEADER = "arrival,prompt_tokens,output_tokens\n"
 LENGTH = "no whole number from 1 to 10,000,000"
 ROWS = [(0.0, 100, 10), (1.5, 200, 20), (1.5, 7, 3)]
@@ -133,13 +132,6 @@ def test_rows_are_sorted_arrival_or_the_trace_is_refused(tmp_path):
     path.write_text(text_of(*np.roll(times, REACH + 1)))
     with pytest.raises(ParamsError, match="[0-9]+ is over 50,000 rows too late: sort the trace in order of arrival"):
         skipped(path)
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the cases are not at hand")
-def test_a_log_in_order_of_finish_is_the_trace_in_order_of_arrival():
-    finish, arrival = (read(SHARED / "cases" / f"by_{order}.csv", "csv") for order in ("finish", "arrival"))
-    assert len(finish) == 2000 and finish.output_tokens.median() == 143.5 and finish.arrival_s.is_monotonic_increasing
-    assert sorted(finish.itertuples(index=False)) == sorted(arrival.itertuples(index=False))  # some tie
 
 
 @pytest.mark.parametrize(
@@ -269,13 +261,6 @@ def test_rows_out_of_order_and_long_texts_are_read_in_less_than_200_mib(n, promp
     pa_csv.write_csv(pa.table(columns, names=[*FIELDS[:3], "prompt"]), path)
     printed = subprocess.check_output([sys.executable, "-c", READ, path], cwd=PROJECT, text=True).split()
     assert int(printed[0]) == n and int(printed[printed.index("VmHWM:") + 1]) < 200 * 1024  # KiB
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the traces are not at hand")
-@pytest.mark.parametrize(("name", "n"), [("code", 8819), ("conv", 19366)])
-def test_the_azure_traces_are_read_whole(name, n):
-    rows = read(SHARED / "traces" / f"AzureLLMInferenceTrace_{name}.csv", "azure")
-    assert len(rows) == n and rows.arrival_s.iloc[0] == 0.0 and 3000 < rows.arrival_s.iloc[-1] < 4000
 
 
 def on_trace(path, **changes):

@@ -36,25 +36,20 @@ class Bomb(str):
         return open, (str(self), "w")
 
 
-def test_names_of_tenants_are_data_and_no_paths(tmp_path):
-    out = tmp_path / "runs" / "out"
-    changes = {"workload.tenants": dict.fromkeys(NAMES, "standard"), "requests": 120}
-    params = Params.load(PAPER_L4, ONE_RUN | changes | {"scheduler.policies": ["fifo", "vtc", "drr", "wfq"]})
-    run_grid(params, out, jobs=1)
-    assert set(results.load(out).tenant) == set(NAMES)
-    assert files(out) == {run.name for run in params.runs()} | {"params.yaml", "engine_speed.json", "summary.csv"}
-    assert (files(tmp_path), files(out.parent)) == ({"runs"}, {"out"})
-
-
-def test_fields_of_a_trace_are_data_and_no_paths(tmp_path):
-    trace = tmp_path / "trace.csv"
+def test_names_of_tenants_and_fields_of_a_trace_are_data_and_no_paths(tmp_path):
+    trace, out = tmp_path / "trace.csv", tmp_path / "runs" / "out"
     rows = "".join(f'{i},5,6,"{name}"\n' for i, name in enumerate(NAMES))
     trace.write_text(f"arrival,prompt_tokens,output_tokens,tenant\n{rows}", encoding="utf-8")
     assert pd.concat(read_trace(trace, "csv")).tenant.tolist() == NAMES
-    changes = {"workload.trace": {"file": str(trace), "format": "csv"}, "requests": len(NAMES)}
-    run_grid(Params.load(PAPER_L4, ONE_RUN | changes | {"scheduler.policies": ["vtc"]}), tmp_path / "out", jobs=1)
-    assert set(results.load(tmp_path / "out").tenant) == set(NAMES)
-    assert files(tmp_path) == {"trace.csv", "out"}
+    tenants = {"workload.tenants": dict.fromkeys(NAMES, "standard"), "requests": 120}
+    of_a_trace = {"workload.trace": {"file": str(trace), "format": "csv"}, "requests": len(NAMES)}
+    for changes, place in ((tenants, out), (of_a_trace, out.with_name("of a trace"))):
+        params = Params.load(PAPER_L4, ONE_RUN | changes | {"scheduler.policies": ["fifo", "vtc", "drr", "wfq"]})
+        run_grid(params, place, jobs=1)
+        assert set(results.load(place).tenant) == set(NAMES)
+        kept = {run.name for run in params.runs()} | {"params.yaml", "engine_speed.json", "summary.csv"}
+        assert files(place) == kept
+    assert (files(tmp_path), files(out.parent)) == ({"trace.csv", "runs"}, {"out", "of a trace"})
 
 
 WORDS = ["!!python/object/apply:os.system ['touch {flag}']", "!!python/name:os.system", "!x 1"]
