@@ -62,6 +62,22 @@ def test_no_request_waits_longer_and_no_tenant_has_more_than_promised(history, e
         assert all(dispatched <= allowed[request_id] + 20 for request_id in queued)
 
 
+def test_a_request_that_comes_back_keeps_its_place_and_is_counted_once_and_a_removed_one_is_not():
+    policy = express(lead_tokens=0.0)
+    policy.add(make_request("gone", total_tokens=10))
+    policy.remove("gone")
+    filled(policy, [make_request("other", tenant="other", total_tokens=99), make_request("mine", total_tokens=30)])
+    mine = policy.pop(0.0)
+    assert policy._virtual_time == 30 / 2
+    before = policy._virtual_time, dict(policy._tags)
+    for _ in range(5):
+        policy.add(mine)
+        assert policy.pop(0.0) is mine
+    assert (policy._virtual_time, policy._tags) == before
+    policy.on_finish(mine, 50)
+    assert policy._tags == {mine.tenant: 50.0, "other": 99.0}
+
+
 @pytest.mark.parametrize(("fifo_share", "places"), [(0, []), (0.1, [100, 191])])  # after ten times its own tokens
 def test_without_a_fifo_share_a_long_request_starves_and_with_one_it_does_not(fifo_share, places):
     policy, served = express(fifo_share=fifo_share), []

@@ -34,7 +34,7 @@ CASES = {
     "gittins": ({}, naive.scan(naive.naive_gittins)),
     "tie": ({"weight": 0.5, "tail": 0.25}, naive.scan(naive.naive_tie)),
     "srpt": ({}, naive.scan(lambda request, *_: naive.to_come(request))),
-    "express": ({"express_share": 0.5, "fifo_share": 1 / 8, "lead_tokens": 4, "input_price": 0.5}, naive.NaiveExpress),
+    "express": ({"express_share": 0.5, "fifo_share": 0.5, "lead_tokens": 4, "input_price": 0.5}, naive.NaiveExpress),
 }
 PARAMETERS = {name: inspect.signature(policy).parameters for name, policy in POLICIES.items()}
 TIERS_OF_A_RUN = [naive.halving("premium", "standard", "batch"), naive.halving("gold", "silver", "bronze", "free")]

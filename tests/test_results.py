@@ -62,13 +62,16 @@ def test_a_run_is_kept_where_there_is_no_git(monkeypatch):
     provenance.cache_clear()
 
 
-def test_a_writer_that_dies_leaves_no_run(tmp_path):
+def test_a_writer_that_dies_leaves_no_run_and_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         results.write_run(tmp_path / "run", {}, {"run": object()})
     assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
     for read in (results.runs, results.load):
         with pytest.raises(DriftSchedError, match="holds no finished run; `python -m driftsched_lib run"):
             read(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DriftSchedError, match="file/out cannot be written"):
+        run_grid(Params(), tmp_path / "file" / "out")
 
 
 def test_records_are_kept_with_their_types(tmp_path):
@@ -142,9 +145,3 @@ def test_requests_of_older_versions_are_read_as_todays(tmp_path):
     read = results.load(tmp_path)[today.columns]
     assert (read.first_token_s == read.finish_s).all() and (read.engine_first_token_s < read.finish_s).all()
     pd.testing.assert_frame_equal(read, today.round(6), check_dtype=False)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DriftSchedError, match="file/out cannot be written"):
-        run_grid(Params(), tmp_path / "file" / "out")

@@ -82,23 +82,13 @@ def test_clients_that_give_up(batching):
     assert engine.left == {}
 
 
-def test_a_request_held_at_the_barrier_can_be_cancelled_and_the_rest_is_released_then():
+def test_a_request_of_a_batch_can_be_cancelled_at_the_barrier_and_expire_while_the_batch_is_open():
     requests = [make_request("done", max_tokens=1, cancel_s=3.0), make_request("long", max_tokens=9, cancel_s=5.0)]
     _, records = run([*requests, make_request("short", max_tokens=2)], StaticBatching(3, 0.0))
     assert outcomes(records) == {"done": ("cancelled", 3.0), "long": ("cancelled", 5.0), "short": ("completed", 5.0)}
-
-
-def test_a_request_expires_in_the_open_batch_as_in_the_queue():
     requests = [make_request("late", deadline_s=2.0), make_request("fine", arrival_s=1.0)]
     _, records = run(requests, StaticBatching(3, wait_s=5.0))
     assert outcomes(records) == {"late": ("expired", 2.0), "fine": ("completed", 9.0)}
-
-
-def test_a_request_that_the_engine_refuses_fails_alone():
-    for batching in (ContinuousBatching(), StaticBatching(2, 0.0), StaticBatching(1, 0.0)):
-        _, records = run([make_request("huge", max_tokens=2000), make_request("fine")], batching)
-        assert outcomes(records) == {"huge": ("failed", 0.0), "fine": ("completed", 4.0)}
-        assert records["huge"].reason == "longer than the context"
 
 
 def test_an_engine_that_raises_fails_everything_that_is_there_and_a_loop_that_cannot_go_on_says_so():

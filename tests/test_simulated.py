@@ -129,13 +129,6 @@ def test_an_engine_with_nothing_to_do_waits_or_says_so():
     assert engine.now() == 0.0
 
 
-def test_lengths_that_the_engine_is_given_replace_the_requests():
-    known = {"fixed": (1, 9), "limited": (1, 20), "given": (7, 3)}
-    requests = [request("fixed", output=9, fixed_output_tokens=9), request("limited", output=20), request("given")]
-    records = served(requests, SimulatedEngine(make_profile(), lambda request: known[request.request_id]))
-    assert {name: (one.prompt_tokens, one.output_tokens) for name, one in records.items()} == known
-
-
 @pytest.mark.parametrize("path", sorted((PROJECT / "data" / "profiles").glob("*.json")), ids=lambda path: path.stem)
 def test_a_given_length_is_that_length_on_every_profile_whatever_the_text(path):
     given = {"0": (500, 500, 40), "3": (1, 1, 7), "700": (999, 999, 1)}  # by the words of the text

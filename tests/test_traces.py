@@ -302,10 +302,14 @@ def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
     assert (summary.completed == 30).all() and len(summary) == 2
 
 
-def test_a_row_that_names_no_tier_has_the_default_of_whatever_tiers_there_are(trace):
+def test_a_row_that_names_no_tier_has_the_default_and_no_category_nor_limit_tells_a_length(trace):
     workload = on_trace(trace, default_tier="silver").model_copy(update={"tenants": {"bot": "gold"}})
     tiers = {request.tenant: request.tier for request in served(workload, tiers=["gold", "silver"])}
     assert tiers == {"acme": "silver", "bot": "gold"}
+    requests = served(on_trace(trace))
+    assert len({request.fixed_output_tokens for request in requests}) > 1
+    assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
+    assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)
 
 
 def test_bad_rows_of_a_run_are_shown_and_a_changed_trace_is_read_anew(trace, tmp_path):
@@ -328,13 +332,6 @@ def test_times_are_compressed_or_stretched_to_a_load(trace):
     loaded, twice = (served(on_trace(trace, load_factor=2.0), rate=rate) for rate in (1.0, 2.0))
     assert sum(r.fixed_output_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
-
-
-def test_no_category_and_no_limit_tells_an_estimator_a_length(trace):
-    requests = served(on_trace(trace))
-    assert len({request.fixed_output_tokens for request in requests}) > 1
-    assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
-    assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)
 
 
 def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):

@@ -370,11 +370,14 @@ def test_limits_that_a_server_does_not_tell_are_no_reason_not_to_use_it(metrics,
         assert (limits and (limits.kv_blocks, limits.max_model_len)) == (kv_blocks and (kv_blocks, 512))
 
 
-def test_an_aborted_request_gives_no_output(hanging):
+def test_what_is_aborted_or_left_by_an_error_of_the_loop_is_not_with_the_server(hanging):
     hanging.add(question())
     assert not hanging.has_room() and hanging.step(until=hanging.now() + 0.1) == []
     hanging.abort("1")
     assert hanging.has_room() and hanging.step(until=hanging.now() + 0.1) == []
+    with pytest.raises(ValueError, match="already here"):
+        serve([question(t) for t in (0.0, 0.1)], make_scheduler()[0], hanging, ContinuousBatching())
+    hanging.restart_clock()
 
 
 def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
@@ -387,12 +390,6 @@ def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
         with pytest.raises(RunError, match="gone"):
             outputs_of(engine)
         engine.restart_clock()
-
-
-def test_an_error_of_the_loop_leaves_nothing_with_the_server(hanging):
-    with pytest.raises(ValueError, match="already here"):
-        serve([question(t) for t in (0.0, 0.1)], make_scheduler()[0], hanging, ContinuousBatching())
-    hanging.restart_clock()
 
 
 BUSY = httpx.HTTPStatusError("", request=httpx.Request("GET", "http://host"), response=httpx.Response(503))
