@@ -423,8 +423,8 @@ def test_signals_do_not_keep_a_step_from_coming_back(hanging, monkeypatch):
     before = signal.signal(signal.SIGALRM, lambda number, frame: None)
     try:
         rescue.start()
-        signal.setitimer(signal.ITIMER_REAL, 3e-4, 3.7e-4)  # many come as a wait ends
-        for _ in range(3000):
+        for i in range(3000):
+            signal.setitimer(signal.ITIMER_REAL, 4e-4 + i % 100 * 2e-6)  # one per step, and many come as a wait ends
             assert hanging.step(inf) == []
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
