@@ -18,7 +18,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", deadline=None, derandomize=True)
-settings.register_profile("thorough", deadline=None, max_examples=10_000)
+settings.register_profile("thorough", deadline=None, max_examples=20_000)
 
 
 def pytest_addoption(parser):

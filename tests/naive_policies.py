@@ -204,7 +204,7 @@ class NaiveExpress(Naive):
         if request.request_id not in self.dispatched:
             self.dispatched.add(request.request_id)
             size = self.size(request)
-            self.credit += size / 8
+            self.credit += size / 2
             if request is oldest:
                 self.credit = max(0.0, self.credit - size)
             self.virtual += size / sum({other.tenant: self.weight(other) for other in queued}.values())

@@ -8,11 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.admission import LoadShedding, TokenBuckets, admission_check
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS
 
 RATES = {"premium": 8.0, "standard": 4.0, "batch": 2.0}
@@ -93,6 +91,12 @@ def test_parameters_are_checked():
         LoadShedding(0.0, RATES)
     with pytest.raises(ValueError, match="max_wait_s is"):
         LoadShedding(1.0, RATES | {"batch": float("nan")})
+    for rules, message in (
+        ({"tokens_per_s": dict.fromkeys(TIERS, 1.0)}, "give both"),
+        ({"max_wait_s": {"batch": 1.0}}, "max_wait_s: it must name premium, standard, batch, each once"),
+    ):
+        with pytest.raises(ParamsError, match=f"scheduler.*admission.*{message}"):
+            Params.load(PAPER_L4, {"scheduler.admission": rules})
 
 
 def test_a_run_sheds_and_budgets_as_its_parameters_say(tmp_path):
@@ -105,12 +109,3 @@ def test_a_run_sheds_and_budgets_as_its_parameters_say(tmp_path):
         run_grid(Params.load(PAPER_L4, SMALL | changes), tmp_path / tier, jobs=1)
         rejected = results.load(tmp_path / tier).query("outcome == 'rejected'")
         assert set(rejected.tier) == {tier} and rejected.reason.str.contains(reason).all()
-
-
-def test_half_a_budget_or_a_missing_tier_is_refused():
-    for rules, message in (
-        ({"tokens_per_s": dict.fromkeys(TIERS, 1.0)}, "give both"),
-        ({"max_wait_s": {"batch": 1.0}}, "max_wait_s: it must name premium, standard, batch, each once"),
-    ):
-        with pytest.raises(ParamsError, match=f"scheduler.*admission.*{message}"):
-            Params.load(PAPER_L4, {"scheduler.admission": rules})

@@ -27,12 +27,6 @@ def test_without_its_terms_it_is_sjf_and_without_an_express_lane_fifo(sizes):
         assert ids(filled(mine, requests)) == ids(filled(simple, requests))
 
 
-def test_a_size_counts_the_prompt_at_its_price_and_goes_from_the_point_to_the_mean():
-    prompt, spread = make_request(1, input_tokens=100), make_request(1, quantiles=(10.0, 10.0, 40.0, 100.0))
-    assert [express(input_price=price).key(prompt) for price in (0, 0.1, 1)] == [10, 20, 110]
-    assert [express(uncertainty=share).key(spread) for share in (0, 0.5, 1)] == [10, 25, 40]
-
-
 POINT = st.integers(1, 20)
 SIZES = POINT.map(lambda size: [size] * 4) | st.lists(POINT, min_size=4, max_size=4).map(sorted)
 ACTIONS = st.sampled_from(["add", "pop", "add", "pop", "remove"])

@@ -25,12 +25,10 @@ import yaml
 from jupyter_client.manager import start_new_kernel
 from simulation import PAPER_L4, SMALL, contents
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import DriftSchedError, RunError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.validation import PARTIAL, PROJECT
 
@@ -38,7 +36,7 @@ SMOKE = PROJECT / "params" / "smoke.yaml"
 FIFO = {"scheduler.policies": ["fifo"]}
 GRIDS = {
     "simulated": (PAPER_L4, SMALL | FIFO | {"scheduler.batching": ["static", "continuous"], "requests": 20}),
-    "vllm": (SMOKE, FIFO),
+    "vllm": (SMOKE, FIFO | {"requests": 12}),
 }
 SUMMARY_COLUMNS = {
     *("engine", "model", "batching", "policy", "estimator", "calibration", "token_counter", "seed", "requests"),

@@ -21,11 +21,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from simulation import PAPER_L4
 
+from driftsched_lib import Params, run_grid
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.estimators.state import load_estimator, save_estimator
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies.drift_lab import lab_load, replay
@@ -36,7 +35,8 @@ from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.traces import FORMATS, read_trace
 
 MAX_S, DATA = 60, PROJECT / "data"
-unshrunk = settings(phases=[Phase.generate])  # each try is a run: shrinking would take minutes
+# Each try is a run: shrinking would take minutes.
+unshrunk = settings(max_examples=settings().max_examples // 2, phases=[Phase.generate])
 TRACES = {
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,9,10\n",
     "burstgpt": "Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45.5,GPT-4,1087,230\n",

@@ -6,14 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from simulation import ONE_RUN, PAPER_L4
 
 from driftsched_lib.__main__ import main
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
-from driftsched_lib.experiments.run import load_of
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.params import WorkloadParams
@@ -61,6 +56,7 @@ def test_a_load_has_the_mixs_lengths_at_its_scale_and_a_category_by_output(path)
     workload = WorkloadParams.parse({"length_scale": 0.5, "label_prefix": False, "phases": [phase]}, "test")
     [load] = make_load(workload, 3000, 1, 1000.0)
     mix, limits = LengthMix.load(path), workload.max_tokens
+    assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
     prompts, outputs = (np.array([getattr(one, name) for one in load.requests]) for name in GIVEN)
     for lengths, quantiles in ((prompts, mix.prompt_tokens), (outputs, mix.output_tokens)):
         assert np.median(lengths) == pytest.approx(np.interp(0.5, mix.levels, quantiles) / 2, rel=0.1)
@@ -71,20 +67,6 @@ def test_a_load_has_the_mixs_lengths_at_its_scale_and_a_category_by_output(path)
         assert request.fixed_output_tokens > max(shorter, default=0)
     with pytest.raises(ParamsError, match="a phase's lengths fix the outputs, .* drift null"):
         WorkloadParams.parse({"phases": [phase], "drift": "abrupt"}, "test")
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_shape_says_whose_it_is_and_is_served_to_the_token(path, tmp_path):
-    mix = LengthMix.load(path)
-    assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
-    phase = {"name": "shape", "mix": {"report": 1.0}, "gap_s": [0.1, 0.2], "lengths": str(path)}
-    changes = {"workload.phases": [phase], "workload.length_scale": 0.02, "engine.args": {"max_model_len": 8192}}
-    params = Params.load(PAPER_L4, ONE_RUN | changes | {"requests": 200})
-    run_grid(params, tmp_path, jobs=1)
-    given = {one.request_id: [getattr(one, name) for name in GIVEN] for one in load_of(params, 1)[0].requests}
-    for row in results.load(tmp_path).itertuples():
-        assert row.outcome == "completed" and row.input_tokens == row.prompt_tokens
-        assert [row.prompt_tokens, row.output_tokens] == given[row.request_id]
 
 
 def test_of_a_long_trace_a_sample_stands_for_the_lengths(trace):

@@ -6,11 +6,10 @@ import pytest
 import yaml
 from helpers import make_scheduler, params_at
 
+from driftsched_lib import results, run_grid
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.vllm_commands import TenantLoad, scrape, send, serve_vllm
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.requests import Request
 from driftsched_lib.serving import ContinuousBatching, serve
@@ -68,7 +67,7 @@ def test_a_notebook_of_the_paper_runs_on_a_server(server, tmp_path):
 def test_what_a_server_served_is_profiled(server, tmp_path):
     """As vLLM has it: its limits from what it tells, its costs from what the client sees."""
     fifo = {"policies": ["fifo"], "vary_estimates_for": [], "batching": ["continuous"]}
-    run_grid(params_at(server, requests=150, **{f"scheduler__{key}": value for key, value in fifo.items()}), tmp_path)
+    run_grid(params_at(server, requests=100, **{f"scheduler__{key}": value for key, value in fifo.items()}), tmp_path)
     [run] = results.runs(tmp_path)
     profile, done = profile_of_run(run), run.table("requests")
     limits = profile.limits

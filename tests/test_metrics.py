@@ -18,10 +18,13 @@ def frame(rows, **shared):
     return pd.DataFrame([PLAIN | shared | row for row in rows])
 
 
-def test_jain_index_from_equal_to_one_for_all():
+def test_jains_index_and_max_min_shares_by_hand():
     assert metrics.jain_index([3, 3, 3]) == pytest.approx(1)
     assert metrics.jain_index([5, 0, 0, 0]) == pytest.approx(1 / 4)
     assert metrics.jain_index([1, 2]) == pytest.approx(9 / 10)
+    demands, weights = np.array([100.0, 10.0, 100.0]), np.array([2.0, 1.0, 1.0])
+    assert metrics.max_min_shares(100.0, demands, weights).tolist() == [60.0, 10.0, 30.0]
+    assert metrics.max_min_shares(500.0, demands, weights).tolist() == demands.tolist()
 
 
 def test_latencies_by_hand():
@@ -63,12 +66,6 @@ def test_phases_count_by_what_was_served():
     late = {"phase": "fair", "arrival_s": 9.0, "first_token_s": 9.0, "finish_s": 99.0, "tenant": "a"}
     expected = (40 * metrics.jain_index([1, 1]) + 10 * metrics.jain_index([10 / 5, 0])) / 50
     assert metrics.tenant_fairness(frame([*fair, *unfair, late])) == pytest.approx(expected)
-
-
-def test_max_min_shares_give_to_none_more_than_it_asks_for():
-    demands, weights = np.array([100.0, 10.0, 100.0]), np.array([2.0, 1.0, 1.0])
-    assert metrics.max_min_shares(100.0, demands, weights).tolist() == [60.0, 10.0, 30.0]
-    assert metrics.max_min_shares(500.0, demands, weights).tolist() == demands.tolist()
 
 
 def test_job_class_bounds_are_inclusive_and_flips_compare_neighbours_of_one_category_and_tier():

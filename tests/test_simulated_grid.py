@@ -1,27 +1,22 @@
 """Grids on simulated engines: the same to the byte however they are run, and refused where they cannot be."""
 
 import os
-import subprocess
 import sys
 from operator import index
-from textwrap import dedent
 
 import pytest
-import yaml
 from simulation import COSTS, PAPER_L4, SMALL, contents, make_profile
-from test_own_classes import MODULE
 from tqdm.auto import tqdm
 
+from driftsched_lib import Params, results
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import DriftSchedError, ParamsError, RunError
 from driftsched_lib.experiments import grid as experiment
-from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import finish_all, run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.profiling import profile_of_run
 from driftsched_lib.experiments.speed import measure_speed
-from driftsched_lib.validation import PROJECT, overlaid
+from driftsched_lib.validation import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -160,23 +155,3 @@ def test_a_dead_worker_what_a_task_raises_and_a_missing_ray_are_told(monkeypatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DriftSchedError, match="backend: Ray is not installed"):
         list(finish_all(index, [(1,)], 1, "ray"))
-
-
-RAY = """import sys
-from driftsched_lib.experiments import grid, params
-grid.run_grid(params.Params.load(sys.argv[1]), sys.argv[2], jobs=2, backend="ray")
-"""
-
-
-def test_ray_gives_the_same_bytes_and_knows_a_users_policy(tmp_path):
-    pytest.importorskip("ray")
-    (tmp_path / "my_module.py").write_text(dedent(MODULE))
-    few = SMALL | {"scheduler.calibration": [True], "scheduler.policies": ["fifo", "my_module:LongestFirst"]}
-    params = yaml.safe_load(PAPER_L4.read_text())
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(overlaid(params, few, "test")))
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
-    for script, out in ((RAY, "ray"), (RAY.replace(', backend="ray"', ""), "here")):
-        command = [sys.executable, "-c", script, "params.yaml", out]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "ray") == contents(tmp_path / "here")

@@ -15,15 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from simulation import ONE_RUN, PAPER_L4
 
+from driftsched_lib import Params, run_grid
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.synthetic import make_load, trace_window
 from driftsched_lib.workloads.traces import FIELDS, FORMATS, REACH, Faults, read_trace
 
-SHARED = PROJECT.parent / "shared"
 HEADER = "arrival,prompt_tokens,output_tokens\n"
 LENGTH = "no whole number from 1 to 10,000,000"
 ROWS = [(0.0, 100, 10), (1.5, 200, 20), (1.5, 7, 3)]
@@ -134,13 +132,6 @@ def test_rows_are_sorted_arrival_or_the_trace_is_refused(tmp_path):
     path.write_text(text_of(*np.roll(times, REACH + 1)))
     with pytest.raises(ParamsError, match="[0-9]+ is over 50,000 rows too late: sort the trace in order of arrival"):
         skipped(path)
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the cases are not at hand")
-def test_a_log_in_order_of_finish_is_the_trace_in_order_of_arrival():
-    finish, arrival = (read(SHARED / "cases" / f"by_{order}.csv", "csv") for order in ("finish", "arrival"))
-    assert len(finish) == 2000 and finish.output_tokens.median() == 143.5 and finish.arrival_s.is_monotonic_increasing
-    assert sorted(finish.itertuples(index=False)) == sorted(arrival.itertuples(index=False))  # some tie
 
 
 @pytest.mark.parametrize(
@@ -272,13 +263,6 @@ def test_rows_out_of_order_and_long_texts_are_read_in_less_than_200_mib(n, promp
     assert int(printed[0]) == n and int(printed[printed.index("VmHWM:") + 1]) < 200 * 1024  # KiB
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the traces are not at hand")
-@pytest.mark.parametrize(("name", "n"), [("code", 8819), ("conv", 19366)])
-def test_the_azure_traces_are_read_whole(name, n):
-    rows = read(SHARED / "traces" / f"AzureLLMInferenceTrace_{name}.csv", "azure")
-    assert len(rows) == n and rows.arrival_s.iloc[0] == 0.0 and 3000 < rows.arrival_s.iloc[-1] < 4000
-
-
 def on_trace(path, **changes):
     return WorkloadParams.parse({"trace": {"file": str(path), "format": "csv"} | changes}, "test")
 
@@ -318,10 +302,14 @@ def test_each_seed_serves_a_window_of_its_own(trace, tmp_path):
     assert (summary.completed == 30).all() and len(summary) == 2
 
 
-def test_a_row_that_names_no_tier_has_the_default_of_whatever_tiers_there_are(trace):
+def test_a_row_that_names_no_tier_has_the_default_and_no_category_nor_limit_tells_a_length(trace):
     workload = on_trace(trace, default_tier="silver").model_copy(update={"tenants": {"bot": "gold"}})
     tiers = {request.tenant: request.tier for request in served(workload, tiers=["gold", "silver"])}
     assert tiers == {"acme": "silver", "bot": "gold"}
+    requests = served(on_trace(trace))
+    assert len({request.fixed_output_tokens for request in requests}) > 1
+    assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
+    assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)
 
 
 def test_bad_rows_of_a_run_are_shown_and_a_changed_trace_is_read_anew(trace, tmp_path):
@@ -344,13 +332,6 @@ def test_times_are_compressed_or_stretched_to_a_load(trace):
     loaded, twice = (served(on_trace(trace, load_factor=2.0), rate=rate) for rate in (1.0, 2.0))
     assert sum(r.fixed_output_tokens for r in loaded) / loaded[-1].arrival_s == pytest.approx(200.0)
     assert twice[-1].arrival_s == pytest.approx(loaded[-1].arrival_s / 2)
-
-
-def test_no_category_and_no_limit_tells_an_estimator_a_length(trace):
-    requests = served(on_trace(trace))
-    assert len({request.fixed_output_tokens for request in requests}) > 1
-    assert len({(request.job_type, request.max_tokens) for request in requests}) == 1
-    assert all(request.fixed_output_tokens <= request.max_tokens for request in requests)
 
 
 def test_a_trace_that_does_not_do_is_refused_before_any_run(trace, tmp_path):

@@ -2,9 +2,11 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from inside_vllm import MODEL
 from simulation import served
 
 from driftsched_lib.classify import KeywordClassifier
@@ -78,6 +80,7 @@ def test_natural_outputs_end_by_themselves_or_at_their_limit(serve_all):
     frame = serve_all(requests(output_length="natural", length_scale=0.5), ContinuousBatching())
     assert (frame.output_tokens <= frame.max_tokens).all()
     assert (frame.output_tokens < frame.max_tokens).mean() > 0.5
+    assert sum(path.stat().st_size for path in Path(MODEL).iterdir()) < 15 * 2**20  # and yet it ends its answers
     assert frame.groupby("job_type").output_tokens.mean().nunique() > 1
 
 

@@ -26,15 +26,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.__main__ import main
 from driftsched_lib.engines import base, openai_server
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.openai_server import OpenAIServer, events
 from driftsched_lib.engines.params import ServerParams
 from driftsched_lib.errors import ParamsError, RunError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_or_fail
 from driftsched_lib.requests import Request
 from driftsched_lib.serving import ContinuousBatching, serve
@@ -372,11 +370,14 @@ def test_limits_that_a_server_does_not_tell_are_no_reason_not_to_use_it(metrics,
         assert (limits and (limits.kv_blocks, limits.max_model_len)) == (kv_blocks and (kv_blocks, 512))
 
 
-def test_an_aborted_request_gives_no_output(hanging):
+def test_what_is_aborted_or_left_by_an_error_of_the_loop_is_not_with_the_server(hanging):
     hanging.add(question())
     assert not hanging.has_room() and hanging.step(until=hanging.now() + 0.1) == []
     hanging.abort("1")
     assert hanging.has_room() and hanging.step(until=hanging.now() + 0.1) == []
+    with pytest.raises(ValueError, match="already here"):
+        serve([question(t) for t in (0.0, 0.1)], make_scheduler()[0], hanging, ContinuousBatching())
+    hanging.restart_clock()
 
 
 def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
@@ -389,12 +390,6 @@ def test_what_ended_with_a_servers_death_is_returned_before_it_is_said():
         with pytest.raises(RunError, match="gone"):
             outputs_of(engine)
         engine.restart_clock()
-
-
-def test_an_error_of_the_loop_leaves_nothing_with_the_server(hanging):
-    with pytest.raises(ValueError, match="already here"):
-        serve([question(t) for t in (0.0, 0.1)], make_scheduler()[0], hanging, ContinuousBatching())
-    hanging.restart_clock()
 
 
 BUSY = httpx.HTTPStatusError("", request=httpx.Request("GET", "http://host"), response=httpx.Response(503))
@@ -428,8 +423,8 @@ def test_signals_do_not_keep_a_step_from_coming_back(hanging, monkeypatch):
     before = signal.signal(signal.SIGALRM, lambda number, frame: None)
     try:
         rescue.start()
-        signal.setitimer(signal.ITIMER_REAL, 3e-4, 3.7e-4)  # many come as a wait ends
-        for _ in range(3000):
+        for i in range(3000):
+            signal.setitimer(signal.ITIMER_REAL, 4e-4 + i % 100 * 2e-6)  # one per step, and many come as a wait ends
             assert hanging.step(inf) == []
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -25,11 +25,14 @@ def one_phase(phase=(), **workload):
     return WorkloadParams.parse({"phases": [{"name": "learning", "share": 1.0, **dict(phase)}]} | workload, "test")
 
 
-def test_phases_are_the_papers():
+def test_phases_are_the_papers_and_a_seed_gives_the_same_requests():
     learning, stress = make_load(PAPER, 3000, 1, 1.0)
     assert (len(learning.requests), len(stress.requests)) == (1000, 2000)
     assert (learning.pause_s, stress.pause_s) == (0.0, 15.0)
     assert [request.request_id for request in learning.requests + stress.requests] == [str(i) for i in range(3000)]
+    first, again, other = (requests_of(PAPER, seed) for seed in (3, 3, 4))
+    assert first == again
+    assert [request.prompt for request in first] != [request.prompt for request in other]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -64,12 +67,6 @@ def test_phases_share_all_requests_within_one(weights, total):
     assert np.abs(np.array(counts) - np.array(shares) * total).max() <= 1
 
 
-def test_the_same_seed_gives_the_same_requests_and_another_seed_others():
-    first, again, other = (requests_of(PAPER, seed) for seed in (3, 3, 4))
-    assert first == again
-    assert [request.prompt for request in first] != [request.prompt for request in other]
-
-
 def test_a_load_factor_stretches_the_gaps_to_that_share_of_capacity():
     phase = PAPER.phases[1]
     loaded = phase.model_copy(update={"load_factor": 2.0})
@@ -101,7 +98,7 @@ MIX = {"phases": [{"name": path, "lengths": path, "share": 1 / 3} for path in MI
 TRACE = {"trace": {"file": "data/traces/sample-clients.yaml", "format": "clients"}}
 LOADS = {"mix": MIX, "trace": TRACE, "limit": {}, "spread": {"output_length": "spread"}}
 LOADS |= {f"drift {name}": {"drift": name} for name in SCENARIOS} | {"natural": {"output_length": "natural"}}
-WITH_OWN_LIMITS = "drift low_limits", "drift limit_change", "drift health_probes"
+LOWERED = {"drift low_limits", "drift health_probes", "drift limit_change"}  # some requests have one other limit
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -109,7 +106,7 @@ def test_a_limit_tells_no_more_of_an_output_than_the_category(load):
     for scale in (1.0, 0.125):
         requests = requests_of(WorkloadParams.parse(LOADS[load] | {"length_scale": scale}, "test"), 1)
         limits = {(request.job_type, request.max_tokens) for request in requests}
-        assert len(limits) == len({request.job_type for request in requests}) * (1 + (load in WITH_OWN_LIMITS))
+        assert len(limits) == (1 + (load in LOWERED)) * len({request.job_type for request in requests})
         assert all((request.fixed_output_tokens or 1) <= request.max_tokens for request in requests)
         if load in ("mix", "trace"):
             assert len({request.max_tokens for request in requests}) == 1
