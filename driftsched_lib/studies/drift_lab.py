@@ -95,11 +95,10 @@ def accuracy(replay: pd.DataFrame) -> pd.Series:
     return pd.Series(values | {"width_tokens": (high - low).mean()})
 
 
-def accuracy_table(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
-    """Return `accuracy` by scenario and estimator without the first `skip` requests, mean over seeds with interval."""
+def accuracies(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
+    """Return `accuracy` by scenario, estimator and seed without the first `skip` requests."""
     late = replays[replays.position >= skip]
-    by_seed = late.groupby([*BY, "seed"], sort=False).apply(accuracy, include_groups=False)
-    return by_seed.groupby(level=BY, sort=False).agg(mean_interval)
+    return late.groupby([*BY, "seed"], sort=False).apply(accuracy, include_groups=False)
 
 
 def over_time(replays: pd.DataFrame, size: int = WINDOW) -> pd.DataFrame:
@@ -174,5 +173,4 @@ def steady_noise(replays: pd.DataFrame) -> pd.Series:
     late = replays[replays.position >= (replays.position.max() + 1) / 2]
     logs = np.log(late.probe_tokens.astype(float))
     spread = logs.groupby([late.estimator, late.seed, late.category], sort=False).std()
-    by_seed = spread.groupby(level=["estimator", "seed"], sort=False).mean()
-    return by_seed.groupby(level="estimator", sort=False).agg(mean_interval)
+    return spread.groupby(level=[0, 1], sort=False).mean().groupby(level=0, sort=False).agg(mean_interval)

@@ -10,14 +10,15 @@ import pandas as pd
 from driftsched_lib.classify import TextClassifier
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.estimators import Estimator
+from driftsched_lib.estimators import Estimator, Regression
 from driftsched_lib.experiments import results
+from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import requests_of, serve_run
 from driftsched_lib.experiments.speed import warm_up
 from driftsched_lib.requests import Request
-from driftsched_lib.studies.drift_lab import accuracy, replay
-from driftsched_lib.studies.frontier import measures
+from driftsched_lib.studies.drift_lab import COLUMNS, accuracy, replay
+from driftsched_lib.studies.frontier import frontier, measures
 from driftsched_lib.workloads.synthetic import prompt_digest, recorded_lengths
 
 
@@ -79,7 +80,7 @@ def known_from_the_prompt(lengths: pd.DataFrame) -> pd.Series:
 
 
 def served_warm(params: Params, speed: results.EngineSpeed, make: Callable[..., Estimator], seeds=3) -> pd.DataFrame:
-    """Return `frontier.measures`, one row per seed, of an estimator that has learnt from the next recorded `seeds`.
+    """Return one row of `worth` per seed for an estimator that has learnt from the next recorded `seeds`.
 
     So has an estimator whose state is kept from one start to the next.  It is made from `base_tokens`.
     """
@@ -94,6 +95,24 @@ def served_warm(params: Params, speed: results.EngineSpeed, make: Callable[..., 
                     request.category = classifier.classify(request.prompt)
                     request.input_tokens = engine.count_tokens(request.prompt)
                     estimator.observe(request, known[other][request.request_id][0])
-            tables, _ = serve_run(params, run, engine, speed, estimator=estimator)
-            rows.append({"seed": run.seed} | measures(tables["requests"], speed, params.tiers))
+            served = serve_run(params, run, engine, speed, estimator=estimator)[0]["requests"]
+            rows.append({"seed": run.seed} | measures(served, speed, params.tiers) | dict(judged(served)))
     return pd.DataFrame(rows)
+
+
+def judged(requests: pd.DataFrame) -> pd.Series:
+    """Return `accuracy` of a run's estimates, as given at admission, without its first quarter."""
+    late = requests[(requests.outcome == "completed") & (requests.request_id.astype(int) >= len(requests) // 4)]
+    given = ["estimated_tokens", "actual_tokens", "estimated_low_tokens", "estimated_high_tokens"]
+    return accuracy(late[given].astype(float).set_axis(COLUMNS[2:6], axis=1))
+
+
+def worth(params: Params, out: str | Path) -> pd.DataFrame:
+    """Serve a grid; return `frontier` with `judged`, and rows of a warm regression if lengths are recorded."""
+    run_grid(params, out)
+    by_run = results.load(out).groupby(["estimator", "seed"])
+    runs = frontier(out).merge(by_run.apply(judged, include_groups=False).reset_index())
+    if params.workload.recorded_lengths is None:
+        return runs
+    warm = served_warm(params, results.load_speed(out), Regression)
+    return pd.concat([runs, warm.assign(estimator="regression, warm")], ignore_index=True)
