@@ -63,8 +63,8 @@ def simulate(params: Params, speed: results.EngineSpeed, real=None) -> Served:
     """Serve the first run of simulated parameters; a real engine, if it is there, gives its limits and tokenizer."""
     engine = load_engine(params.engine)
     if real is not None:
-        profile, encode = engine.profile.model_copy(update={"limits": real.limits}), real.tokenizer.encode
-        engine = SimulatedEngine(profile, lambda one: (len(encode(one.prompt)), one.fixed_output_tokens))
+        profile = engine.profile.model_copy(update={"limits": real.limits})
+        engine = SimulatedEngine(profile, lambda one: (len(real.tokenizer.encode(one.prompt)), one.fixed_output_tokens))
         engine.count_tokens = real.count_tokens
     tables, _ = serve_run(params, params.runs()[0], engine, speed)
     return Served(params, latencies(tables["requests"], speed.idle_ttft_s, speed.idle_tpot_s), tables["queue_depth"])
