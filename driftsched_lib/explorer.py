@@ -4,7 +4,6 @@ import time
 from collections import namedtuple
 from html import escape
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,10 +97,10 @@ class Explorer:
         self.image.layout.width = "100%"
         rows = [widgets.HBox([*self.load_controls.values()]), widgets.HBox([*map(self._column, self.side_controls)])]
         self.widget = widgets.VBox([*rows, self.message, self.progress, self.live, self.table, self.image])
-        every = (controls.items() for controls in (self.load_controls, *self.side_controls.values()))
-        for name, control in chain.from_iterable(every):
-            control.description = name.replace("_", " ")
-            control.observe(self._changed, names="value")
+        for controls in (self.load_controls, *self.side_controls.values()):
+            for name, control in controls.items():
+                control.description = name.replace("_", " ")
+                control.observe(self._changed, names="value")
         self.update()
 
     def update(self) -> None:

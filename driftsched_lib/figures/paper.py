@@ -26,15 +26,16 @@ from driftsched_lib.validation import in_project
 def basis(out: str | Path) -> str:
     """Return whose decisions and whose seconds the results in a folder rest on: a sentence for their captions."""
     params, machine = results.load_params(out), results.runs(out)[0].manifest["hardware"]
-    who = {"vllm": "Real vLLM decides, schedules and generates", "server": "A live server decides and generates"}
-    said = who.get(params.engine.kind, "A simulation of vLLM's scheduler decides")
+    kind, slower = params.engine.kind, 1 / params.workload.length_scale
+    who = {"vllm": "Real vLLM decides and generates", "server": "A live server decides and generates"}.get(kind)
+    who = who or "A simulation of vLLM's scheduler decides"
     if params.engine.profile is None:
-        return f"{said}; the seconds are those of {machine.get('gpu') or machine['cpu']}, {machine['cores']} CPU cores."
-    profile, slower = Profile.load(in_project(params.engine.profile)).provenance, 1 / params.workload.length_scale
-    said += f"; the seconds are those of {profile.model} on {profile.hardware}, by a profile that was "
-    said += "measured" if profile.measured else "derived from data sheets, not measured"
-    slowed = params.engine.kind == "vllm" and slower != 1
-    return said + f"; lengths are divided by {slower:g}, and iterations take {slower:g} times as long" * slowed + "."
+        return f"{who}; the seconds are those of {machine.get('gpu') or machine['cpu']}, {machine['cores']} CPU cores."
+    of = Profile.load(in_project(params.engine.profile)).provenance
+    said = "measured" if of.measured else "derived from data sheets, not measured"
+    if kind == "vllm" and slower != 1:
+        said += f"; lengths are divided by {slower:g}, and iterations take {slower:g} times as long"
+    return f"{who}; the seconds are those of {of.model} on {of.hardware}, by a profile that was {said}."
 
 
 def _calibrated(done: pd.DataFrame) -> pd.DataFrame:
