@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name].add_argument("--out", required=name != "trace", metavar=out)
     for grid in (parsers["run"], parsers["notebooks"]):
         grid.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE")
-        grid.add_argument("--jobs", type=int, metavar="N", help="simulated runs at a time (default: one per core)")
+        grid.add_argument("--jobs", type=int, metavar="N", help="runs at a time in virtual time (default: a core each)")
         grid.add_argument("--backend", choices=["loky", "ray"], default="loky", help="processes here, or a Ray cluster")
     trace = parsers["trace"]
     trace.add_argument("--format", required=True)

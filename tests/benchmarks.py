@@ -293,7 +293,7 @@ def goals(policies, estimators, simulator, loop, plugin, explorer_s) -> pd.DataF
 
 
 def main() -> None:
-    quick = Params.load(PROJECT / "params" / "quick.yaml")
+    quick = Params.load(PROJECT / "params" / "quick.yaml", {"engine.profile": None})
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before")
     costs, us = (policy_costs(), estimator_costs(), simulator_speed()), "microseconds per request"
     titles = [f"submit + next (and preempt) + complete, {us}, by number queued, {TENANTS} tenants"]

@@ -93,7 +93,8 @@ def test_a_side_is_what_a_grid_of_its_saved_setting_gives_and_a_real_run_leaves_
     shown = explorer.served["B"].done.set_index("request_id").sort_index()
     columns = ["tenant", "arrival_s", "dispatch_s", "finish_s", "estimated_tokens"]
     pd.testing.assert_frame_equal(shown[columns], by_grid[columns], check_dtype=False, atol=1e-6)
-    before, tables = contents(Path(grid)), ({"requests": explorer.served["B"].done}, {"run": {}, "started": ""})
+    before, served = contents(Path(grid)), explorer.served["B"]
+    tables = {"requests": served.done, "queue_depth": served.depth}, {"run": {}, "started": ""}
     for name, made in {"load_engine": None, "measure_speed": explorer.speed, "serve_run": tables}.items():
         monkeypatch.setattr(f"driftsched_lib.explorer.{name}", Mock(return_value=made))
     click(explorer, "Run B on real vLLM")
@@ -117,16 +118,19 @@ def test_a_run_is_watched_and_kept(explorer):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("the engine <b>died"), RuntimeError("8 in flight")])
 def test_after_an_interrupt_or_a_failure_the_next_press_has_a_new_engine(explorer, monkeypatch, error):
     loaded, served = [], explorer.served["A"]
-    broken = Mock()
+    whole = load_engine(explorer.simulated.engine)
+    broken = Mock(limits=whole.limits)
     broken.restart_clock.side_effect = error
-    engines = [broken, "whole"]
+    engines = [broken, whole]
 
     def serve_run(params, run, engine, *rest):
-        if engine != "whole":
-            engine.restart_clock()
+        engine.restart_clock()
         return {"requests": served.done, "queue_depth": served.depth}, {"run": {}, "started": ""}
 
-    monkeypatch.setattr("driftsched_lib.explorer.load_engine", lambda params: loaded.append(params) or engines.pop(0))
+    def load(params):
+        return whole if params.kind == "simulated" else loaded.append(params) or engines.pop(0)
+
+    monkeypatch.setattr("driftsched_lib.explorer.load_engine", load)
     monkeypatch.setattr("driftsched_lib.explorer.measure_speed", lambda params, engine: explorer.speed)
     monkeypatch.setattr("driftsched_lib.explorer.serve_run", serve_run)
     click(explorer, "Run A on real vLLM")

@@ -17,6 +17,7 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params
+from driftsched_lib.explorer import Explorer
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.serving import ContinuousBatching, StaticBatching
@@ -88,18 +89,34 @@ def test_vllm_and_the_simulator_serve_alike(engine, batching):
     assert steps.preemptions.sum() > 9 and (steps.output_tokens > steps.output_requests).sum() > 9
 
 
-def test_a_run_is_the_same_when_it_is_repeated_and_its_seconds_are_those_of_whole_lengths(tmp_path):
+def test_a_grid_is_the_same_by_any_number_of_jobs_and_its_seconds_are_those_of_whole_lengths(tmp_path):
+    """One process serves its last run first, with prompts that the first may have left in the cache."""
     pytest.importorskip("vllm")
     changes = {"engine.profile": str(L4), "workload.output_length": "natural", "measure.cooling_s": 60.0}
-    changes |= {"scheduler.policies": "sjf", "scheduler.calibration": True, "scheduler.token_counter": "tokenizer"}
+    changes |= {"scheduler.policies": "sjf", "scheduler.calibration": True, "scheduler.token_counter": "whitespace"}
+    changes["engine.args.enable_prefix_caching"] = True
     params = Params.load(PROJECT / "params" / "smoke.yaml", changes)
-    summary = run_grid(params, tmp_path / "first")
-    run_grid(params, tmp_path / "again")
+    run_grid(params, tmp_path / "first", params.runs()[1:], jobs=1)
+    summary = run_grid(params, tmp_path / "first", jobs=1)
+    run_grid(params, tmp_path / "again", jobs=2)
     assert contents(tmp_path / "first") == contents(tmp_path / "again")
     requests = pd.concat(run.table("requests") for run in results.runs(tmp_path / "first"))
     assert (summary.completed == params.requests).all() and (requests.output_tokens < requests.max_tokens).any()
     step_s = Profile.load(L4).step.decoding_s(1) / params.workload.length_scale
     assert step_s <= results.load_speed(tmp_path / "first").idle_tpot_s < 1.01 * step_s
+
+
+def test_what_the_explorer_serves_lies_on_what_it_simulates(tmp_path):
+    pytest.importorskip("vllm")
+    explorer = Explorer(Params.load(PROJECT / "params" / "smoke.yaml", {"requests": 60}), str(L4), tmp_path)
+    table = explorer.run_on_vllm("B")
+    explorer.engine.close()
+    [run] = results.runs(tmp_path / "real")
+    real, simulated = (done.set_index("request_id") for done in (run.table("requests"), explorer.served["B"].done))
+    columns = ["arrival_s", "dispatch_s", "first_token_s", "finish_s", "prompt_tokens", "estimated_tokens"]
+    real = real.loc[simulated.index, columns]
+    pd.testing.assert_frame_equal(real, simulated[columns], check_dtype=False, rtol=0.0, atol=1e-6)
+    assert (table["P99, real"] == table["P99, simulated"]).all() and run.manifest["params"]["engine"]["profile"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from driftsched_lib.engines.base import check_context, check_idle, check_progres
 from driftsched_lib.engines.profile import EngineLimits, Profile, StepCost
 from driftsched_lib.requests import Output, Request
 
+THREADS = torch.get_num_threads()
 gc.freeze()  # seven thousand modules that never become garbage; vLLM freezes them only once an engine has started
 
 if torch.cpu._is_amx_tile_supported():
@@ -71,6 +72,7 @@ class VllmEngine:
         defaults = {"use_tqdm_on_load": False} | ({} if profile is None else {"async_scheduling": False})
         config = EngineArgs(**(defaults | dict(engine_args)), model=model).create_engine_config()
         self._cost = None if profile is None else profile.step
+        torch._C.set_num_threads(THREADS if profile is None else 1)  # of more, their number could decide a sample
         self._llm = LLMEngine.from_vllm_config(config)
         if current_platform.is_cpu():
             self._llm.collective_rpc(lambda one: setattr(one.model_runner.input_batch, "generators", _Generators()))
@@ -92,8 +94,9 @@ class VllmEngine:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Start a new run at time zero with an empty step log."""
+        """Start a new run at time zero with an empty step log and prefix cache."""
         check_idle(self._in_flight)
+        self._llm.reset_prefix_cache()
         self._started, self._virtual_s = time.monotonic(), 0.0
         self.steps: list[tuple] = []  # a row per iteration, with the columns `STEP_COLUMNS`
         self._updates: list[float] = []  # when vLLM was told what each of them made, on its own clock

@@ -5,6 +5,7 @@ A frame `done` is of `scorecard.completed_requests`.
 
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,29 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from driftsched_lib.engines.profile import Profile
+from driftsched_lib.experiments import results
 from driftsched_lib.figures.kinds import bars, differing, forest, lines, log_share, palette, panels, spread
 from driftsched_lib.figures.style import CALIBRATION, by_side, looks_of
 from driftsched_lib.requests import CATEGORIES, TIERS
 from driftsched_lib.studies.compare import bootstrap, mean, notes, quantile, relative_change, rms, select
 from driftsched_lib.studies.scorecard import CLAIMS, sustained
+from driftsched_lib.validation import in_project
+
+
+def basis(out: str | Path) -> str:
+    """Return whose decisions and whose seconds the results in a folder rest on: a sentence for their captions."""
+    params, machine = results.load_params(out), results.runs(out)[0].manifest["hardware"]
+    kind, slower = params.engine.kind, 1 / params.workload.length_scale
+    who = {"vllm": "Real vLLM decides and generates", "server": "A live server decides and generates"}.get(kind)
+    who = who or "A simulation of vLLM's scheduler decides"
+    if params.engine.profile is None:
+        return f"{who}; the seconds are those of {machine.get('gpu') or machine['cpu']}, {machine['cores']} CPU cores."
+    of = Profile.load(in_project(params.engine.profile)).provenance
+    said = "measured" if of.measured else "derived from data sheets, not measured"
+    if kind == "vllm" and slower != 1:
+        said += f"; lengths are divided by {slower:g}, and iterations take {slower:g} times as long"
+    return f"{who}; the seconds are those of {of.model} on {of.hardware}, by a profile that was {said}."
 
 
 def _calibrated(done: pd.DataFrame) -> pd.DataFrame:
