@@ -83,17 +83,17 @@ def measures(requests: pd.DataFrame) -> pd.Series:
 def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
     """Return `measures` of every measured run of an engine, one row per run and `source`, `real` first.
 
-    The other sources are `real again`, where the run was served a second time; `simulated`; and `at its speed`, with
-    the profile slowed by the run's `slowness`.
+    The other sources are `simulated`; `at its speed`, with the profile slowed by the run's `slowness`; and, where the
+    run was served a second time, `real again`.
     """
     rows, runs = [], stored(out, engine)
     for key, run in runs.items():
         name = key.partition("/")[0]
         if name in MEASUREMENTS:
             again, slow = runs.get(f"{name}-again/{run.name}"), slowness(run, profile)
-            sides = {"real": run.table("requests")}
+            sides = {"real": run.table("requests"), "simulated": replay(run, profile)}
+            sides["at its speed"] = replay(run, profile.slowed(slow))
             sides |= {} if again is None else {"real again": again.table("requests")}
-            sides |= {"simulated": replay(run, profile), "at its speed": replay(run, profile.slowed(slow))}
             setting = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
             setting |= {"engine": engine, "measurement": name, "run": run.name, "slowness": slow}
             rows += [setting | {"source": source, **measures(requests)} for source, requests in sides.items()]
