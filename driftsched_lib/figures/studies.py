@@ -24,18 +24,20 @@ def _in_turn(names: Sequence[str]) -> Looks:
 
 
 def fidelity_errors(errors: pd.DataFrame, goals: Mapping[str, float]) -> Figure:
-    """Draw the relative error per run, of `fidelity.compare`: a row per measure of `goals`; its goal is a band."""
-    table = errors.melt("source", list(goals), "measure", "error").dropna().astype({"error": float})
-    looks, beyond, goal = _in_turn(errors.source), (~table.error.between(-0.5, 0.6)).sum(), np.array([*goals.values()])
+    """Draw the relative error per run by `engine` and `source`: a row per measure of `goals`; its goal is a band."""
+    table = errors.melt(["engine", "source"], list(goals), "measure", "error").dropna().astype({"error": float})
+    looks = {source: look | {"linestyle": ""} for source, look in _in_turn(errors.source).items()}
+    goal, labels = np.array([*goals.values()]), ("relative error (band: the goal)", "")
 
     def draw(axis: Axes, part: pd.DataFrame) -> None:
         dots(axis, part, "error", "measure", "source", looks, order=list(goals))
         axis.barh(range(len(goal)), 2 * goal, 0.9, -goal, color=GREEN, alpha=0.15, linewidth=0)
-        axis.set_xlim(-0.5, 0.6)
+        axis.set(xlim=(-0.3, 0.3), xticks=(-0.2, -0.1, 0, 0.1, 0.2))
         axis.xaxis.set_major_formatter(PERCENT)
+        beyond = f"{(~part.error.between(-0.3, 0.3)).sum()} dots lie beyond"
+        axis.annotate(beyond, (1, 0), xycoords="axes fraction", ha="right", va="bottom", fontsize=9)
 
-    labels = f"relative error against the real run (band: the goal; {beyond} dots lie beyond)", ""
-    return panels(table, draw, labels, (8.5, 0.6 * len(goals) + 1), looks)
+    return panels(table, draw, labels, (3.8, 0.6 * len(goals) + 1), looks, col="engine")
 
 
 def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
