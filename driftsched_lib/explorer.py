@@ -25,10 +25,8 @@ from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import policy_names
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.serving import QueueDepth
-from driftsched_lib.studies.compare import intervals
+from driftsched_lib.studies.compare import intervals, mean, quantile
 from driftsched_lib.workloads.drift import SCENARIOS
-
-LIVE_S = 1.0  # between two pictures of a run's queue; the run waits while one is drawn
 
 Served = namedtuple("Served", "params done depth")  # of one run; `done` is of `metrics.latencies`
 
@@ -84,7 +82,7 @@ class Explorer:
         self.speed = measure_speed(probe, load_engine(probe.engine, log_steps=True))  # one load factor, one rate
         self.engine, self.engine_speed, self.known = None, None, {}
         self.served, self.figure = {}, SideBySide(2, params.tiers)
-        late, hidden = {"continuous_update": False}, {"width": "100%", "display": "none"}
+        late, wide, hidden = {"continuous_update": False}, {"width": "100%"}, {"width": "100%", "display": "none"}
         self.load_controls = {
             "load_factor": widgets.FloatLogSlider(6.0, min=-1, max=4, base=2, step=0.25, readout_format=".2f", **late),
             "tenants": widgets.Dropdown(options=(3, 30, 300)),
@@ -92,9 +90,8 @@ class Explorer:
             "seed": widgets.IntSlider(1, min=1, max=30, **late),
         }
         self.side_controls = {"A": self._side("fifo"), "B": self._side("sjf")}
-        self.image, self.table, self.message = widgets.Image(format="png"), widgets.HTML(), widgets.HTML()
+        self.image, self.table, self.message = widgets.Image(format="png", layout=wide), widgets.HTML(), widgets.HTML()
         self.live, self.progress = widgets.Image(format="png", layout=hidden), widgets.IntProgress(layout=hidden)
-        self.image.layout.width = "100%"
         rows = [widgets.HBox([*self.load_controls.values()]), widgets.HBox([*map(self._column, self.side_controls)])]
         self.widget = widgets.VBox([*rows, self.message, self.progress, self.live, self.table, self.image])
         for controls in (self.load_controls, *self.side_controls.values()):
@@ -123,12 +120,12 @@ class Explorer:
         """Return how much B's E2E is above A's for the same requests, by tier, with 95% intervals."""
         a, b = (self.served[name].done[["request_id", "tier", "e2e_s"]] for name in "AB")
         both = a.merge(b, on=["request_id", "tier"]).sort_values("request_id", key=lambda ids: ids.astype(int))
-        rows = {}
+        stats, rows = {"mean": mean, "P50": quantile(0.50), "P99": quantile(0.99)}, {}
         for tier in ("all", *(tier for tier in self.real.tiers if tier in set(both.tier))):
-            e2e_s = both[(both.tier == tier) | (tier == "all")][["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
-            changes = intervals([e2e_s], _mean_p50_p99, lambda b, a: b / a - 1, resamples=400)
+            pair = both[(both.tier == tier) | (tier == "all")][["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
+            changes = intervals([pair], lambda x: np.stack([f(x) for f in stats.values()]), lambda b, a: b / a - 1, 400)
             rows[tier] = [f"{change:+.0%}" for change in changes]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "P50", "P99"])
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(stats))
 
     def save(self, name: str) -> Path:
         """Write a side's setting for the real engine, a file for `python -m driftsched_lib run`; return its path."""
@@ -189,7 +186,6 @@ class Explorer:
         return widgets.VBox(rows, layout=widgets.Layout(flex="1"))
 
     def _side(self, policy: str) -> dict[str, widgets.Widget]:
-        """Return the controls of a side, which begins with a policy."""
         offered = self.real.scheduler
         policies = policy_names([*POLICIES, *(component.name for component in offered.policies)]).items()
         estimators = list(dict.fromkeys([*ESTIMATORS, *(component.name for component in offered.estimators)]))
@@ -200,8 +196,7 @@ class Explorer:
         }
 
     def _changed(self, change: object) -> None:
-        shown = self._try(self.update)
-        self.image.layout.display = self.table.layout.display = None if shown else "none"  # no stale picture
+        self.image.layout.display = self.table.layout.display = None if self._try(self.update) else "none"  # none stale
 
     def _try(self, action, *arguments: str) -> bool:
         """Return whether it was done; else say why, since nobody sees what a callback raises."""
@@ -222,13 +217,9 @@ class Explorer:
 
     def _watch(self, now: float, scheduler) -> None:
         self.depth(now, scheduler)
-        if time.monotonic() >= self.drawn_s + LIVE_S:
+        if time.monotonic() >= self.drawn_s + 1.0:  # the run waits while a picture is drawn
             self.drawn_s = time.monotonic()
             self.live.value = _png(live_queue(pd.DataFrame(self.depth.rows, columns=["time_s", *scheduler.depth])))
-
-
-def _mean_p50_p99(values: np.ndarray) -> np.ndarray:
-    return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
 
 
 def _html(table: pd.DataFrame, corner: str) -> str:
@@ -237,7 +228,6 @@ def _html(table: pd.DataFrame, corner: str) -> str:
 
 
 def _png(figure) -> bytes:
-    image = BytesIO()
     figure.set_dpi(80)
-    FigureCanvasAgg(figure).print_png(image, pil_kwargs={"compress_level": 1})  # savefig lays out, and draws twice
+    FigureCanvasAgg(figure).print_png(image := BytesIO(), pil_kwargs={"compress_level": 1})  # savefig draws twice
     return image.getvalue()

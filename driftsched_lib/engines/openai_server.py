@@ -50,8 +50,7 @@ class OpenAIServer:
 
     def __init__(self, server: ServerParams, model: str, temperature: float):
         self.url = server.url.rstrip("/").removesuffix("/v1").rstrip("/")
-        self.model, self.temperature = model, temperature
-        self.max_num_seqs = server.max_in_flight
+        self.model, self.temperature, self.max_num_seqs = model, temperature, server.max_in_flight
         self.steps: list[tuple] = []
         self._server = server
         self._proxies = ", ".join(name for name in os.environ if re.fullmatch("(?i)(all|https?|no)_proxy", name))

@@ -124,9 +124,8 @@ class VllmEngine:
         token_ids = self.tokenizer.encode(request.prompt)
         prompt_tokens = request.prompt_tokens or len(token_ids)
         check_context(request, prompt_tokens, self.limits.max_model_len)
-        prompt = {"prompt_token_ids": fitted(token_ids, prompt_tokens)}
         try:
-            self._llm.add_request(request.request_id, prompt, params)
+            self._llm.add_request(request.request_id, {"prompt_token_ids": fitted(token_ids, prompt_tokens)}, params)
         except VLLMValidationError as error:
             raise ValueError(str(error)) from error
         self._in_flight[request.request_id] = request
@@ -162,8 +161,7 @@ class VllmEngine:
         queues, usage = self._scheduler.get_request_counts(), self._scheduler.kv_cache_manager.usage
         held, preemptions = compute_iteration_details(scheduled), len(scheduled.preempted_req_ids or ())
         contents = held.num_ctx_requests, held.num_ctx_tokens, held.num_generation_requests, held.num_generation_tokens
-        now = self.now()
-        self.steps.append((now, now - self._began_s, *queues, *contents, preemptions, usage))
+        self.steps.append((now := self.now(), now - self._began_s, *queues, *contents, preemptions, usage))
         return outputs
 
     def _seconds(self, tokens: Mapping[str, int], cost: StepCost) -> float:

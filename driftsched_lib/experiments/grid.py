@@ -75,7 +75,7 @@ def finish_all(function: Callable, tasks: Sequence[tuple], jobs: int = -1, backe
     options, at_once = {"return_as": "generator_unordered"}, max(1, len(tasks))
     # Idle workers stay for the next call, unless a user's modules have come to lie elsewhere since.
     folders = [os.path.abspath(folder) for folder in sys.path]
-    placement: dict[str, Any] = {"initializer": _import_from, "initargs": (folders,)}
+    placement: dict[str, Any] = {"initializer": setattr, "initargs": (sys, "path", folders)}
     if backend == "ray":
         try:
             from ray.util.joblib import register_ray
@@ -91,10 +91,6 @@ def finish_all(function: Callable, tasks: Sequence[tuple], jobs: int = -1, backe
                 yield from workers(delayed(function)(*task) for task in tasks[first : first + at_once])
     except TerminatedWorkerError as error:
         raise RunError(f"a worker died: is memory short? Run the same again to go on ({error})") from error
-
-
-def _import_from(folders: list[str]) -> None:
-    sys.path[:] = folders
 
 
 def _serve_missing(params: Params, out: Path, runs: Sequence[Run], jobs: int | None, backend: Backend) -> None:

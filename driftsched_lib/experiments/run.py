@@ -43,14 +43,10 @@ def serve_run(
 
     `on_record` gets each request's record, `watch` is called once per iteration, `estimator` replaces the run's.
     """
-    records: list[Record] = []
-    depth = QueueDepth(params.measure.queue_depth_interval_s)
-
-    def note(record: Record) -> None:
-        records.append(record)
-        on_record(record)
-
-    scheduler = make_scheduler(params, run, engine, note, speed, estimator)
+    records, depth = [], QueueDepth(params.measure.queue_depth_interval_s)
+    scheduler = make_scheduler(
+        params, run, engine, lambda record: (records.append(record), on_record(record)), speed, estimator
+    )
     load = load_of(params, run.seed, speed.capacity_tokens_per_s, run.rate)
     if params.engine.kind != "simulated":
         gc.collect()  # not while its time is measured

@@ -73,10 +73,7 @@ def estimation_error(done: pd.DataFrame, by: str = "category") -> Figure:
 
 
 def bias_over_time(done: pd.DataFrame) -> Figure:
-    """Draw the learnt bias after each observation of its category: a line per run, a panel per token counter.
-
-    Token counters under which it never moves are left out.
-    """
+    """Draw the learnt bias after each observation of a category: a line per run, a panel per counter that moves it."""
     runs = select(done, calibration=True).sort_values("finish_s", kind="stable").astype({"bias_after": float})
     runs["observations"] = runs.groupby(["run", "category"]).cumcount() + 1
     looks = looks_of(runs.category, CATEGORIES)

@@ -69,7 +69,6 @@ def _picture(figure: Figure, alt: str = "Change of E2E against FIFO, by policy")
 
 
 def _provenance(out: Path) -> str:
-    """Return runs, time, commit, hardware and versions as HTML."""
     runs = pd.DataFrame([run.manifest for run in results.runs(out)])
     rows = {"runs": f"{len(runs)}, from {runs.started.min()} to {runs.finished.max()}"}
     for key in runs.columns.intersection(["git_commit", "uncommitted_changes", "hardware", "versions"]):

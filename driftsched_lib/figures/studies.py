@@ -51,8 +51,7 @@ def where_the_gain_comes_from(steps: pd.DataFrame, columns: Mapping[str, str]) -
 def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Mapping[str, str]) -> Figure:
     """Draw latency in multiples of FIFO's over the load factor, a line per setting with its 95% band: a row per column.
 
-    `changes` are of `compare.changes`, with `panel` and `load_factor`; `columns` names those of the summary, `policies`
-    the policy per setting.
+    `changes` are of `compare.changes`, with `panel`, `load_factor`; `columns` names theirs, `policies` each setting's.
     """
     table = changes.rename(columns={"setting": "side", "change": "middle"}).sort_values("load_factor")
     table = table.assign(of=table.column.map(columns), **(1 + table[ENDS]).clip(lower=0.01))
@@ -65,8 +64,7 @@ def gain_by_load(changes: pd.DataFrame, columns: Mapping[str, str], policies: Ma
         axis.xaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_major_formatter(lambda y, _: f"1/{1 / y:.0f}" if y < 1 else f"{y:g}")
 
-    labels = "load factor", "times FIFO's"
-    return panels(table, draw, labels, (3.3, 2.8), looks, col="panel", row="of", sharey="row")
+    return panels(table, draw, ("load factor", "times FIFO's"), (3.3, 2.8), looks, col="panel", row="of", sharey="row")
 
 
 def catching_up(replays: pd.DataFrame, scenario: str, category: str, change: int, before: int, after: int) -> Figure:
