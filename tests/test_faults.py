@@ -36,7 +36,7 @@ SMOKE = PROJECT / "params" / "smoke.yaml"
 FIFO = {"scheduler.policies": ["fifo"]}
 GRIDS = {
     "simulated": (PAPER_L4, SMALL | FIFO | {"scheduler.batching": ["static", "continuous"], "requests": 20}),
-    "vllm": (SMOKE, FIFO | {"requests": 12}),
+    "vllm": (SMOKE, FIFO),
 }
 SUMMARY_COLUMNS = {
     *("engine", "model", "batching", "policy", "estimator", "calibration", "token_counter", "seed", "requests"),

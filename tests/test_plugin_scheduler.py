@@ -198,7 +198,7 @@ def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkey
     monkeypatch.setattr("driftsched_lib.vllm_plugin.scheduler.SAVE_EVERY_S", 0.0)
     use(scheduler, state_file=str(path))
     before = path.read_bytes()
-    scheduler.add_request(request("1", 5))
+    scheduler.add_request(request("1", 70, category="short_qa"))
     Runner(scheduler, depth=1).drain()
     assert path.read_bytes() != before
     path.unlink()

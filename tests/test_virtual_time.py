@@ -1,6 +1,7 @@
 """Real vLLM in virtual time: it serves as the simulator does, to the nanosecond, and the same on every run."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from random import Random
 
@@ -28,20 +29,21 @@ L4 = PROJECT / "data" / "profiles" / "l4-qwen1.5-1.8b.json"
 BATCHINGS = {"continuous": ContinuousBatching, "static": lambda: StaticBatching(5, 0.05)}
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+@pytest.fixture
+def engine(tmp_path):
     """One layer of random weights, which cuts prompts into chunks and runs out of KV blocks."""
     pytest.importorskip("vllm")
     from driftsched_lib.engines.vllm import VllmEngine
 
-    model, small = tmp_path_factory.mktemp("model"), {"hidden_size": 32, "intermediate_size": 32}
+    model, small = tmp_path, {"hidden_size": 32, "intermediate_size": 32}
     small |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     shape = json.loads((MODELS / "llama-130m-shape" / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(shape | small))
     args = {"max_model_len": 256, "max_num_seqs": 4, "max_num_batched_tokens": 40, "num_gpu_blocks_override": 9}
     args |= {"block_size": 32, "load_format": "dummy", "tokenizer": str(MODELS / "driftsched-tiny")}
     args |= {"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": False}
-    return VllmEngine(str(model), args, 0.7, make_profile(max_num_seqs=2))  # only its costs count
+    with closing(VllmEngine(str(model), args, 0.7, make_profile(max_num_seqs=2))) as engine:  # only its costs count
+        yield engine
 
 
 def random_load(random, n=32):

@@ -1,7 +1,4 @@
-"""The studies: simulator and reality, where gains come from, drift (notebooks 04 to 06).
-
-Frames have a column `panel` where a figure has one panel per value of it.
-"""
+"""The studies (notebooks 04 to 06); frames have a column `panel` where a figure has one panel per value of it."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
