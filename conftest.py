@@ -5,7 +5,9 @@ import signal
 
 from hypothesis import settings
 
-LONGEST = {"test_live_server", "test_faults", "test_simulated_grid", "test_explorer_in_a_browser", "test_vllm_plugin"}
+LONGEST = ["test_live_server", "test_explorer", "test_faults", "test_explorer_in_a_browser", "test_fuzz"]
+LONGEST += ["test_fidelity", "test_estimator_state", "test_queueing_theory", "test_soak", "test_vllm_plugin"]
+LONGEST += ["test_simulated_grid", "test_own_classes", "test_interrupts", "test_packaging"]
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # vLLM's threads wait by spinning: two engines that share cores stand still.
@@ -16,7 +18,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", deadline=None, derandomize=True)
-settings.register_profile("thorough", deadline=None, max_examples=10_000)
+settings.register_profile("thorough", deadline=None, max_examples=20_000)
 
 
 def pytest_addoption(parser):
@@ -37,4 +39,4 @@ def pytest_collection_modifyitems(items):
 def _turn(item):
     if hasattr(item, "cell_num"):
         return 0, str(item.path), item.cell_num
-    return (1 if item.path.stem in LONGEST else 2), "", 0
+    return 1, "", (LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

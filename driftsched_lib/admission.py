@@ -10,6 +10,7 @@ from driftsched_lib.requests import Request
 from driftsched_lib.validation import positive
 
 Check = Callable[[Request, float, Mapping[str, float]], str | None]
+MAX_FULL_BUCKETS = 64  # remembered beyond twice those that are not full, so that forgetting is O(1), amortised
 
 
 class TokenBuckets:
@@ -24,9 +25,10 @@ class TokenBuckets:
     """
 
     def __init__(self, tokens_per_s: Mapping[str, float], burst_tokens: Mapping[str, float]):
-        self.tokens_per_s = _positive("tokens_per_s", tokens_per_s)
-        self.burst_tokens = _positive("burst_tokens", burst_tokens)
+        self.tokens_per_s = {tier: positive(f"tokens_per_s of {tier}", rate) for tier, rate in tokens_per_s.items()}
+        self.burst_tokens = {tier: positive(f"burst_tokens of {tier}", depth) for tier, depth in burst_tokens.items()}
         self._levels: dict[str, tuple[float, float]] = {}  # by tenant: tokens in the bucket, and when they were counted
+        self._forget_at = MAX_FULL_BUCKETS
 
     def __call__(self, request: Request, now: float, queued_tokens: Mapping[str, float]) -> str | None:
         depth = self.burst_tokens[request.tier]
@@ -36,7 +38,16 @@ class TokenBuckets:
         if level < min(size, depth):
             return f"token budget of {request.tenant} is spent"
         self._levels[request.tenant] = (level - size, now)
+        if len(self._levels) > self._forget_at:
+            self._levels = {
+                tenant: bucket for tenant, bucket in self._levels.items() if not self._is_full(*bucket, now)
+            }
+            self._forget_at = 2 * len(self._levels) + MAX_FULL_BUCKETS
         return None
+
+    def _is_full(self, level: float, at: float, now: float) -> bool:
+        """Return whether a bucket is full in each tier, as that of an unknown tenant is."""
+        return all(level + (now - at) * self.tokens_per_s[tier] >= depth for tier, depth in self.burst_tokens.items())
 
 
 class LoadShedding:
@@ -63,10 +74,6 @@ class LoadShedding:
         if ahead / self.tokens_per_s > max_wait_s:
             return f"more than {max_wait_s:g} s of work before a {request.tier} request"
         return None
-
-
-def _positive(name: str, by_tier: Mapping[str, float]) -> dict[str, float]:
-    return {tier: positive(f"{name} of {tier}", value) for tier, value in by_tier.items()}
 
 
 def admission_check(

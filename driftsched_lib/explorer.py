@@ -1,5 +1,6 @@
 """Two schedulers on the same requests, side by side, as widgets."""
 
+import time
 from collections import namedtuple
 from html import escape
 from io import BytesIO
@@ -13,6 +14,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from driftsched_lib.engines.load import load_engine
+from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.metrics import latencies
@@ -23,11 +25,8 @@ from driftsched_lib.figures.explorer import SideBySide, live_queue
 from driftsched_lib.figures.style import policy_names
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.serving import QueueDepth
-from driftsched_lib.studies.compare import intervals
+from driftsched_lib.studies.compare import intervals, mean, quantile
 from driftsched_lib.workloads.drift import SCENARIOS
-
-LIVE_S = 1.0  # between two pictures of a run's queue; the run waits while one is drawn
-
 
 Served = namedtuple("Served", "params done depth")  # of one run; `done` is of `metrics.latencies`
 
@@ -57,27 +56,33 @@ def setting(base: Params, choice: Choice) -> Params:
     return base.changed(**changes, measure__queue_depth_interval_s=0.02, seeds=[choice.seed], rates=[1.0])
 
 
-def simulate(params: Params, speed: results.EngineSpeed) -> Served:
-    """Serve the first run of simulated parameters."""
-    tables, _ = serve_run(params, params.runs()[0], load_engine(params.engine), speed)
+def simulate(params: Params, speed: results.EngineSpeed, real=None) -> Served:
+    """Serve the first run of simulated parameters; a real engine, if it is there, gives its limits and tokenizer."""
+    engine = load_engine(params.engine)
+    if real is not None:
+        profile = engine.profile.model_copy(update={"limits": real.limits})
+        engine = SimulatedEngine(profile, lambda one: (len(real.tokenizer.encode(one.prompt)), one.fixed_output_tokens))
+        engine.count_tokens = real.count_tokens
+    tables, _ = serve_run(params, params.runs()[0], engine, speed)
     return Served(params, latencies(tables["requests"], speed.idle_ttft_s, speed.idle_tpot_s), tables["queue_depth"])
 
 
 class Explorer:
     """The widgets: change one, and pictures and differences follow.
 
-    `params` are of the real engine, `profile` is the same engine's for the simulator.  Policies and estimators of
-    `params` are offered beside the built-in ones.  `out` gets saved settings (`*.yaml`) and real runs (`real/`).
+    `params` are of the real engine; `profile` says what an iteration costs there and on the simulator.  Policies and
+    estimators of `params` are offered, too.  `out` gets saved settings (`*.yaml`) and real runs (`real/`).
     """
 
     def __init__(self, params: Params, profile: str, out: str | Path):
-        self.real, self.out = params, Path(out)
+        self.out, vllm = Path(out), params.engine.kind == "vllm"
+        self.real = params.changed(engine__profile=profile) if vllm else params
         self.simulated = params.changed(engine__kind="simulated", engine__args={}, engine__profile=profile)
         probe = setting(self.simulated, Choice("fifo"))
         self.speed = measure_speed(probe, load_engine(probe.engine, log_steps=True))  # one load factor, one rate
-        self.engine, self.engine_speed = None, None
+        self.engine, self.engine_speed, self.known = None, None, {}
         self.served, self.figure = {}, SideBySide(2, params.tiers)
-        late = {"continuous_update": False}
+        late, wide, hidden = {"continuous_update": False}, {"width": "100%"}, {"width": "100%", "display": "none"}
         self.load_controls = {
             "load_factor": widgets.FloatLogSlider(6.0, min=-1, max=4, base=2, step=0.25, readout_format=".2f", **late),
             "tenants": widgets.Dropdown(options=(3, 30, 300)),
@@ -85,10 +90,8 @@ class Explorer:
             "seed": widgets.IntSlider(1, min=1, max=30, **late),
         }
         self.side_controls = {"A": self._side("fifo"), "B": self._side("sjf")}
-        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", width="max-content"))
-        self.table, self.message = widgets.HTML(), widgets.HTML()
-        self.progress = widgets.IntProgress(layout=widgets.Layout(width="100%", display="none"))
-        self.live = widgets.Image(format="png", layout=widgets.Layout(display="none"))
+        self.image, self.table, self.message = widgets.Image(format="png", layout=wide), widgets.HTML(), widgets.HTML()
+        self.live, self.progress = widgets.Image(format="png", layout=hidden), widgets.IntProgress(layout=hidden)
         rows = [widgets.HBox([*self.load_controls.values()]), widgets.HBox([*map(self._column, self.side_controls)])]
         self.widget = widgets.VBox([*rows, self.message, self.progress, self.live, self.table, self.image])
         for controls in (self.load_controls, *self.side_controls.values()):
@@ -102,15 +105,14 @@ class Explorer:
         for name in self.side_controls:
             params = setting(self.simulated, self._chosen(name))
             if name not in self.served or self.served[name].params != params:
-                self.served[name] = simulate(params, self.speed)
+                self.served[name] = simulate(params, self.speed, **self.known)
         self.message.value, self.image.value = "", self.picture()
         self.table.value = _html(self.differences(), "E2E, B against A")
 
     def picture(self) -> bytes:
         """Return both sides, simulated, as a PNG."""
-        chosen, runs = {name: self._chosen(name) for name in self.served}, {}
-        names = policy_names(side.policy for side in chosen.values())
-        for name, side in chosen.items():
+        names, runs = policy_names(self._chosen(name).policy for name in self.served), {}
+        for name, side in ((name, self._chosen(name)) for name in self.served):
             runs[f"{name}: {names[side.policy]}, {side.estimator}, {side.batching}"] = self.served[name][1:]
         return _png(self.figure.draw(runs))
 
@@ -118,12 +120,12 @@ class Explorer:
         """Return how much B's E2E is above A's for the same requests, by tier, with 95% intervals."""
         a, b = (self.served[name].done[["request_id", "tier", "e2e_s"]] for name in "AB")
         both = a.merge(b, on=["request_id", "tier"]).sort_values("request_id", key=lambda ids: ids.astype(int))
-        rows = {}
+        stats, rows = {"mean": mean, "P50": quantile(0.50), "P99": quantile(0.99)}, {}
         for tier in ("all", *(tier for tier in self.real.tiers if tier in set(both.tier))):
-            e2e_s = both[(both.tier == tier) | (tier == "all")][["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
-            changes = intervals([e2e_s], _mean_p50_p99, lambda b, a: b / a - 1, resamples=400)
+            pair = both[(both.tier == tier) | (tier == "all")][["e2e_s_y", "e2e_s_x"]].to_numpy(float).T
+            changes = intervals([pair], lambda x: np.stack([f(x) for f in stats.values()]), lambda b, a: b / a - 1, 400)
             rows[tier] = [f"{change:+.0%}" for change in changes]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "P50", "P99"])
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(stats))
 
     def save(self, name: str) -> Path:
         """Write a side's setting for the real engine, a file for `python -m driftsched_lib run`; return its path."""
@@ -135,16 +137,20 @@ class Explorer:
     def run_on_vllm(self, name: str) -> pd.DataFrame:
         """Serve a side on the real engine with a live picture of its queue; return E2E by tier, simulated and real (s).
 
-        The engine stays for the next run.  Interrupt the kernel to stop a run: the engine is then loaded anew.
+        The simulator takes vLLM's limits, speed and tokenizer.  So both agree to the digit: lengths are pinned, and
+        estimates learn from tokens, not from sampled words.  The engine stays; after an interrupt it is loaded anew.
         """
         params = setting(self.real, self._chosen(name))
         self.progress.max, self.progress.value = params.requests, 0
-        self.depth, self.drawn_s = QueueDepth(0.1), -LIVE_S
+        self.depth, self.drawn_s = QueueDepth(0.1), 0.0
         try:
             if self.engine is None:
                 self._say("Loading vLLM and measuring its speed, half a minute ...")
                 self.engine = load_engine(params.engine)
                 self.engine_speed = measure_speed(params, self.engine)
+                if params.engine.profile is not None:
+                    self.known, self.speed, self.served = {"real": self.engine}, self.engine_speed, {}
+                    self.update()
             self._say(f"{name} on real vLLM ...")
             self.progress.layout.display = self.live.layout.display = None
             served = serve_run(params, params.runs()[0], self.engine, self.engine_speed, self._count, self._watch)
@@ -176,10 +182,10 @@ class Explorer:
         for text, icon, action in ((real, "play", self.run_on_vllm), (save, "save", self.save)):
             buttons.append(widgets.Button(description=text, icon=icon, layout=widgets.Layout(width="auto")))
             buttons[-1].on_click(lambda clicked, action=action: self._try(action, name))
-        return widgets.VBox([widgets.HTML(f"<b>{name}</b>"), *self.side_controls[name].values(), widgets.HBox(buttons)])
+        rows = [widgets.HTML(f"<b>{name}</b>"), *self.side_controls[name].values(), widgets.HBox(buttons)]
+        return widgets.VBox(rows, layout=widgets.Layout(flex="1"))
 
     def _side(self, policy: str) -> dict[str, widgets.Widget]:
-        """Return the controls of a side, which begins with a policy."""
         offered = self.real.scheduler
         policies = policy_names([*POLICIES, *(component.name for component in offered.policies)]).items()
         estimators = list(dict.fromkeys([*ESTIMATORS, *(component.name for component in offered.estimators)]))
@@ -190,8 +196,7 @@ class Explorer:
         }
 
     def _changed(self, change: object) -> None:
-        shown = self._try(self.update)
-        self.image.layout.display = self.table.layout.display = None if shown else "none"  # no stale picture
+        self.image.layout.display = self.table.layout.display = None if self._try(self.update) else "none"  # none stale
 
     def _try(self, action, *arguments: str) -> bool:
         """Return whether it was done; else say why, since nobody sees what a callback raises."""
@@ -212,22 +217,17 @@ class Explorer:
 
     def _watch(self, now: float, scheduler) -> None:
         self.depth(now, scheduler)
-        if now >= self.drawn_s + LIVE_S:
-            self.drawn_s = now
+        if time.monotonic() >= self.drawn_s + 1.0:  # the run waits while a picture is drawn
+            self.drawn_s = time.monotonic()
             self.live.value = _png(live_queue(pd.DataFrame(self.depth.rows, columns=["time_s", *scheduler.depth])))
 
 
-def _mean_p50_p99(values: np.ndarray) -> np.ndarray:
-    return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
-
-
 def _html(table: pd.DataFrame, corner: str) -> str:
-    style = [{"selector": "th, td", "props": "text-align: right; padding: 0 1em"}]
-    return table.rename_axis(columns=corner).style.set_table_styles(style).format(precision=2).to_html()
+    style = table.rename_axis(index=None, columns=corner).style.format(precision=2)
+    return style.set_table_styles([{"selector": "th, td", "props": "text-align: right; padding: 0 1em"}]).to_html()
 
 
 def _png(figure) -> bytes:
-    image = BytesIO()
     figure.set_dpi(80)
-    FigureCanvasAgg(figure).print_png(image, pil_kwargs={"compress_level": 1})  # savefig lays out, and draws twice
+    FigureCanvasAgg(figure).print_png(image := BytesIO(), pil_kwargs={"compress_level": 1})  # savefig draws twice
     return image.getvalue()

@@ -81,6 +81,7 @@ class Request:
         max_tokens: the client's limit of the output.
         job_type: the load generator's label, which no scheduler may read.
         fixed_output_tokens: the exact output length, where the experiment fixes it; None lets the model end by itself.
+        prompt_tokens: the exact prompt length, where the load gives it; it is `input_tokens` then, in any accounting.
         deadline_s: a request that is still queued at this time expires; None for never.
         cancel_s: the client gives up at this time, queued or running; None for never.
         temperature: of the sampling; None for the engine's.
@@ -98,6 +99,7 @@ class Request:
     job_type: str = ""
     phase: str = ""
     fixed_output_tokens: int | None = None
+    prompt_tokens: int | None = None
     deadline_s: float | None = None
     cancel_s: float | None = None
     temperature: float | None = None
@@ -113,8 +115,9 @@ class Request:
     preemptions: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or (self.fixed_output_tokens is not None and self.fixed_output_tokens < 1):
-            raise ValueError(f"request {self.request_id!r}: an output length is at least one token")
+        for length in (self.max_tokens, self.fixed_output_tokens, self.prompt_tokens):
+            if length is not None and length < 1:
+                raise ValueError(f"request {self.request_id!r}: a length is {length}, it must be at least one token")
         if self.temperature is not None and not 0 <= self.temperature < inf:
             raise ValueError(f"request {self.request_id!r}: temperature is {self.temperature}, it must be at least 0")
 
@@ -147,8 +150,8 @@ class Record:
 
     Times are seconds since the start of the run.  `input_tokens`, `estimated_tokens` and `actual_tokens` are in the
     run's token accounting; `prompt_tokens` and `output_tokens` are the engine's.  `measured_bias` is the clipped ratio
-    that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.  In static batches
-    the client receives nothing before `finish_s`, although the engine made its first token at `first_token_s`.
+    that the estimator learnt from, `bias_before` and `bias_after` its state around that observation.  The client gets
+    its first token at `first_token_s`, which in static batches is `finish_s`: the engine made it before.
     """
 
     request_id: str
@@ -162,6 +165,7 @@ class Record:
     arrival_s: float
     dispatch_s: float | None
     first_token_s: float | None
+    engine_first_token_s: float | None
     longest_itl_s: float | None
     finish_s: float
     max_tokens: int

@@ -6,7 +6,7 @@ from math import inf
 
 from driftsched_lib.admission import Check
 from driftsched_lib.classify import Classifier
-from driftsched_lib.estimators import Estimator, Feedback
+from driftsched_lib.estimators import Censored, Estimator, Feedback
 from driftsched_lib.policies import Policy
 from driftsched_lib.requests import TIERS, Estimate, Outcome, Output, Record, Request, Tiers
 from driftsched_lib.tokens import TokenCounter
@@ -55,8 +55,7 @@ class Scheduler:
     def submit(self, request: Request, now: float) -> None:
         """Classify and count a request unless that is done, estimate and queue it, or reject it.
 
-        Raises:
-            ValueError: a request of that id is queued or running, or its tier is unknown.
+        Raises ValueError if a request of that id is queued or running, or its tier is unknown.
         """
         if request.request_id in self._queued or request.request_id in self._running:
             raise ValueError(f"request {request.request_id!r} is already here")
@@ -66,13 +65,11 @@ class Scheduler:
             self._end(request, Outcome.REJECTED, now, f"queue full ({self.capacity})")
             return
         request.category = request.category or self.classifier.classify(request.prompt)
-        request.input_tokens = request.input_tokens or self.counter.prompt(request.prompt)
+        request.input_tokens = request.input_tokens or request.prompt_tokens or self.counter.prompt(request.prompt)
         request.estimate = self.estimator.estimate(request)
-        if self.admission is not None:
-            reason = self.admission(request, now, self.queued_tokens)
-            if reason is not None:
-                self._end(request, Outcome.REJECTED, now, reason)
-                return
+        if self.admission is not None and (reason := self.admission(request, now, self.queued_tokens)) is not None:
+            self._end(request, Outcome.REJECTED, now, reason)
+            return
         self._enter_queue(request)
 
     def next(self, now: float) -> Request | None:
@@ -92,12 +89,9 @@ class Scheduler:
         """
         if not self._queued:
             return None
-        running = []
         for request_id, tokens in num_output_tokens.items():
-            request = self._running[request_id]
-            request.num_output_tokens = tokens
-            running.append(request)
-        victim = self.policy.victim(running, now)
+            self._running[request_id].num_output_tokens = tokens
+        victim = self.policy.victim([self._running[request_id] for request_id in num_output_tokens], now)
         if victim is not None:
             victim.preemptions += 1
             self.give_back(victim.request_id)
@@ -116,7 +110,8 @@ class Scheduler:
             self._end(request, Outcome.FAILED, output.finish_s, output.error)
             return
         actual = self.counter.output(output)
-        feedback = self.estimator.observe(request, actual)
+        is_cut = output.tokens >= request.max_tokens  # the counter may count words
+        feedback = self.estimator.observe(request, Censored(actual) if is_cut else actual)
         self._stop(request, actual)
         self._end(request, Outcome.COMPLETED, output.finish_s, "", output, actual, feedback)
 
@@ -204,8 +199,8 @@ class Scheduler:
         self.on_record(Record(  # positional, since keywords would take three times as long
             request.request_id, request.phase, request.tenant, request.tier, request.job_type, request.category,
             outcome, reason, request.arrival_s, request.dispatch_s,
-            output and output.first_token_s, output and output.longest_itl_s, now,
-            request.max_tokens, request.input_tokens,
+            output and (output.first_token_s if request.batch_id is None else now), output and output.first_token_s,
+            output and output.longest_itl_s, now, request.max_tokens, request.input_tokens,
             output and output.prompt_tokens, output and output.tokens, output and output.words, actual,
             estimate and estimate.output_tokens, estimate and estimate.total_tokens,
             estimate and estimate.base_tokens, estimate and estimate.low_tokens, estimate and estimate.high_tokens,

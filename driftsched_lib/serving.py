@@ -18,48 +18,43 @@ class Engine(Protocol):
 
     def has_room(self) -> bool:
         """Return whether one more request would be worked on at once."""
-        ...
 
     def add(self, request: Request) -> None:
         """Take a request; ValueError says why this engine can never serve it."""
-        ...
 
     def abort(self, request_id: str) -> None:
         """Drop a request; an unknown one is no error."""
-        ...
 
     def num_output_tokens(self) -> dict[str, int]:
         """Return the output tokens so far by request id; only asked where a policy preempts."""
-        ...
 
     def preempt(self, request_id: str) -> None:
         """Drop a request that will come back, and note its progress in it; only where a policy preempts."""
-        ...
 
     def step(self, until: float) -> list[Output]:
         """Work for one iteration, or let time pass if there is nothing to do, until `until` at most."""
-        ...
 
     def close(self) -> None:
         """Release what was loaded."""
-        ...
 
 
 class ContinuousBatching:
-    """Dispatch as soon as the engine has room, and finish each request when it ends, as vLLM does."""
+    """Dispatch once the engine has room or the policy preempts; finish each request when it ends, as vLLM does."""
 
     closes_s = inf
 
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while engine.has_room() and (request := scheduler.next(now)) is not None:
             _start(request, scheduler, engine, now)
-        if scheduler.policy.preemptive:
-            _preempt(scheduler, engine, now)
+        while scheduler.policy.preemptive and (victim := scheduler.preempt(engine.num_output_tokens(), now)):
+            engine.preempt(victim.request_id)
+            if (request := scheduler.next(now)) is not None:
+                _start(request, scheduler, engine, now)
 
     def collect(self, outputs: list[Output]) -> list[Output]:
         return outputs
 
-    def abort(self, engine: Engine, request_id: str) -> list[Output]:
+    def abort(self, engine: Engine, request_id: str, now: float) -> list[Output]:
         engine.abort(request_id)
         return []
 
@@ -68,54 +63,56 @@ class StaticBatching:
     """Serve micro-batches with a barrier, as the paper's worker does (section Worker).
 
     Requests are taken as the policy gives them until `size` are there or `wait_s` seconds have passed since the first.
-    The engine gets them together, the next batch waits for the last of them, and all of them finish with it.
+    The engine gets them together.  Once the last has ended, or was aborted, all finish and the next batch starts.
     """
 
     def __init__(self, size: int, wait_s: float):
         self.size = size
         self.wait_s = wait_s
-        self.closes_s = inf
+        self._opened_s = 0.0
         self._open: list[Request] = []
         self._running: set[str] = set()
         self._finished: list[Output] = []
         self._batches = 0
 
+    @property
+    def closes_s(self) -> float:
+        """When the open batch is dispatched, or one of its requests expires; infinite if it is empty."""
+        deadlines = [request.deadline_s for request in self._open if request.deadline_s is not None]
+        return min(self._opened_s + self.wait_s, *deadlines, inf) if self._open else inf
+
     def dispatch(self, scheduler: Scheduler, engine: Engine, now: float) -> None:
         while not self._running:
+            for late in [request for request in self._open if (request.deadline_s or inf) <= now]:
+                self._open.remove(late)
+                scheduler.give_back(late.request_id)  # it expires in the queue
             while len(self._open) < self.size and (request := scheduler.next(now)) is not None:
                 if not self._open:
-                    self.closes_s = now + self.wait_s
+                    self._opened_s = now
                 self._open.append(request)
-            if not self._open or (len(self._open) < self.size and now < self.closes_s):
+            if not self._open or (len(self._open) < self.size and now < self._opened_s + self.wait_s):
                 return
             for request in self._open:
                 request.batch_id, request.batch_size = self._batches, len(self._open)
                 if _start(request, scheduler, engine, now):
                     self._running.add(request.request_id)
-            self._open, self.closes_s = [], inf
-            self._batches += 1
+            self._open, self._batches = [], self._batches + 1
 
-    def collect(self, outputs: list[Output]) -> list[Output]:
+    def collect(self, outputs: list[Output], aborted_s: float = -inf) -> list[Output]:
         self._finished += outputs
         self._running.difference_update(output.request.request_id for output in outputs)
-        if self._running or not self._finished:
+        if self._running:
             return []
-        last_s = max(output.finish_s for output in self._finished)
-        released, self._finished = [replace(output, finish_s=last_s) for output in self._finished], []
+        released_s = max([aborted_s, *(output.finish_s for output in self._finished)])
+        released, self._finished = [replace(output, finish_s=released_s) for output in self._finished], []
         return released
 
-    def abort(self, engine: Engine, request_id: str) -> list[Output]:
+    def abort(self, engine: Engine, request_id: str, now: float) -> list[Output]:
         engine.abort(request_id)
         self._open = [request for request in self._open if request.request_id != request_id]
-        if not self._open:
-            self.closes_s = inf
         self._finished = [output for output in self._finished if output.request.request_id != request_id]
         self._running.discard(request_id)
-        return self.collect([])
-
-
-Batching = ContinuousBatching | StaticBatching
-"""When dispatched requests reach the engine, and when their outputs reach the client."""
+        return self.collect([], now)
 
 
 class QueueDepth:
@@ -124,34 +121,29 @@ class QueueDepth:
     def __init__(self, interval_s: float):
         self.interval_s = interval_s
         self.rows: list[tuple[float, ...]] = []
-        self._next_s = -inf
 
     def __call__(self, now: float, scheduler: Scheduler) -> None:
-        if now >= self._next_s:
+        if not self.rows or now >= self.rows[-1][0] + self.interval_s:
             self.rows.append((now, *scheduler.depth.values()))
-            self._next_s = now + self.interval_s
 
 
 def serve(
     requests: Iterable[Request],
     scheduler: Scheduler,
     engine: Engine,
-    batching: Batching,
+    batching: ContinuousBatching | StaticBatching,
     start_s: float = 0.0,
     monitor: Callable[[float, Scheduler], None] = lambda now, scheduler: None,
 ) -> None:
     """Serve requests in the order of their arrival until each has ended.
 
     Requests are read lazily; their times are shifted by `start_s` as they arrive, so that phases share one clock.
-    `monitor` is called once per iteration.
-
-    Raises:
-        RuntimeError: queued requests have no room and nothing could make room; or a time is not a number.
-        Whatever the engine raises, after all that was queued or running is recorded as failed.
+    `monitor` is called once per iteration.  Raises RuntimeError if queued requests have no room and nothing could make
+    room, or a time is not a number; and what the engine raises, once all that is here is recorded as failed.
     """
     arrivals = (_shifted(request, start_s) for request in requests) if start_s else iter(requests)
     upcoming = next(arrivals, None)
-    cancellations: list[tuple[float, str]] = []
+    cancellations: list[tuple[float, str]] = [(inf, "")]
     try:
         while True:
             now = engine.now()
@@ -160,22 +152,18 @@ def serve(
                 if upcoming.cancel_s is not None:
                     heappush(cancellations, (upcoming.cancel_s, upcoming.request_id))
                 upcoming = next(arrivals, None)
-            while cancellations and cancellations[0][0] <= now:
+            while cancellations[0][0] <= now:
                 request_id = heappop(cancellations)[1]
                 if scheduler.cancel(request_id, now) is not None:
-                    for output in batching.abort(engine, request_id):
+                    for output in batching.abort(engine, request_id, now):
                         scheduler.complete(output)
             scheduler.expire(now)
             batching.dispatch(scheduler, engine, now)
             monitor(now, scheduler)
             if upcoming is None and scheduler.is_idle:
                 return
-            until = min(
-                inf if upcoming is None else upcoming.arrival_s,
-                scheduler.next_deadline(),
-                cancellations[0][0] if cancellations else inf,
-                batching.closes_s,
-            )
+            arrival_s = inf if upcoming is None else upcoming.arrival_s
+            until = min(arrival_s, scheduler.next_deadline(), cancellations[0][0], batching.closes_s)
             if isnan(until):
                 raise RuntimeError("no progress: a request's arrival, or another time to wait for, is not a number")
             for output in batching.collect(engine.step(until)):
@@ -188,20 +176,10 @@ def serve(
 
 
 def _shifted(request: Request, start_s: float) -> Request:
-    request.arrival_s += start_s
-    if request.deadline_s is not None:
-        request.deadline_s += start_s
-    if request.cancel_s is not None:
-        request.cancel_s += start_s
+    for name in ("arrival_s", "deadline_s", "cancel_s"):
+        if (time_s := getattr(request, name)) is not None:
+            setattr(request, name, time_s + start_s)
     return request
-
-
-def _preempt(scheduler: Scheduler, engine: Engine, now: float) -> None:
-    """Let queued requests take the slots of running ones for as long as the policy wants it."""
-    while (victim := scheduler.preempt(engine.num_output_tokens(), now)) is not None:
-        engine.preempt(victim.request_id)
-        if (request := scheduler.next(now)) is not None:
-            _start(request, scheduler, engine, now)
 
 
 def _start(request: Request, scheduler: Scheduler, engine: Engine, now: float) -> bool:

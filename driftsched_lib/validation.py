@@ -1,30 +1,25 @@
 """Validated parameters: YAML and JSON files whose faults are reported by file, field and allowed values."""
 
-import importlib
 import inspect
+import json
 import os
+import re
 import reprlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from pkgutil import resolve_name
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    create_model,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, ValidationError, create_model
 
-from driftsched_lib.errors import DriftSchedError, ParamsError
+from driftsched_lib.errors import ParamsError
 
 PROJECT = Path(__file__).resolve().parents[1]
 PARTIAL = ".partial"
@@ -43,32 +38,36 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def file_name(value: Any) -> str:
+    """Return the text of a value with only such characters as file names may have everywhere."""
+    return re.sub(r"[^\w.=-]+", "-", str(value))
+
+
 def _distinct(values: list[T]) -> list[T]:
-    if len({str(value) for value in values}) < len(values):
-        raise ValueError("the same value is given twice")
+    names = [file_name(value).casefold() for value in values]
+    if twice := [str(value) for value, name in zip(values, names, strict=True) if names.count(name) > 1]:
+        raise ValueError(f"the same value is given twice, or two that name one folder: {', '.join(twice)}")
     return values
 
 
 OneOrMore = Annotated[list[T], Field(min_length=1), BeforeValidator(_as_list), AfterValidator(_distinct)]
 
 
-def in_range(name: str, value: float, low: float, high: float = inf) -> float:
-    """Return a constructor's argument; ValueError unless it is above `low`, finite, and at most `high`."""
-    if not low < value <= high or value == inf:
-        raise ValueError(f"{name} is {value}, it must be above {low:g}{f' and at most {high:g}' if high < inf else ''}")
+def in_range(name: str, value: float, low: float, high: float = inf, above: bool = True) -> float:
+    """Return a constructor's argument; ValueError unless it is finite, above `low` or at it, and at most `high`."""
+    if not (low < value <= high or (value == low and not above)) or value == inf:
+        bounds = f"{'above' if above else 'at least'} {low:g}{f' and at most {high:g}' if high < inf else ''}"
+        raise ValueError(f"{name} is {value}, it must be {bounds}")
     return value
 
 
-def positive(name: str, value: float) -> float:
-    """Return a constructor's argument; ValueError unless it is finite and above 0."""
-    return in_range(name, value, 0)
+positive = partial(in_range, low=0)
+"""Return a constructor's argument; ValueError unless it is finite and above 0."""
 
 
 def not_negative(name: str, value: float, high: float = inf) -> float:
     """Return a constructor's argument; ValueError unless it is at least 0, finite, and at most `high`."""
-    if not 0 <= value <= high or value == inf:
-        raise ValueError(f"{name} is {value}, it must be at least 0{f' and at most {high:g}' if high < inf else ''}")
-    return value
+    return in_range(name, value, 0, high, above=False)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ def component(registry: Mapping[str, type], shared: tuple[str, ...] = ()) -> Any
             for p in parameters
             if p.name not in shared and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         }
-        arguments = create_model(kind.__name__, __config__=_STRICT, **allowed)  # type: ignore[call-overload]
+        strict = {"extra": "forbid", "allow_inf_nan": False, "arbitrary_types_allowed": True}
+        arguments = create_model(kind.__name__, __config__=strict, **allowed)  # type: ignore[call-overload]
         try:
             checked = arguments.model_validate(options).model_dump(mode="json", include=set(options))
         except ValidationError as error:
@@ -133,53 +133,66 @@ def component(registry: Mapping[str, type], shared: tuple[str, ...] = ()) -> Any
     return Annotated[Component, BeforeValidator(parse), PlainSerializer(Component.as_yaml)]
 
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-
-
 def _imported(name: str) -> type:
-    module, _, attribute = name.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        kind = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{name!r} cannot be imported: {error}") from None
     if not isinstance(kind, type):
-        raise ValueError(f"{name!r} is no class")
+        raise ValueError(f"{name!r} cannot be imported: it is no class")
     return kind
 
 
 class Validated(BaseModel):
     """A model of a YAML file or of a part of one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = {"extra": "forbid", "frozen": True, "strict": True, "validate_default": True}
 
     def model_dump(self, **how: Any) -> dict[str, Any]:
         """Return pydantic's dump; Ctrl-C in its midst stays a KeyboardInterrupt, which pydantic turns into an error."""
         try:
             return super().model_dump(**how)
         except ValueError as error:
-            if isinstance(error.__cause__, KeyboardInterrupt):
-                raise error.__cause__ from None
-            raise
+            raise (error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else error) from None
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
-        """Validate a mapping; ParamsError names `source` and every field that is wrong."""
+    def parse(cls, values: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Validate a mapping under `overrides`; ParamsError names `source` and every field that is wrong."""
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(overlaid(dict(values), overrides or {}, source))
         except ValidationError as error:
-            lines = faults(error, cls)
-        raise ParamsError("\n".join(f"{source}: {line}" for line in lines))
+            raise ParamsError("\n".join(f"{source}: {line}" for line in faults(error, cls))) from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file, lay `overrides` over it (dotted keys reach into mappings), and validate."""
-        return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
+        """Read a YAML file and `parse` it."""
+        return cls.parse(read_yaml(path), str(path), overrides)
+
+
+def once(source: str | Path, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return a mapping of pairs; ParamsError names `source` and a key that is given twice."""
+    values: dict[str, T] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ParamsError(f"{source}: {key} is given twice")
+        values[key] = value
+    return values
+
+
+class YamlLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """PyYAML's safe loader, which refuses a key that is given twice instead of keeping the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        once(f"in the mapping at line {node.start_mark.line + 1}", ((key.value, key) for key in keys))
+        return node
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds; ParamsError where it holds none or cannot be read."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), YamlLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -205,36 +218,41 @@ def overlaid(values: dict[str, Any], overrides: Mapping[str, Any], source: str) 
 class JsonFile(BaseModel):
     """A model that is kept as a JSON file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    refused: ClassVar[type[DriftSchedError]] = ParamsError
-    """What is raised for a file that cannot be used."""
+    model_config = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file; the error otherwise names the file and each field that is missing or wrong."""
+        """Read a file; ParamsError names the file and each field that is missing, wrong or given twice."""
         try:
-            return cls.model_validate_json(Path(path).read_text())
+            text = Path(path).read_text()
+            model = cls.model_validate_json(text)
         except (OSError, UnicodeDecodeError) as error:
-            raise cls.refused(f"{path}: cannot be read: {error}") from None
+            raise ParamsError(f"{path}: cannot be read: {error}") from None
         except ValidationError as error:
-            raise cls.refused("\n".join(f"{path}: {line}" for line in faults(error, cls))) from None
+            raise ParamsError("\n".join(f"{path}: {line}" for line in faults(error, cls))) from None
+        json.loads(text, object_pairs_hook=partial(once, path))
+        return model
 
     def save(self, path: str | Path) -> None:
-        """Write the file in one move."""
-        with in_one_move(Path(path)) as partial:
-            partial.write_text(self.model_dump_json(indent=2) + "\n")
+        """Write the file in one move; ParamsError says why it cannot be written."""
+        try:
+            with in_one_move(Path(path)) as half:
+                half.write_text(self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise ParamsError(f"{path} cannot be written: {error}") from None
 
 
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
-    """Yield the file to write to; it becomes `path` when it is whole, and nothing is left of one that fails."""
-    partial = path.with_name(path.name + PARTIAL)
+    """Yield the file or folder to write to; it becomes `path` when it is whole, and nothing is left if that fails."""
+    half = path.with_name(path.name + PARTIAL)
     try:
-        yield partial
-        os.replace(partial, path)
+        yield half
+        os.replace(half, path)
     finally:
+        shutil.rmtree(half, ignore_errors=True)
         with suppress(OSError):
-            partial.unlink()
+            half.unlink()
 
 
 def in_project(path: str) -> str:
@@ -273,8 +291,7 @@ def _model_at(model: type[BaseModel], path: Iterable[str | int]) -> type[BaseMod
     """Return the model at a path of field names and list indices."""
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            inner = [t for t in _types(annotation) if issubclass(t, BaseModel)]
+            inner = [t for t in _types(model.model_fields[part].annotation) if issubclass(t, BaseModel)]
             model = inner[0] if inner else model
     return model
 

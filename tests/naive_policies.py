@@ -43,7 +43,7 @@ def scan(score):
 
 
 class NaiveWeighted(Naive):
-    """PAPER.md's cycle of turns over plain lists."""
+    """The paper's cycle of turns over plain lists."""
 
     def start(self):
         self.cycle = [name for name, tier in self.tiers.items() for _ in range(int(tier.weight))]
@@ -204,7 +204,7 @@ class NaiveExpress(Naive):
         if request.request_id not in self.dispatched:
             self.dispatched.add(request.request_id)
             size = self.size(request)
-            self.credit += size / 8
+            self.credit += size / 2
             if request is oldest:
                 self.credit = max(0.0, self.credit - size)
             self.virtual += size / sum({other.tenant: self.weight(other) for other in queued}.values())

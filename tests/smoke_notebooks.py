@@ -1,6 +1,6 @@
 """Copy the notebooks with parameters of seconds, so that `pytest --nbval-lax FOLDER` runs them cell by cell.
 
-`python tests/smoke_notebooks.py [FOLDER]` writes `FOLDER/notebooks`, and beside it links to `data` and `params`.  So
+`python tests/smoke_notebooks.py FOLDER` writes `FOLDER/notebooks`, and beside it links to `data` and `params`.  So
 relative paths mean what they mean in the project.
 """
 
@@ -36,12 +36,9 @@ def copy_notebook(name: str, folder: Path, parameters: dict | None = None) -> Pa
     return copy
 
 
-def main(folder: Path) -> None:
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
     for old in ("notebooks", "runs"):  # finished runs would not be run again
         shutil.rmtree(folder / old, ignore_errors=True)
-    for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+    for notebook in (PROJECT / "notebooks").glob("*.ipynb"):
         copy_notebook(notebook.stem, folder)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "runs" / "smoke-notebooks")

@@ -1,10 +1,9 @@
 """Soak: serve millions of requests per policy on a simulated engine that loses outputs and breaks down.
 
-`python tests/soak.py` fails if a request does not end exactly once, or if memory grows with the number of requests.
+`python tests/soak.py [POLICY ...]` fails if a request does not end exactly once, or if memory grows with their number.
 One byte is kept per request that has ended, so whatever else grows is a leak.
 """
 
-import argparse
 import gc
 import sys
 import time
@@ -14,16 +13,14 @@ from itertools import chain, count, islice
 from random import Random
 
 import psutil
+from helpers import make_scheduler
 
-from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.profile import Profile
 from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.estimators import RunningQuantiles
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Output, Record, Request
-from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, serve
-from driftsched_lib.tokens import WhitespaceCounter
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt
 
@@ -41,21 +38,20 @@ class Breakdown(RuntimeError):
     """The engine is gone, with all that was in it."""
 
 
-class _Unreliable(SimulatedEngine):
+class Unreliable(SimulatedEngine):
     """Loses an output now and then, and now and then breaks down."""
 
     def __init__(self, rng: Random, start_s: float = 0.0):
         super().__init__(PROFILE)
-        self._rng = rng
+        self.random = rng.random
         super().step(until=start_s)
 
     def step(self, until: float) -> list[Output]:
-        if self._rng.random() < BREAKS:
-            raise Breakdown("made to break down")
+        if self.random() < BREAKS:
+            raise Breakdown
         outputs = super().step(until)
         for output in outputs:
-            if self._rng.random() < LOST:
-                output.error = "lost"
+            output.error = "lost" if self.random() < LOST else output.error
         return outputs
 
 
@@ -79,15 +75,15 @@ def soak(policy: str, requests: int, seed: int = 1) -> tuple[Counter, int]:
                 early_blocks = _blocks()
             yield latest
 
-    shared = RunningQuantiles(), WhitespaceCounter(), KeywordClassifier()
-    scheduler = Scheduler(POLICIES[policy](), *shared, note, CAPACITY)
-    load, engine = islice(_requests(rng), requests), _Unreliable(rng)
+    scheduler, _ = make_scheduler(POLICIES[policy](), CAPACITY)
+    scheduler.estimator, scheduler.on_record = RunningQuantiles(), note
+    load, engine = islice(_requests(rng), requests), Unreliable(rng)
     while True:
         try:
             serve(arrivals(load), scheduler, engine, ContinuousBatching())
             break
         except Breakdown:
-            breakdowns, engine = breakdowns + 1, _Unreliable(rng, engine.now())
+            breakdowns, engine = breakdowns + 1, Unreliable(rng, engine.now())
             if not ended[int(latest.request_id)]:  # it was about to arrive
                 load = chain([latest], load)
     faulty, grown = requests - ended.count(1), _blocks() - early_blocks
@@ -107,23 +103,18 @@ def _blocks() -> int:
 
 def _requests(rng: Random) -> Iterator[Request]:
     """Yield an endless load that by turns overruns the engine and lets it catch up."""
-    prompts = [(category, build_prompt(category, topic, 0)) for category in TEMPLATES for topic in TOPICS]
-    too_long, tiers, now, random, expovariate = "word " * 3000, list(TIERS), 0.0, rng.random, rng.expovariate
+    prompts = [(build_prompt(category, topic, 0), BASE_TOKENS[category]) for category in TEMPLATES for topic in TOPICS]
+    tiers, now, random = list(TIERS), 0.0, rng.random
     for i in count():
-        now += expovariate(1 / GAPS_S[i // TURN % 2])
-        category, prompt = prompts[int(random() * len(prompts))]
-        tenant, limit = int(random() * TENANTS), BASE_TOKENS[category]
-        prompt = prompt if random() > 1e-3 else too_long
+        now += rng.expovariate(1 / GAPS_S[i // TURN % 2])
+        tenant, (prompt, limit) = int(random() * TENANTS), prompts[int(random() * len(prompts))]
+        prompt = prompt if random() > 1e-3 else "word " * 3000  # which is too long
         options = {"fixed_output_tokens": 1 + int(random() * limit)}
-        options["deadline_s"] = now + expovariate(1 / 60) if random() < 0.5 else None
-        options["cancel_s"] = now + expovariate(1 / 60) if random() < 0.1 else None
+        for name, share in (("deadline_s", 0.5), ("cancel_s", 0.1)):
+            options[name] = now + rng.expovariate(1 / 60) if random() < share else None
         yield Request(str(i), now, prompt, f"tenant-{tenant}", tiers[tenant % len(tiers)], limit, **options)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="per policy (10 million)")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
-    options = parser.parse_args()
-    for name in options.policies:
-        soak(name, options.requests)
+    for name in sys.argv[1:] or POLICIES:
+        soak(name, 10_000_000)

@@ -146,8 +146,7 @@ def test_regression_learns_words_tenants_and_hours(scenario):
 
 
 def test_features_are_the_same_in_every_process_and_of_long_prompts_only_the_ends_are_read():
-    assert word_slots("Explain TLS.") == word_slots("explain tls")
-    assert word_slots("Explain TLS.") == (1610, 1943)
+    assert word_slots("Explain TLS.") == word_slots("explain tls") == (1610, 1943)
     long = " ".join(f"word{i}x" for i in range(10_000))
     assert len(ends(long)) == 2 * READ + 1 and len(word_slots(ends(long))) == MAX_WORDS
     assert {word_slots("word0x")[0], word_slots("word9999x")[0]} <= set(named(request(prompt=long)))
@@ -176,6 +175,19 @@ def test_running_quantiles_against_sorting(lengths):
     assert estimate.output_tokens == max(1, last[len(last) // 2])
     if len(lengths) >= 10:
         assert list(estimate.quantiles) == [last[int((i + 0.5) / 10 * len(last))] for i in range(10)]
+
+
+def test_lower_limits_neither_hold_the_median_of_a_window_nor_shorten_its_tail():
+    held, cut, whole = (RunningQuantiles(BASES, min_observations=100) for _ in range(3))
+    for i in range(100):
+        held.observe(request(i=i, max_tokens=300), 300) if i % 5 < 3 else held.observe(request("tenant-b", i), 2000)
+    assert held.estimate(request("tenant-c")).output_tokens == 2000
+    for i, spread in enumerate(np.random.default_rng(0).lognormal(0, 1, 1000)):
+        whole.observe(request(f"tenant-{i % 2}"), round(100 * spread))
+        limit = 150 if i % 2 else 100_000
+        cut.observe(request(f"tenant-{i % 2}", max_tokens=limit), min(round(100 * spread), limit))
+    quantiles = [made.estimate(request("tenant-c")).quantiles for made in (cut, whole)]
+    assert quantiles[0] == pytest.approx(quantiles[1], rel=0.35)
 
 
 def test_a_tenant_with_few_observations_has_its_categorys_quantiles():

@@ -8,11 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.admission import LoadShedding, TokenBuckets, admission_check
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS
 
 RATES = {"premium": 8.0, "standard": 4.0, "batch": 2.0}
@@ -29,13 +27,7 @@ def test_a_bucket_pays_until_it_is_empty_and_fills_again():
     for sent in (
         [("a", 15, 0.0, None), ("a", 6, 0.0, spent), ("b", 6, 0.0, None), ("a", 6, 0.25, spent), ("a", 6, 0.5, None)],
         # A request larger than the bucket waits for a full one and owes the rest.
-        [
-            ("a", 30, 0.0, None),
-            ("a", 1, 5.0, spent),
-            ("a", 1, 5.5, None),
-            ("a", 30, 14.0, spent),
-            ("a", 30, 16.0, None),
-        ],
+        [("a", 30, 0, None), ("a", 1, 5, spent), ("a", 1, 5.5, None), ("a", 30, 14, spent), ("a", 30, 16, None)],
     ):
         buckets = TokenBuckets(RATES, DEPTHS)
         assert [buckets(sent_by(*one), now, EMPTY) for *one, now, _ in sent] == [reason for *_, reason in sent]
@@ -52,6 +44,25 @@ def test_a_tenant_gets_at_most_its_rate_and_the_depth_in_any_stretch_of_time(sen
         for j in range(i, len(admitted)):
             stretch = admitted[j][0] - start
             assert sum(tokens for _, tokens in admitted[i : j + 1]) <= DEPTHS["batch"] + stretch * RATES["batch"]
+
+
+SENT = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.sampled_from(list(TIERS)), st.integers(1, 90)))
+
+
+@given(sent=SENT)
+def test_forgetting_full_buckets_changes_no_decision(sent):
+    buckets, forgetful, now = TokenBuckets(RATES, DEPTHS), TokenBuckets(RATES, DEPTHS), 0.0
+    for later, tenant, tier, tokens in sent:
+        now, forgetful._forget_at = now + later, 0
+        asked = sent_by(str(tenant), tokens, tier)
+        assert buckets(asked, now, EMPTY) == forgetful(asked, now, EMPTY)
+
+
+def test_tenants_whose_buckets_are_full_again_are_forgotten():
+    buckets = TokenBuckets(RATES, DEPTHS)
+    for i in range(5000):
+        assert buckets(sent_by(str(i), 1), float(i), EMPTY) is None
+    assert len(buckets._levels) < 200
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -80,6 +91,12 @@ def test_parameters_are_checked():
         LoadShedding(0.0, RATES)
     with pytest.raises(ValueError, match="max_wait_s is"):
         LoadShedding(1.0, RATES | {"batch": float("nan")})
+    for rules, message in (
+        ({"tokens_per_s": dict.fromkeys(TIERS, 1.0)}, "give both"),
+        ({"max_wait_s": {"batch": 1.0}}, "max_wait_s: it must name premium, standard, batch, each once"),
+    ):
+        with pytest.raises(ParamsError, match=f"scheduler.*admission.*{message}"):
+            Params.load(PAPER_L4, {"scheduler.admission": rules})
 
 
 def test_a_run_sheds_and_budgets_as_its_parameters_say(tmp_path):
@@ -92,12 +109,3 @@ def test_a_run_sheds_and_budgets_as_its_parameters_say(tmp_path):
         run_grid(Params.load(PAPER_L4, SMALL | changes), tmp_path / tier, jobs=1)
         rejected = results.load(tmp_path / tier).query("outcome == 'rejected'")
         assert set(rejected.tier) == {tier} and rejected.reason.str.contains(reason).all()
-
-
-def test_half_a_budget_or_a_missing_tier_is_refused():
-    for rules, message in (
-        ({"tokens_per_s": dict.fromkeys(TIERS, 1.0)}, "give both"),
-        ({"max_wait_s": {"batch": 1.0}}, "max_wait_s: it must name premium, standard, batch, each once"),
-    ):
-        with pytest.raises(ParamsError, match=f"scheduler.*admission.*{message}"):
-            Params.load(PAPER_L4, {"scheduler.admission": rules})

@@ -78,6 +78,7 @@ def test_a_slider_is_moved_and_a_setting_runs_on_real_vllm(tmp_path):
         queue = page.locator("img.jupyter-widgets >> visible=true").nth(0)
         page.get_by_text("A on real vLLM, kept in").wait_for()
         assert queue.bounding_box()["y"] < picture.nth(1).bounding_box()["y"]  # above the simulator's picture
+        assert page.locator(".widget-html thead tr").count() == 2  # of two tables: headings stand in one row each
         bar = page.locator(".widget-hprogress .progress-bar")
         assert bar.bounding_box()["width"] == pytest.approx(bar.locator("..").bounding_box()["width"], rel=0.02)
         page.screenshot(path=SCREENSHOTS / "explorer-on-real-vllm.png")

@@ -1,8 +1,5 @@
 """The committed real runs: the committed profiles come from them, and a replay serves what reality served."""
 
-from itertools import product
-
-import pandas as pd
 import pytest
 from simulation import PAPER_L4, SMALL
 
@@ -18,6 +15,7 @@ from driftsched_lib.validation import PROJECT, in_project
 RUNS = PROJECT / "data" / "fidelity_runs"
 PROFILES = {"tiny": "driftsched-tiny-cpu", "llama-130m": "llama-130m-shape-cpu"}
 PROFILES |= {"qwen-1.8b": "h100-qwen1.5-1.8b-shape"}
+SIMULATED = ("simulated", "at its speed")
 
 
 @pytest.fixture(scope="module", params=fidelity.ENGINES)
@@ -34,17 +32,6 @@ def test_the_committed_profile_is_the_fit_of_the_committed_run(fitted):
     assert committed.step.decode_s == pytest.approx(fit.step.decode_s, rel=1e-6)
     assert committed.limits == fit.limits and committed.provenance.hardware == fit.provenance.hardware
     assert fidelity.slowness(run, committed) == pytest.approx(1.0)
-
-
-def test_what_a_run_is_expected_to_take_is_told_by_the_three_before_it_and_not_by_itself(fitted):
-    engine, run, profile = fitted
-    runs, speeds = fidelity.stored(RUNS, engine), fidelity.speeds(RUNS, engine, profile)
-    assert speeds.index[0] == f"fit/{run.name}" and speeds.index.is_unique
-    started = [runs[name].manifest["started"] for name in speeds.index]
-    assert started == sorted(started) and len(started) == sum(map(len, map(results.runs, RUNS.glob(f"{engine}-*"))))
-    for i, name in enumerate(speeds.index):
-        assert speeds.slowness[name] == fidelity.slowness(runs[name], profile)
-        assert speeds.expected[name] == pytest.approx(speeds.slowness.iloc[max(0, i - 3) : i].mean() if i else 1.0)
 
 
 def test_a_replay_serves_what_reality_served(fitted):
@@ -72,19 +59,15 @@ def test_a_simulated_run_replayed_by_its_own_profile_is_itself(tmp_path):
     assert fidelity.by_policy(tmp_path)["E2E P50"].groupby("batching").idxmin().tolist() == [("continuous", "sjf")]
 
 
-def test_errors_larger_than_the_noise_tell_the_simulator_from_reality_and_smaller_ones_do_not():
-    noise = [0.01, -0.02, 0.03, -0.04, 0.05, -0.06, 0.07, -0.08]
-    sizes = {"reality again": 1.0, "worse": -2.0, "better": 0.5}
-    rows = [
-        {"engine": engine, "run": f"run {i}", "source": source} | dict.fromkeys(fidelity.GOALS, sizes[source] * error)
-        for engine, source, (i, error) in product(("tiny", "llama-130m"), sizes, enumerate(noise))
-    ]
-    errors = pd.DataFrame([*rows, rows[-1] | {"run": "served once"}]).assign(measurement="policies")
-    worse, better = (fidelity.told_apart(errors, source) for source in ("worse", "better"))
-    assert len(better) == 2 * len(fidelity.GOALS)
-    assert set(worse.p) == {1 / 2**8} and set(better.p) == {1.0}
-    assert set(worse.nearer) == {0.0} and set(better.nearer) == {1.0}
-    assert better["median"].to_numpy() == pytest.approx(0.0225) and better.again.to_numpy() == pytest.approx(0.045)
+def test_a_run_is_compared_with_its_repetition_and_with_its_simulation_at_either_speed(tmp_path):
+    for name in ("rates", "rates-again"):
+        (tmp_path / f"llama-130m-{name}.parquet").symlink_to(RUNS / "llama-130m-rates.parquet")
+    profile, measured = Profile.load(PROJECT / f"data/profiles/{PROFILES['llama-130m']}.json"), list(fidelity.GOALS)
+    table = fidelity.compare(tmp_path, "llama-130m", profile.slowed(1.5)).set_index("source")
+    assert len(table) == 4 * len(results.runs(RUNS / "llama-130m-rates")) and set(table.measurement) == {"rates"}
+    assert (table.loc["real", measured].to_numpy() == table.loc["real again", measured].to_numpy()).all()
+    far, near = ((table.loc[side, "E2E mean"] / table.loc["real", "E2E mean"].to_numpy()) for side in SIMULATED)
+    assert far.min() > 1.3 and near.between(0.9, 1.1).all()
 
 
 def test_an_engine_that_there_is_not_is_named(tmp_path, capsys):

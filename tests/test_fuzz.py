@@ -21,11 +21,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from simulation import PAPER_L4
 
+from driftsched_lib import Params, run_grid
 from driftsched_lib.errors import DriftSchedError
 from driftsched_lib.estimators import ESTIMATORS
 from driftsched_lib.estimators.state import load_estimator, save_estimator
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies.drift_lab import lab_load, replay
@@ -36,7 +35,8 @@ from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.traces import FORMATS, read_trace
 
 MAX_S, DATA = 60, PROJECT / "data"
-unshrunk = settings(phases=[Phase.generate])  # each try is a run: shrinking would take minutes
+# Each try is a run: shrinking would take minutes.
+unshrunk = settings(max_examples=settings().max_examples // 2, phases=[Phase.generate])
 TRACES = {
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,9,10\n",
     "burstgpt": "Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45.5,GPT-4,1087,230\n",
@@ -175,6 +175,23 @@ def takes_recorded_lengths(path):
     runs(NATURAL, {"engine": SIMULATED} | lengths, max_requests=1000)
 
 
+@cache
+def learnt(name):
+    """Return what the state file of an estimator that has learnt something holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        estimator, path = ESTIMATORS[name](), Path(folder) / "state.json"
+        replay(estimator, lab_load("abrupt", seed=1, requests=40))
+        save_estimator(estimator, path)
+        return json.loads(path.read_text())
+
+
+def takes_state(path):
+    estimator, known = load_estimator(path), json.loads(path.read_text())["parameters"]["base_tokens"]
+    # A category without a base is refused, and named, at its request.
+    replay(estimator, [request for request in lab_load("abrupt", 2, 12) if request.category in known])
+    save_estimator(estimator, path)
+
+
 as_yaml, as_bytes = partial(yaml.safe_dump, sort_keys=False), st.binary(max_size=12)
 PARAMS = Params.load(PAPER_L4, SMALL).model_dump()
 SAMPLE = with_trace(DATA / "traces" / "sample-clients.yaml", "clients")
@@ -186,6 +203,7 @@ LENGTHS = DATA / "natural_lengths" / "smoke" / "stationary.parquet"
 PROFILE = json.loads((DATA / "profiles" / "l4-qwen1.5-1.8b.json").read_text())
 MIX = json.loads((DATA / "traces" / "azure-conv-2023.json").read_text())
 SIMULATED = {"kind": "simulated", "profile": "data/profiles/driftsched-tiny-cpu.json"}
+STATES = st.sampled_from([*ESTIMATORS]).flatmap(lambda name: changed(learnt(name)))
 FILES = {
     "parameters": (st.one_of(changed(PARAMS), changed(PARAMS_OF_A_TRACE)).map(as_yaml), KEYS, runs),
     "text of parameters": (damaged(as_yaml(PARAMS)), [*KEYS, "cannot be read"], lambda path: runs(path, SMALL)),
@@ -193,6 +211,7 @@ FILES = {
     "plug-in settings": (changed(PluginSettings().model_dump()).map(as_yaml), [], takes_plugin_settings),
     "profile": (changed(PROFILE).map(json.dumps), ["no progress"], lambda path: small({"engine.profile": str(path)})),
     "trace in bytes": (damaged(PARQUET.to_parquet(), as_bytes), [], lambda path: small(with_trace(path, "parquet"))),
+    "estimator state": (STATES.map(json.dumps), [], takes_state),
     "recorded lengths": (damaged(LENGTHS.read_bytes(), as_bytes), [], takes_recorded_lengths),
 }
 """By kind, examples of its content, words of which an error may hold one instead of the file's name, and its reader."""
@@ -215,24 +234,3 @@ def test_traces(data, format, on_bad_row):
         for rows in islice(read_trace(path, format, on_bad_row=on_bad_row), 10):
             assert (rows.arrival_s >= 0).all() and (rows[["prompt_tokens", "output_tokens"]] >= 1).all().all()
         small(with_trace(path, format, on_bad_row=on_bad_row))
-
-
-@cache
-def learnt(name):
-    """Return the state file of an estimator that has learnt something."""
-    with tempfile.TemporaryDirectory() as folder:
-        estimator, path = ESTIMATORS[name](), Path(folder) / "state.json"
-        replay(estimator, lab_load("abrupt", seed=1, requests=40))
-        save_estimator(estimator, path)
-        return json.loads(path.read_text())
-
-
-@unshrunk
-@given(data=st.data(), name=st.sampled_from(list(ESTIMATORS)))
-def test_estimator_states(data, name):
-    document = data.draw(changed(learnt(name)))
-    with file_of(json.dumps(document), "state.json") as path:
-        estimator = load_estimator(path)
-        known = document["parameters"]["base_tokens"]  # a category without a base is refused, and named, at its request
-        replay(estimator, [request for request in lab_load("abrupt", 2, 12) if request.category in known])
-        save_estimator(estimator, path)

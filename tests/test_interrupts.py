@@ -9,14 +9,11 @@ from unittest.mock import Mock
 import pytest
 from simulation import PAPER_L4, SMALL, contents
 
-from driftsched_lib import scheduler, serving
+from driftsched_lib import Params, results, run_grid, scheduler, serving
 from driftsched_lib.engines.load import load_engine
 from driftsched_lib.errors import RunError
 from driftsched_lib.experiments import grid as experiment
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.interrupts import remembered
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.run import serve_run
 from driftsched_lib.experiments.speed import measure_speed
 from driftsched_lib.policies import base, paper

@@ -39,18 +39,15 @@ def test_imports_point_down(name):
     assert {wing(module) for module in imports(name)[0]} <= set.union(*LAYERS[: rank + 1])
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_module_imports_itself_by_way_of_others_and_only_engine_and_plugin_import_vllm():
     tuple(TopologicalSorter({name: imports(name)[0] for name in SOURCES}).static_order())  # or an error names them
+    importers = {name for name in SOURCES if "vllm" in imports(name)[1]}
+    assert {name for name in importers if wing(name) != "vllm_plugin"} == {"engines.vllm"}
 
 
 @pytest.mark.parametrize("name", [n for n in SOURCES if wing(n) in " ".join(CORE).split() and n not in FILE_READERS])
 def test_the_core_has_no_clock_no_files_and_no_engine(name):
     assert not imports(name)[1] & CLOCKS_FILES_AND_ENGINES
-
-
-def test_only_the_vllm_engine_and_the_plugin_import_vllm():
-    importers = {name for name in SOURCES if "vllm" in imports(name)[1]}
-    assert {name for name in importers if wing(name) != "vllm_plugin"} == {"engines.vllm"}
 
 
 @pytest.mark.parametrize("name", ["experiments.metrics", "studies.compare"])

@@ -6,13 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from simulation import ONE_RUN, PAPER_L4
 
 from driftsched_lib.__main__ import main
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.length_mix import LengthMix
 from driftsched_lib.workloads.params import WorkloadParams
@@ -21,6 +17,8 @@ from driftsched_lib.workloads.traces import read_trace
 
 TRACES = PROJECT.parent / "shared" / "traces"
 AZURE = PROJECT / "data" / "traces" / "azure-conv-2023.json"
+SHIPPED = sorted(AZURE.parent.glob("*.json"))
+GIVEN = ("prompt_tokens", "fixed_output_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +50,23 @@ def test_what_is_drawn_is_like_the_trace(trace):
     assert outputs.mean() == pytest.approx(mix.mean_output_tokens, rel=0.03)
 
 
-def test_a_load_has_the_mixs_lengths_at_its_scale():
-    phase = {"name": "mix", "lengths": str(AZURE), "load_factor": 1.0}
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_load_has_the_mixs_lengths_at_its_scale_and_a_category_by_output(path):
+    phase = {"name": "mix", "lengths": str(path), "load_factor": 1.0}
     workload = WorkloadParams.parse({"length_scale": 0.5, "label_prefix": False, "phases": [phase]}, "test")
     [load] = make_load(workload, 3000, 1, 1000.0)
-    mix = LengthMix.load(AZURE)
-    outputs = np.array([request.fixed_output_tokens for request in load.requests])
-    words = np.array([len(request.prompt.split()) for request in load.requests])
-    assert np.median(outputs) == pytest.approx(mix.output_tokens[len(mix.levels) // 2] / 2, rel=0.1)
-    assert np.median(words) == pytest.approx(np.interp(0.5, mix.levels, mix.prompt_tokens) / 2, rel=0.1)
+    mix, limits = LengthMix.load(path), workload.max_tokens
+    assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
+    prompts, outputs = (np.array([getattr(one, name) for one in load.requests]) for name in GIVEN)
+    for lengths, quantiles in ((prompts, mix.prompt_tokens), (outputs, mix.output_tokens)):
+        assert np.median(lengths) == pytest.approx(np.interp(0.5, mix.levels, quantiles) / 2, rel=0.1)
+        assert round(quantiles[0] / 2) <= lengths.min() and lengths.max() <= round(quantiles[-1] / 2)
     assert outputs.sum() / load.requests[-1].arrival_s == pytest.approx(1000.0, rel=0.1)
-    limits = workload.max_tokens
     for request in load.requests:
-        assert request.fixed_output_tokens <= request.max_tokens
         shorter = [limit for limit in limits.values() if limit < limits[request.job_type]]
         assert request.fixed_output_tokens > max(shorter, default=0)
-
-
-@pytest.mark.parametrize("path", sorted(AZURE.parent.glob("*.json")), ids=lambda path: path.stem)
-def test_a_shipped_shape_says_whose_it_is_and_can_be_served(path, tmp_path):
-    mix = LengthMix.load(path)
-    assert re.search(r"(CC-BY 4.0|Apache-2.0).*, (ISCA|FAST) 20\d\d", mix.source)
-    phase = {"name": "shape", "mix": {"report": 1.0}, "gap_s": [0.1, 0.2], "lengths": str(path)}
-    changes = {"workload.phases": [phase], "workload.length_scale": 0.02, "engine.args": {"max_model_len": 8192}}
-    run_grid(Params.load(PAPER_L4, ONE_RUN | changes | {"requests": 200}), tmp_path, jobs=1)
-    requests = results.load(tmp_path)
-    assert (requests.outcome == "completed").all() and requests.output_tokens.nunique() > 3
+    with pytest.raises(ParamsError, match="a phase's lengths fix the outputs, .* drift null"):
+        WorkloadParams.parse({"phases": [phase], "drift": "abrupt"}, "test")
 
 
 def test_of_a_long_trace_a_sample_stands_for_the_lengths(trace):
@@ -117,8 +106,10 @@ def test_the_command_keeps_the_shape_of_a_trace_and_shows_its_bad_rows(tmp_path,
     assert main(arguments) == 2 and "line 3: prompt_tokens is 'x'" in capsys.readouterr().err and not out.exists()
     assert main([*arguments, "--skip-bad-rows", "--source", "mine"]) == 0
     text, faults = capsys.readouterr()
-    assert text.startswith("mine: 3 requests, 0.5 per second") and "1 bad row was left out\n  line 3" in faults
+    assert "mine: 3 requests, 0.5 per second" in text and "1 of 4 rows are bad and were left out\n  line 3" in faults
     assert LengthMix.load(out).source == "mine"
+    assert main([*arguments[:-1], str(tmp_path / "missing" / "mix.json"), "--skip-bad-rows"]) == 2
+    assert "missing/mix.json cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
-from helpers import params_at
+from helpers import make_scheduler, params_at
 
+from driftsched_lib import results, run_grid
+from driftsched_lib.engines.load import load_engine
 from driftsched_lib.engines.vllm_commands import TenantLoad, scrape, send, serve_vllm
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.profiling import profile_of_run
+from driftsched_lib.requests import Request
+from driftsched_lib.serving import ContinuousBatching, serve
 from driftsched_lib.studies.fidelity import replay
 from driftsched_lib.validation import PROJECT
 from driftsched_lib.workloads.prompts import build_prompt
@@ -46,21 +47,27 @@ def test_a_grid_on_a_real_server(server, tmp_path):
     pd.testing.assert_frame_equal(again, summary)
 
 
-def test_the_papers_notebooks_run_on_a_server(server, tmp_path):
+def test_a_prompt_has_the_length_that_the_load_gives(server):
+    requests = [Request(str(n), 0.0, "What is DNS?", "acme", "premium", 2, prompt_tokens=n) for n in (1, 50)]
+    scheduler, records = make_scheduler()
+    serve(requests, scheduler, load_engine(params_at(server).engine), ContinuousBatching())
+    assert {record.request_id: record.prompt_tokens for record in records} == {"1": 1, "50": 50}
+
+
+def test_a_notebook_of_the_paper_runs_on_a_server(server, tmp_path):
     params, notebooks = tmp_path / "server.yaml", PROJECT / "notebooks"
-    params.write_text(yaml.safe_dump(params_at(server, scheduler__batching=["static"]).model_dump()))
-    for name in ("01_calibration", "02_scheduler_comparison"):
-        settings = {"params_file": str(params), "out": str(tmp_path / "runs")}
-        papermill.execute_notebook(
-            notebooks / f"{name}.ipynb", tmp_path / f"{name}.ipynb", settings, cwd=notebooks, progress_bar=False
-        )
-    assert len(results.runs(tmp_path / "runs")) == len(Params.load(params).runs())
+    grid = params_at(server, scheduler__batching=["static"], scheduler__vary_estimates_for=[])
+    params.write_text(yaml.safe_dump(grid.model_dump()))
+    settings = {"params_file": str(params), "out": str(tmp_path / "runs")}
+    there, executed = notebooks / "02_scheduler_comparison.ipynb", tmp_path / "executed.ipynb"
+    papermill.execute_notebook(there, executed, settings, cwd=notebooks, progress_bar=False)
+    assert len(results.runs(tmp_path / "runs")) == len(grid.runs())
 
 
 def test_what_a_server_served_is_profiled(server, tmp_path):
     """As vLLM has it: its limits from what it tells, its costs from what the client sees."""
     fifo = {"policies": ["fifo"], "vary_estimates_for": [], "batching": ["continuous"]}
-    run_grid(params_at(server, requests=150, **{f"scheduler__{key}": value for key, value in fifo.items()}), tmp_path)
+    run_grid(params_at(server, requests=100, **{f"scheduler__{key}": value for key, value in fifo.items()}), tmp_path)
     [run] = results.runs(tmp_path)
     profile, done = profile_of_run(run), run.table("requests")
     limits = profile.limits

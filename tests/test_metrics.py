@@ -18,17 +18,22 @@ def frame(rows, **shared):
     return pd.DataFrame([PLAIN | shared | row for row in rows])
 
 
-def test_jain_index_from_equal_to_one_for_all():
+def test_jains_index_and_max_min_shares_by_hand():
     assert metrics.jain_index([3, 3, 3]) == pytest.approx(1)
     assert metrics.jain_index([5, 0, 0, 0]) == pytest.approx(1 / 4)
     assert metrics.jain_index([1, 2]) == pytest.approx(9 / 10)
+    demands, weights = np.array([100.0, 10.0, 100.0]), np.array([2.0, 1.0, 1.0])
+    assert metrics.max_min_shares(100.0, demands, weights).tolist() == [60.0, 10.0, 30.0]
+    assert metrics.max_min_shares(500.0, demands, weights).tolist() == demands.tolist()
 
 
 def test_latencies_by_hand():
     row = {"arrival_s": 1.0, "dispatch_s": 2.0, "first_token_s": 4.0, "finish_s": 9.0, "output_tokens": 6}
-    held_back = {"first_token_s": 1.0, "finish_s": 4.0, "output_tokens": 1}
+    row["engine_first_token_s"] = 4.0
+    held_back = {"first_token_s": 4.0, "engine_first_token_s": 1.0, "finish_s": 4.0, "output_tokens": 1}
     rows = frame([row, held_back, {"outcome": "cancelled"}, {"outcome": "rejected", "dispatch_s": None}])
     row, held_back = metrics.latencies(rows, 0.5, 0.3).itertuples()
+    assert held_back.ttft_s == held_back.e2e_s == 4.0
     assert (row.queue_wait_s, row.ttft_s, row.e2e_s, row.tpot_s) == (1.0, 3.0, 8.0, 1.0)
     assert row.slowdown == pytest.approx(8.0 / (0.5 + 5 * 0.3))
     assert (held_back.tpot_s, held_back.slowdown) == (3.0, 4.0 / 0.5)
@@ -61,12 +66,6 @@ def test_phases_count_by_what_was_served():
     late = {"phase": "fair", "arrival_s": 9.0, "first_token_s": 9.0, "finish_s": 99.0, "tenant": "a"}
     expected = (40 * metrics.jain_index([1, 1]) + 10 * metrics.jain_index([10 / 5, 0])) / 50
     assert metrics.tenant_fairness(frame([*fair, *unfair, late])) == pytest.approx(expected)
-
-
-def test_max_min_shares_give_to_none_more_than_it_asks_for():
-    demands, weights = np.array([100.0, 10.0, 100.0]), np.array([2.0, 1.0, 1.0])
-    assert metrics.max_min_shares(100.0, demands, weights).tolist() == [60.0, 10.0, 30.0]
-    assert metrics.max_min_shares(500.0, demands, weights).tolist() == demands.tolist()
 
 
 def test_job_class_bounds_are_inclusive_and_flips_compare_neighbours_of_one_category_and_tier():
@@ -106,8 +105,9 @@ def test_a_run_in_which_nothing_completed_has_a_row():
 
 def test_latency_table_averages_over_seeds():
     runs = [frame([{"finish_s": 10.0 * seed}] * 3, seed=seed, batching="static", policy="fifo") for seed in (1, 3)]
-    table = metrics.latency_table(metrics.latencies(pd.concat(runs), 1.0, 0.1))
-    assert table.loc[("static", "fifo"), ("E2E (s)", "P99")] == pytest.approx(20.0)
+    once = runs[0].assign(policy="sjf")  # it completed nothing in the other seed
+    table = metrics.latency_table(metrics.latencies(pd.concat([*runs, once]), 1.0, 0.1))["E2E (s)", "P99"]
+    assert table["static", "fifo"] == pytest.approx(20.0) and np.isnan(table["static", "sjf"])
 
 
 def test_tails_by_hand():
@@ -118,6 +118,9 @@ def test_tails_by_hand():
     requests["outcome"] = requests.dispatch_s.isna().map({True: "expired", False: "completed"})
     found = metrics.tails(requests, ["tier"])
     assert found.longest_wait_s.tolist() == [5.0, 10.0, 1.0, 1.0] and found.p99_e2e_s.tolist() == [6.97, 14.0, 2.0, 4.0]
+    never = requests.assign(outcome="expired", dispatch_s=np.nan, finish_s=9.0)  # they waited all the same
+    starved = metrics.tails(never, ["tier"])
+    assert starved.longest_wait_s.tolist() == [9.0] * 4 and starved.p99_e2e_s.isna().all()
 
 
 def batches(*lengths):
@@ -161,7 +164,9 @@ def test_service_is_the_input_at_the_first_token_and_the_output_evenly_from_ther
     assert service.a.tolist() == [0.0, 10.0, 14.0, 18.0, 30.0, 32.0]
     assert service.b.tolist() == pytest.approx([0.0, 0.0, 22.0, 26.0, 30.0, 34.0])
     weighted = metrics.service_over_time(REQUESTS, [20.0], weights={"premium": 4, "batch": 2})
-    assert weighted.iloc[0].to_dict() == {"a": 3.0 + 20 / 4, "b": 7.0 + 20 / 2}
+    assert weighted.iloc[0].to_dict() == {"a": 3.0 + 20 / 4, "b": 7.0 + 20 / 2, "c": 0.0}
+    held_back = REQUESTS.assign(first_token_s=REQUESTS.finish_s, engine_first_token_s=REQUESTS.first_token_s)
+    pd.testing.assert_frame_equal(metrics.service_over_time(held_back, service.index), service)
 
 
 def test_the_difference_is_among_tenants_that_had_a_request_queued_all_the_time():
@@ -180,3 +185,5 @@ def test_the_difference_is_among_tenants_that_had_a_request_queued_all_the_time(
     assert np.nanmax(halved.difference) == 4.0
     with pytest.raises(ValueError, match="interval_s is 0"):
         metrics.service_difference(requests, 0)
+    starved = requests.assign(outcome=requests.outcome.where(requests.tenant != "b", "expired"))
+    assert metrics.service_difference(starved.convert_dtypes(), 2.0).difference.tolist()[:2] == [8.0, 8.0]

@@ -1,17 +1,18 @@
 """A user's own policy and estimator, written beside the notebook, run wherever the built-in ones do."""
 
+import os
 import subprocess
 import sys
+from operator import index
 from textwrap import dedent
 
 import pandas as pd
 import pytest
+from simulation import contents
 
+from driftsched_lib import Params, results
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
-from driftsched_lib.policies import KeyedQueue
+from driftsched_lib.experiments.grid import finish_all, run_grid
 from driftsched_lib.validation import PROJECT
 
 SMOKE = PROJECT / "params" / "smoke-l4.yaml"
@@ -21,7 +22,7 @@ MODULE = """
 
 
     class LongestFirst(KeyedQueue):
-        def __init__(self, sign: float = -1.0):
+        def __init__(self, sign: float = -1.0, note: str = ""):
             super().__init__()
             self.sign = sign
 
@@ -39,9 +40,10 @@ FEW = {"scheduler.batching": ["continuous"], "scheduler.calibration": [True], "s
 FEW |= {"scheduler.estimators": ["paper"], "seeds": [1], "requests": 200}
 
 
-def printed(arguments, folder):
-    """What Python writes, run in this folder."""
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+def printed(*arguments):
+    """What Python writes, run where the user works."""
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}  # sockets need a short path
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -56,7 +58,10 @@ def beside(tmp_path, monkeypatch):
     sys.modules.pop("my_module", None)
 
 
-def test_by_name_in_worker_processes(beside):
+def test_by_name_in_worker_processes_that_were_there_before_the_file(beside, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[1:])
+        assert sum(finish_all(index, [(1,), (2,)], 2)) == 3
     policies = ["sjf", "my_module:LongestFirst", {"my_module:LongestFirst": {"sign": 1.0}}]
     params = Params.load(SMOKE, FEW | {"scheduler.policies": policies, "scheduler.vary_estimates_for": []})
     summary = run_grid(params, beside / "runs", jobs=2)
@@ -69,8 +74,21 @@ def test_by_name_in_worker_processes(beside):
 def test_by_name_on_the_command_line(beside):
     given = FEW | {"scheduler.policies": "[fifo, my_module:LongestFirst]"}
     options = [option for key, value in given.items() for option in ("--set", f"{key}={value}")]
-    printed(["-m", "driftsched_lib", "run", str(SMOKE), "--out", "runs", *options], beside)
+    printed("-m", "driftsched_lib", "run", SMOKE, "--out", "runs", *options)
     assert set(results.load(beside / "runs").policy) == {"fifo", "my_module:LongestFirst"}
+
+
+RAY = """from driftsched_lib.experiments import grid, params
+grid.run_grid(params.Params.load("here/params.yaml"), "ray", jobs=2, backend="ray")
+"""
+
+
+def test_ray_gives_the_same_bytes_as_one_process(beside):
+    pytest.importorskip("ray")
+    policies = ["fifo", "sjf", "my_module:LongestFirst"]
+    run_grid(Params.load(SMOKE, FEW | {"scheduler.policies": policies, "requests": 50}), beside / "here", jobs=1)
+    printed("-c", RAY)
+    assert contents(beside / "ray") == contents(beside / "here")
 
 
 def test_an_estimator_by_name(beside):
@@ -96,7 +114,7 @@ NOTEBOOK = """
 
 def test_a_class_of_the_notebook_itself(beside):
     (beside / "cell.py").write_text(dedent(NOTEBOOK).format(smoke=str(SMOKE), few=FEW))
-    assert printed(["cell.py"], beside).count("__main__:LongestFirst") == 2
+    assert printed("cell.py").count("__main__:LongestFirst") == 2
 
 
 def test_in_the_explorer(beside):
@@ -114,12 +132,15 @@ def test_in_the_explorer(beside):
         ("my_module:Nothing", "cannot be imported: module 'my_module' has no attribute 'Nothing'"),
         ("no_module:Nothing", "cannot be imported: No module named 'no_module'"),
         ("my_module:KeyedQueue.key", "cannot be imported"),
-        ({"my_module:LongestFirst": {"size": 1}}, "unknown key: 'size' is unknown.*Known: sign"),
+        ({"my_module:LongestFirst": {"size": 1}}, "unknown key: 'size' is unknown.*Known: sign, note"),
     ],
 )
-def test_what_is_not_there_is_named(beside, policy, message):
+def test_what_is_not_there_and_options_that_would_share_a_folder_are_named(beside, policy, message):
     with pytest.raises(ParamsError, match=r"scheduler\.policies\[0\]: .*" + message):
         Params.load(SMOKE, {"scheduler.policies": [policy]})
+    policies = [{"my_module:LongestFirst": {"note": note}} for note in ("a b", "A/b")]
+    with pytest.raises(ParamsError, match="policies: .* twice, or two that name one folder: .*note=a b, .*note=A/b"):
+        Params.load(SMOKE, {"scheduler.policies": policies})
 
 
 def test_four_tiers_of_other_names(tmp_path):
@@ -141,15 +162,3 @@ def test_four_tiers_of_other_names(tmp_path):
     assert list(results.load(tmp_path / "runs", "queue_depth").columns[1:5]) == list(tiers)
     with pytest.raises(ParamsError, match="the tier of tenant-gold, 'gold' is unknown"):
         Params.load(SMOKE, {"workload.tenants": {"tenant-gold": "gold"}})
-
-
-class Newest(KeyedQueue):
-    """A user's class that a test passes as an object."""
-
-    def key(self, request):
-        return -request.arrival_s
-
-
-def test_a_class_given_as_an_object_is_named_by_its_module():
-    [policy] = Params.load(SMOKE, {"scheduler.policies": [Newest]}).scheduler.policies
-    assert (policy.name, policy.kind) == ("test_own_classes:Newest", Newest)

@@ -134,9 +134,10 @@ def test_what_went_back_and_is_aborted_is_forgotten(scheduler, finish):
             assert not getattr(scheduler.core.policy, name, ())
 
 
-@pytest.fixture
-def runner(scheduler, monkeypatch):
-    """The runner of a scheduler whose four slots are full of long requests under SRPT."""
+def test_nothing_is_preempted_while_paused_or_for_what_would_not_get_the_slot(scheduler, monkeypatch):
+    """Four slots are full of long requests under SRPT.  A free slot is that of a request which vLLM preempted."""
+    from vllm.v1.core.sched.interface import PauseState
+
     monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
     use(scheduler, policy="srpt")
     runner = Runner(scheduler, depth=1)
@@ -144,33 +145,32 @@ def runner(scheduler, monkeypatch):
         scheduler.add_request(request(f"long{i}", 200))
     for _ in range(6):
         runner.step()
-    assert len(scheduler.running) == 4
-    return runner
-
-
-def test_nothing_is_preempted_while_paused(scheduler, runner):
-    from vllm.v1.core.sched.interface import PauseState
-
     scheduler.add_request(request("short", 5, category="short_qa"))
     for state in (PauseState.PAUSED_NEW, PauseState.PAUSED_ALL):
         scheduler.set_pause_state(state)
         runner.step()
         assert len(scheduler.running) == 4
     scheduler.set_pause_state(PauseState.UNPAUSED)
+    scheduler._preempt_request(scheduler.running.pop(), 0.0)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 3)
+    runner.step()
+    assert {running.request_id for running in scheduler.running} == {"long0", "long1", "long2"}
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 4)
+    runner.step()
+    assert "long3" in [running.request_id for running in scheduler.running]
     runner.step()
     assert "short" in [running.request_id for running in scheduler.running]
     runner.drain()
 
 
-def test_nothing_is_preempted_for_what_would_not_get_the_slot(scheduler, runner, monkeypatch):
-    """While a request that vLLM preempted waits in front, a free slot is its."""
-    scheduler._preempt_request(scheduler.running.pop(), 0.0)
-    monkeypatch.setattr(scheduler, "max_num_active_reqs", 3)
-    scheduler.add_request(request("short", 5, category="short_qa"))
-    runner.step()
-    assert {running.request_id for running in scheduler.running} == {"long0", "long1", "long2"}
-    monkeypatch.setattr(scheduler, "max_num_active_reqs", 8)
+def test_an_output_that_the_context_ends_is_as_one_that_its_limit_ends(scheduler):
+    """A prompt of 500 tokens leaves room for 12."""
+    records, runner = use(scheduler), Runner(scheduler)
+    scheduler.add_request(request("cut", 400, prompt=500))
     runner.drain()
+    [record] = records
+    assert (record.max_tokens, record.output_tokens, record.estimated_tokens, record.bias_after) == (12, 12, 12, None)
+    assert scheduler.core.estimator.state_ == PaperEstimator().state_
 
 
 def test_a_failure_of_the_engine_is_no_clients_abort(scheduler, finish):
@@ -198,7 +198,7 @@ def test_a_state_file_that_cannot_be_used_is_refused(scheduler, tmp_path, monkey
     monkeypatch.setattr("driftsched_lib.vllm_plugin.scheduler.SAVE_EVERY_S", 0.0)
     use(scheduler, state_file=str(path))
     before = path.read_bytes()
-    scheduler.add_request(request("1", 5))
+    scheduler.add_request(request("1", 70, category="short_qa"))
     Runner(scheduler, depth=1).drain()
     assert path.read_bytes() != before
     path.unlink()

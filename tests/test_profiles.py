@@ -119,12 +119,9 @@ def test_slow_iterations_raise_the_level_of_a_fit_and_not_its_proportions(held):
     assert error.slow_share == pytest.approx(1 - 1 / level, rel=0.05)
 
 
-def test_no_cost_is_negative(held):
+def test_no_cost_is_negative_and_what_decoding_sequences_cannot_be_told_apart_from_is_an_iterations(held):
     costs, _ = fit_costs(held.assign(seconds=0.01 - 1e-6 * held.context_tokens))
     assert costs.per_context_token_s == 0.0
-
-
-def test_what_the_decoding_sequences_cannot_be_told_apart_from_is_an_iterations(held):
     assert fit_costs(held)[0].base_s > 0
     without_base = held.assign(seconds=held.seconds - COSTS["base_s"] + 0.01 * (held.decode_seqs > 0))
     costs, _ = fit_costs(without_base[(held.decode_seqs > 0) | (held.prefill_tokens < 5)])

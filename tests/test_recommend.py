@@ -3,15 +3,13 @@
 import json
 import shlex
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from simulation import PAPER_L4, SMALL
 
+from driftsched_lib import Params, results
 from driftsched_lib.errors import ParamsError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS
 from driftsched_lib.studies import recommend
@@ -47,31 +45,15 @@ def test_the_best_comes_first_and_others_lie_behind_it_in_the_same_seeds():
     assert recommend.ranked(without, "p50_e2e_s").against_fifo.isna().all()
 
 
-def test_objectives_are_those_of_the_tiers():
-    assert {"premium_p99_e2e_s", "batch_p99_e2e_s", "premium_slo"} <= set(recommend.objectives())
-    own = recommend.objectives({"gold": TIERS["premium"], "steel": TIERS["batch"]})
-    assert "steel_p99_e2e_s" in own and "gold_slo" in own and "premium_slo" not in own
-
-
-def test_where_more_is_better_the_largest_comes_first_and_a_measure_that_means_nothing_is_refused():
+def test_objectives_are_those_of_the_tiers_more_may_be_better_and_one_that_means_nothing_is_refused():
     table = recommend.ranked(by_hand("jain"), "jain").set_index("policy")
     assert list(table.index) == ["drr", "fifo", "sjf"] and table.behind["fifo"] == pytest.approx(20)
     runs = by_hand("premium_slo").assign(premium_slo=float("nan"))
     with pytest.raises(ParamsError, match="premium_slo means nothing"):
         recommend.ranked(runs, "premium_slo")
-
-
-def test_intervals_of_differences_hold_for_all_rows_at_once():
-    """Of 25 settings that are all alike, hardly ever is one called worse than the best, or other than FIFO."""
-    rng, wrong = np.random.default_rng(5), 0
-    names = ["fifo", *(f"policy-{i}" for i in range(24))]
-    for _ in range(40):
-        rows = [(name, seed, rng.normal(10, 1)) for name in names for seed in range(10)]
-        runs = pd.DataFrame(rows, columns=["policy", "seed", "p50_e2e_s"]).assign(estimator="paper")
-        table = recommend.ranked(runs, "p50_e2e_s")
-        others = table.query("policy != 'fifo'")
-        wrong += ((others.against_fifo_low > 0) | (others.against_fifo_high < 0)).any()
-    assert wrong <= 6
+    assert {"premium_p99_e2e_s", "batch_p99_e2e_s", "premium_slo"} <= set(recommend.objectives())
+    own = recommend.objectives({"gold": TIERS["premium"], "steel": TIERS["batch"]})
+    assert "steel_p99_e2e_s" in own and "gold_slo" in own and "premium_slo" not in own
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,17 @@ def test_a_warm_estimator_serves_the_same_requests(tmp_path):
     assert runs.p50_e2e_s.tolist() == pytest.approx(summary.p50_e2e_s.tolist(), rel=1e-5)
 
 
+def test_worth_is_what_runs_measured_with_how_their_estimates_were(tmp_path):
+    params = pinned(scheduler__policies=["sjf"], scheduler__estimators=["pooled", "oracle"])
+    runs = recorded.worth(params.changed(scheduler__vary_estimates_for=["sjf"]), tmp_path).set_index("estimator")
+    assert list(runs.groupby("estimator").seed.agg(list)) == [params.seeds] * 3
+    assert runs.mae_tokens["oracle"].max() == 0 and (runs.p50_e2e_s > 0).all()
+    late = results.load(tmp_path).query("estimator == 'pooled' and seed == 1 and request_id.astype('int') >= 15")
+    error = (late.estimated_tokens - late.actual_tokens).abs().mean()
+    assert runs[runs.seed == 1].mae_tokens["pooled"] == pytest.approx(error)
+    assert runs.mae_tokens["regression, warm"].mean() < runs.mae_tokens["pooled"].mean()
+
+
 def test_a_warm_estimator_has_learnt_from_all_other_seeds_and_not_from_its_own():
     lengths, made = pd.read_parquet(PROJECT / LENGTHS), []
 

@@ -44,14 +44,6 @@ def test_a_static_batch_larger_than_all_replicas_waits_inside_them():
     assert {record.outcome.value for record in records.values()} == {"completed"}
 
 
-def test_a_new_run_takes_turns_anew():
-    replicated = replicate(2)
-    for _ in range(2):
-        replicated.restart_clock()
-        served([request(0, output=5)], replicated)
-        assert replicated._last == 0
-
-
 @pytest.mark.parametrize(
     ("router", "first"),
     [("round_robin", ["0", "2", "4"]), ("least_requests", ["0", "2", "4"]), ("least_estimated_tokens", ["0"])],
@@ -65,7 +57,7 @@ def test_routers_follow_turns_requests_or_estimated_tokens(router, first):
     assert list(replicated._replicas[0].outstanding) == first
 
 
-def test_replicas_have_one_clock_and_say_when_nothing_can_happen():
+def test_replicas_have_one_clock_say_when_nothing_can_happen_and_take_turns_anew_in_a_new_run():
     replicated = replicate(2)
     assert replicated.step(2.0) == [] and replicated.now() == 2.0
     with pytest.raises(RuntimeError, match="no progress"):
@@ -73,3 +65,8 @@ def test_replicas_have_one_clock_and_say_when_nothing_can_happen():
     records = served([request(i, 2.0 + i, 3, 20) for i in range(9)], replicated)
     assert all(record.outcome == "completed" for record in records.values())
     assert replicated.steps == [] and replicated.max_num_seqs == 2 * LIMITS["max_num_seqs"]
+    replicated = replicate(2)
+    for _ in range(2):
+        replicated.restart_clock()
+        served([request(0, output=5)], replicated)
+        assert replicated._last == 0

@@ -1,16 +1,18 @@
 """A results folder holds whole runs or says what is wrong with it."""
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 from helpers import make_request, make_scheduler
-from simulation import PAPER_L4, SMALL
+from simulation import PAPER_L4, SMALL, request, simulated
 
+from driftsched_lib import Params, results, run_grid
 from driftsched_lib.errors import DriftSchedError
-from driftsched_lib.experiments import results
-from driftsched_lib.experiments.grid import run_grid
-from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.requests import Output
+from driftsched_lib.serving import StaticBatching
 
 
 def write(folder, started="2026-01-01", **run):
@@ -60,13 +62,16 @@ def test_a_run_is_kept_where_there_is_no_git(monkeypatch):
     provenance.cache_clear()
 
 
-def test_a_writer_that_dies_leaves_no_run(tmp_path):
+def test_a_writer_that_dies_leaves_no_run_and_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         results.write_run(tmp_path / "run", {}, {"run": object()})
     assert not results.is_complete(tmp_path / "run") and not (tmp_path / "run").exists()
     for read in (results.runs, results.load):
         with pytest.raises(DriftSchedError, match="holds no finished run; `python -m driftsched_lib run"):
             read(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DriftSchedError, match="file/out cannot be written"):
+        run_grid(Params(), tmp_path / "file" / "out")
 
 
 def test_records_are_kept_with_their_types(tmp_path):
@@ -100,20 +105,43 @@ def test_a_study_is_one_file_and_reads_like_its_folder(tmp_path):
         results.runs(tmp_path / "study")
 
 
-def test_a_folder_of_other_parameters_is_refused_before_anything_runs(tmp_path):
-    run_grid(Params.parse({"requests": 10}, "test"), tmp_path, runs=[])
-    with pytest.raises(DriftSchedError, match="holds runs with another seeds, requests: give another folder"):
-        run_grid(Params.parse({"requests": 11, "seeds": [9]}, "test"), tmp_path)
-
-
-def test_a_grid_with_options_is_taken_up_again(tmp_path):
+def test_a_grid_with_options_is_taken_up_again_and_one_of_other_parameters_is_refused_before_anything_runs(tmp_path):
     with_options = {"estimators": [{"paper": {"clip": [0.5, 2.0]}}], "policies": [{"aging": {"rate": 1}}]}
     params = Params.parse({"scheduler": with_options}, "test")
     for _ in range(2):
         assert run_grid(params, tmp_path, runs=[]).empty
+    with pytest.raises(DriftSchedError, match="holds runs with another seeds, requests: give another folder"):
+        run_grid(params.changed(requests=11, seeds=[9]), tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DriftSchedError, match="file/out cannot be written"):
-        run_grid(Params(), tmp_path / "file" / "out")
+HOLD = """
+import sys, time
+from pathlib import Path
+from driftsched_lib.experiments.results import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_never_write_to_one_folder_and_a_killed_one_leaves_it_free(tmp_path):
+    params = Params.load(PAPER_L4, SMALL)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "holds\n"
+    with pytest.raises(DriftSchedError, match=f"another run is writing to {tmp_path}: wait for it"):
+        run_grid(params, tmp_path, runs=[])
+    assert names(tmp_path) == [".lock"]
+    holder.kill()
+    holder.communicate()
+    for _ in range(2):
+        assert run_grid(params, tmp_path, runs=[]).empty
+
+
+def test_requests_of_older_versions_are_read_as_todays(tmp_path):
+    _, records = simulated([request(i, output=4 + i) for i in range(3)], batching=StaticBatching(2, 0.01))
+    today = results.requests_table(list(records.values()))
+    old = today.drop(columns="engine_first_token_s").assign(first_token_s=today.engine_first_token_s)
+    results.write_run(tmp_path / "run", {"requests": old}, {"run": {}, "started": ""})
+    read = results.load(tmp_path)[today.columns]
+    assert (read.first_token_s == read.finish_s).all() and (read.engine_first_token_s < read.finish_s).all()
+    pd.testing.assert_frame_equal(read, today.round(6), check_dtype=False)

@@ -8,63 +8,104 @@ from helpers import make_request, make_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftsched_lib.policies import POLICIES, Fifo
+from driftsched_lib.estimators import Censored, PaperEstimator
+from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Outcome, Output
 
-ACTION = st.sampled_from(["submit"] * 3 + ["next"] * 2 + ["preempt", "complete", "cancel", "expire", "fail"])
-ACTIONS = st.lists(st.tuples(ACTION, st.sampled_from(list(TIERS)), st.integers(0, 30), st.booleans()), max_size=80)
 
-
-def queue(*requests, policy=None, capacity=None):
+def queue(*requests, capacity=None):
     """Return a scheduler that these requests were submitted to as they arrived, and the list of its records."""
-    scheduler, records = make_scheduler(policy, capacity)
+    scheduler, records = make_scheduler(capacity=capacity)
     for request in requests:
         scheduler.submit(request, request.arrival_s)
     return scheduler, records
 
 
+MORE = ["give_back", "preempt", "complete", "uncounted", "cancel", "expire", "fail"]
+ACTION = st.sampled_from(["submit"] * 4 + ["next"] * 3 + MORE)
+STEPS = st.tuples(ACTION, st.sampled_from(list(TIERS)), st.integers(0, 30), st.booleans())
+
+
 @pytest.mark.parametrize("name", POLICIES)
-@given(actions=ACTIONS)
-def test_conserves_requests(name, actions):
-    scheduler, records = make_scheduler(POLICIES[name](), capacity=8)
-    submitted, running, now = [], [], 0.0
-    for i, (action, tier, number, flag) in enumerate(actions):
+@given(steps=st.lists(STEPS, min_size=8, max_size=40))
+def test_each_request_ends_once_as_it_should_and_a_policy_hears_how_what_it_dispatched_ended(name, steps):
+    policy = POLICIES[name]()
+    scheduler, records = make_scheduler(policy, capacity=8)
+    queued, running, ended, dispatched, heard, told, now = {}, {}, {}, set(), {}, [], 0.0
+    on_finish = policy.on_finish
+    policy.on_finish = lambda request, tokens: (told.append((request.request_id, tokens)), on_finish(request, tokens))
+
+    def move(request, here, there):
+        there[request.request_id] = here.pop(request.request_id)
+
+    def end(request, outcome, reason, tokens=None):
+        """The tokens that a policy hears of are those made if it waits again, and by default those estimated."""
+        ended[request.request_id] = outcome, reason, now
+        if queued.pop(request.request_id, None):
+            tokens = request.num_output_tokens
+        running.pop(request.request_id, None)
+        if request.request_id in dispatched:
+            heard[request.request_id] = request.estimate.output_tokens if tokens is None else tokens
+
+    def end_overdue():
+        for request in [request for request in queued.values() if (request.deadline_s or inf) <= now]:
+            end(request, "expired", "deadline passed in the queue")
+
+    for i, (action, tier, number, flag) in enumerate([*steps, ("fail", "batch", 0, False)]):
         now += 1.0
-        if action == "submit":
-            deadline = now + number if flag else None
-            scheduler.submit(make_request(i, arrival_s=now, tier=tier, deadline_s=deadline), now)
-            submitted.append(str(i))
-        elif action == "next" and (request := scheduler.next(now)) is not None:
-            running.append(request)
-        elif action == "preempt" and running:
-            made = {r.request_id: r.num_output_tokens + (number * j) % 90 for j, r in enumerate(running)}
-            victim = scheduler.preempt(made, now)
-            running = [request for request in running if request is not victim]
-        elif action == "complete" and running:
-            request = running.pop(number % len(running))
-            scheduler.complete(Output(request, 4, 5, 5, now, now, error="broken" if flag else None))
-        elif action == "cancel" and submitted:
-            cancelled = scheduler.cancel(submitted[number % len(submitted)], now)
-            assert (cancelled in running) == (cancelled is not None)
-            running = [request for request in running if request is not cancelled]
-        elif action == "expire":
-            scheduler.expire(now)
-        elif action == "fail" and number == 0:
-            scheduler.fail_all("the engine died", now)
-            running = []
-        ended = Counter(record.request_id for record in records)
-        assert set(ended.values()) <= {1}
-        assert len(submitted) == len(records) + len(scheduler) + len(running)
-        assert len(scheduler) == len(scheduler.policy) <= 8
-        assert scheduler.depth == dict.fromkeys(TIERS, 0) | Counter(request.tier for request in scheduler.policy)
-        assert scheduler.is_idle == (not running and not len(scheduler))
-    scheduler.fail_all("the end", now)
-    assert sorted(record.request_id for record in records) == sorted(submitted)
-    assert scheduler.is_idle and set(scheduler.depth.values()) == {0}
+        here = running if action in ("give_back", "complete", "uncounted") else queued | running
+        some = list(here.values())[number % len(here)] if here else None
+        match action:
+            case "submit":
+                request = make_request(i, now, tier, deadline_s=now + number if flag else None)
+                scheduler.submit(request, now)
+                if len(queued) >= 8:  # those that come back are not turned away
+                    end(request, "rejected", "queue full (8)")
+                else:
+                    queued[request.request_id] = request
+            case "next":
+                end_overdue()
+                request = scheduler.next(now)
+                assert (request is None) == (not queued)
+                if request is not None:
+                    move(request, queued, running)
+                    dispatched.add(request.request_id)
+            case "preempt":
+                made = {r.request_id: r.num_output_tokens + (number * j) % 90 for j, r in enumerate(running.values())}
+                if (victim := scheduler.preempt(made, now)) is not None:
+                    move(victim, running, queued)
+            case "expire":
+                end_overdue()
+                scheduler.expire(now)
+            case "give_back" if some:
+                scheduler.give_back(some.request_id)
+                move(some, running, queued)
+            case "complete" if some:
+                scheduler.complete(Output(some, 4, 5, 6, now, now, error="broken" if flag else None))
+                end(some, *(("failed", "broken", 5) if flag else ("completed", "", 6)))
+            case "uncounted" if some:
+                with pytest.raises(ValueError, match="needs the generated text"):
+                    scheduler.complete(Output(some, 4, 5, None, now, now))
+            case "cancel" if some:
+                tokens = number if flag else None
+                assert scheduler.cancel(some.request_id, now, tokens) is running.get(some.request_id)
+                end(
+                    some, "cancelled", f"cancelled while {'queued' if some.request_id in queued else 'running'}", tokens
+                )
+                assert scheduler.cancel(some.request_id, now) is None
+            case "fail" if number == 0:
+                assert scheduler.fail_all("the engine died", now) == list(running)
+                for request in (*queued.values(), *running.values()):
+                    end(request, "failed", "the engine died")
+        assert len(scheduler) == len(policy) == len(queued) and scheduler.is_idle == (not queued and not running)
+        assert scheduler.depth == dict.fromkeys(TIERS, 0) | Counter(request.tier for request in queued.values())
+        assert scheduler.next_deadline() == min((r.deadline_s or inf for r in queued.values()), default=inf)
+    assert {record.request_id: (record.outcome, record.reason, record.finish_s) for record in records} == ended
+    assert len(records) == len(ended) and dict(told) == heard and len(told) == len(heard)
 
 
 def test_submission_classifies_counts_and_estimates_and_a_full_queue_rejects_with_the_reason():
-    request, output_tokens = make_request(1, tier="premium"), int(256 * 1.2 * 1.005)
+    request, output_tokens = make_request(1, tier="premium", max_tokens=256), int(256 * 1.2 * 1.005)
     request.prompt = "Summarize DNS in ten words."
     _, records = queue(request, make_request(2), capacity=1)
     assert (request.category, request.input_tokens) == ("summary", 5)
@@ -82,16 +123,16 @@ def test_completion_is_learnt_from_and_recorded():
     assert (record.bias_before, record.measured_bias, record.bias_after) == (1.0, 0.5, pytest.approx(0.95))
 
 
-def test_a_request_expires_at_its_deadline_while_queued_and_when_the_engine_could_not_begin_with_it():
-    scheduler, records = queue(make_request(1, deadline_s=5.0), make_request(2, deadline_s=6.0))
-    assert scheduler.next(1.0).request_id == "1" and scheduler.next_deadline() == 6.0
-    scheduler.expire(5.9)
-    assert records == []
-    assert scheduler.next(6.0) is None and scheduler.next_deadline() == inf
-    scheduler.give_back("1")
-    assert scheduler.next_deadline() == 5.0
-    scheduler.expire(7.0)
-    assert [(r.request_id, r.outcome, r.finish_s) for r in records] == [("2", "expired", 6.0), ("1", "expired", 7.0)]
+def test_an_output_cut_at_its_limit_is_observed_as_censored_though_its_words_are_fewer():
+    class Mine(PaperEstimator):
+        def observe(self, request, output_tokens):
+            seen.append((output_tokens, isinstance(output_tokens, Censored)))
+
+    seen, (scheduler, _) = [], queue(*(make_request(i, max_tokens=limit) for i, limit in enumerate((64, 20, 64))))
+    scheduler.estimator = Mine()
+    for tokens in (40, 20, 64):
+        scheduler.complete(Output(scheduler.next(2.0), 6, tokens, tokens // 2, first_token_s=3.0, finish_s=9.0))
+    assert seen == [(20, False), (10, True), (32, True)]
 
 
 def test_an_id_that_comes_back_has_its_new_deadline_and_one_that_is_here_is_refused():
@@ -107,25 +148,6 @@ def test_an_id_that_comes_back_has_its_new_deadline_and_one_that_is_here_is_refu
         with pytest.raises(ValueError, match="already here"):
             scheduler.submit(make_request(1), 11.0)
         scheduler.next(11.0)
-
-
-def test_a_running_request_is_handed_back_when_its_client_gives_up():
-    scheduler, records = queue(make_request(1), make_request(2))
-    running = scheduler.next(1.0)
-    assert scheduler.cancel("2", 2.0) is None and scheduler.cancel("1", 3.0) is running
-    assert scheduler.cancel("1", 4.0) is None and scheduler.cancel("never seen", 4.0) is None
-    ended = [(r.request_id, r.finish_s, r.outcome, r.reason) for r in records]
-    assert ended == [
-        (i, s, "cancelled", f"cancelled while {at}") for i, s, at in (("2", 2, "queued"), ("1", 3, "running"))
-    ]
-
-
-def test_an_output_that_cannot_be_counted_leaves_its_request_to_be_failed():
-    scheduler, records = queue(make_request(1))
-    with pytest.raises(ValueError, match="needs the generated text"):
-        scheduler.complete(Output(scheduler.next(0.0), 4, 4, None, 1.0, 2.0))
-    scheduler.fail_all("no text", 2.0)
-    assert [(r.outcome, r.reason) for r in records] == [("failed", "no text")]
 
 
 def test_admission_turns_away_with_its_reason_and_sees_what_is_queued():
@@ -147,35 +169,3 @@ def test_admission_turns_away_with_its_reason_and_sees_what_is_queued():
     scheduler.next(3.0)
     scheduler.cancel("2", 3.0)
     assert scheduler.queued_tokens == dict.fromkeys(TIERS, 0)
-
-
-class Takes(Fifo):
-    """Hears of every end, and takes any slot back."""
-
-    preemptive = True
-
-    def __init__(self):
-        super().__init__()
-        self.heard = []
-
-    def victim(self, running, now):
-        return next(iter(running), None)
-
-    def on_finish(self, request, output_tokens):
-        self.heard.append((request.request_id, output_tokens))
-
-
-def test_a_policy_hears_how_each_request_that_it_dispatched_ended():
-    scheduler, _ = queue(*map(make_request, range(7)), policy=(policy := Takes()))
-    estimated = scheduler.next(1.0).estimate.output_tokens
-    running = [scheduler.next(1.0) for _ in range(4)]
-    scheduler.complete(Output(running[0], 4, 40, 32, 2.0, 3.0))  # in the run's accounting, whitespace here
-    scheduler.complete(Output(running[1], 4, 7, None, 2.0, 3.0, error="broken"))
-    scheduler.cancel("3", 3.0, output_tokens=5)
-    scheduler.cancel("4", 3.0)
-    scheduler.cancel("5", 3.0)  # never dispatched
-    assert scheduler.preempt({"0": 9}, 4.0).request_id == "0"
-    scheduler.cancel("0", 5.0)  # in the queue, with 9 tokens made
-    scheduler.next(6.0)
-    scheduler.fail_all("the engine died", 7.0)
-    assert policy.heard == [("1", 32), ("2", 7), ("3", 5), ("4", estimated), ("0", 9), ("6", estimated)]

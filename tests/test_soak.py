@@ -1,4 +1,4 @@
-"""Ten thousand requests per policy on a faulty engine; `--thorough` serves a million, and `soak.py` ten million."""
+"""Six thousand requests per policy on a faulty engine; `--thorough` serves a million, and `soak.py` ten million."""
 
 import gc
 
@@ -7,14 +7,13 @@ import soak
 
 from driftsched_lib.policies import POLICIES, Fifo
 from driftsched_lib.requests import Outcome
-from driftsched_lib.scheduler import Scheduler
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_outcome_each_in_flat_memory(policy, pytestconfig, monkeypatch):
-    for name, value in {"BREAKS": 3e-4, "CAPACITY": 100, "TENANTS": 50}.items():  # a short run reaches these, too
+    for name, value in {"BREAKS": 5e-4, "CAPACITY": 100, "TENANTS": 50}.items():  # a short run reaches these, too
         monkeypatch.setattr(soak, name, value)
-    requests = 1_000_000 if pytestconfig.getoption("thorough") else 10_000
+    requests = 1_000_000 if pytestconfig.getoption("thorough") else 6_000
     outcomes, breakdowns = soak.soak(policy, requests)
     assert outcomes.total() == requests and set(outcomes) == set(Outcome) and breakdowns > 0
 
@@ -36,16 +35,3 @@ def test_a_leak_is_seen(monkeypatch):
     del garbage
     with pytest.raises(AssertionError, match="memory blocks kept"):
         soak.soak("keeps", 20_000)
-
-
-@pytest.mark.parametrize("times", [0, 2])
-def test_a_request_that_ends_never_or_twice_is_seen(times, monkeypatch):
-    end = Scheduler._end
-
-    def end_some_otherwise(self, request, *arguments):
-        for _ in range(times if request.request_id == "77" else 1):
-            end(self, request, *arguments)
-
-    monkeypatch.setattr(Scheduler, "_end", end_some_otherwise)
-    with pytest.raises(AssertionError, match="fifo: 1 requests without exactly one outcome"):
-        soak.soak("fifo", 500)

@@ -2,13 +2,18 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from inside_vllm import MODEL
+from simulation import served
 
 from driftsched_lib.classify import KeywordClassifier
 from driftsched_lib.engines.base import STEP_COLUMNS
 from driftsched_lib.engines.load import load_engine
+from driftsched_lib.engines.profile import Profile
+from driftsched_lib.engines.simulated import SimulatedEngine
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.estimators import PaperEstimator
 from driftsched_lib.experiments.params import Params
@@ -46,7 +51,7 @@ def serve_all(engine):
 
 def requests(**changes):
     params = Params.load(SMOKE, {f"workload.{name}": value for name, value in changes.items()})
-    return make_load(params.workload, params.requests, 1, capacity_tokens_per_s=2000.0)[1].requests
+    return make_load(params.workload, params.requests, 1, capacity_tokens_per_s=2000.0)[-1].requests
 
 
 @pytest.fixture(params=[ContinuousBatching, partial(StaticBatching, 8, 0.01)], ids=["continuous", "static"])
@@ -75,6 +80,7 @@ def test_natural_outputs_end_by_themselves_or_at_their_limit(serve_all):
     frame = serve_all(requests(output_length="natural", length_scale=0.5), ContinuousBatching())
     assert (frame.output_tokens <= frame.max_tokens).all()
     assert (frame.output_tokens < frame.max_tokens).mean() > 0.5
+    assert sum(path.stat().st_size for path in Path(MODEL).iterdir()) < 15 * 2**20  # and yet it ends its answers
     assert frame.groupby("job_type").output_tokens.mean().nunique() > 1
 
 
@@ -105,8 +111,29 @@ def test_requests_beyond_the_context_fail_alone(serve_all):
     frame = serve_all(some, ContinuousBatching()).loc[[request.request_id for request in some]]
     failed = frame[frame.outcome == "failed"]
     assert list(failed.index) == [some[2].request_id, some[3].request_id] and len(frame) == len(some)
-    assert "1024" in failed.reason.iloc[0] and re.match(r"the context holds \d+ of 1020 fixed", failed.reason.iloc[1])
+    assert re.match(r"the prompt has \d+ tokens, and the context takes 1 to 1023", failed.reason.iloc[0])
+    assert re.match(r"the context holds \d+ of 1020 fixed", failed.reason.iloc[1])
     assert (frame.outcome.drop(failed.index) == "completed").all()
+
+
+def test_given_lengths_are_served_to_the_token_and_refused_as_by_the_simulator(engine, serve_all):
+    mix = {"name": "azure", "lengths": "data/traces/azure-conv-2023.json", "load_factor": 8.0}
+    loads = [requests(phases=[mix]) for _ in range(2)]
+    for load in loads:
+        for i, lengths in enumerate([(500, 3), (1, 1), (1023, 1), (1023, 2), (1024, 1), (10**9, 1), (5, 1020)]):
+            load[i].prompt_tokens, load[i].fixed_output_tokens = lengths
+        load[1].prompt = ""
+    profile = Profile.load(PROJECT / "data" / "profiles" / "driftsched-tiny-cpu.json")
+    simulator = SimulatedEngine(profile.model_copy(update={"limits": engine.limits}))
+    frames = serve_all(loads[0], ContinuousBatching()), pd.DataFrame(served(loads[1], simulator).values())
+    real, simulated = (frame.set_index("request_id").sort_index() for frame in (frames[0].reset_index(), frames[1]))
+    for column in ("outcome", "reason", "prompt_tokens", "input_tokens", "output_tokens"):
+        pd.testing.assert_series_equal(real[column], simulated[column], check_dtype=False)
+    given = pd.DataFrame(loads[0]).set_index("request_id").loc[real.index]
+    assert (real.input_tokens == given.prompt_tokens).all() and (real.outcome == "failed").sum() == 4
+    done = real[real.outcome == "completed"]
+    sizes = given.loc[done.index, ["prompt_tokens", "fixed_output_tokens"]]
+    assert (done[["prompt_tokens", "output_tokens"]].to_numpy() == sizes.to_numpy()).all()
 
 
 def test_an_unknown_engine_argument_and_a_model_that_is_not_there_are_named(engine, tmp_path):

@@ -58,8 +58,8 @@ def load(n, seed=1, longest=12):
     random, requests = Random(seed), []
     for i in range(n):
         prompt, tenant = random.choice(PROMPTS), random.choice(list(TENANTS))
-        requests.append(Request(str(i), 0.0, prompt, tenant, TENANTS[tenant], longest))
-        requests[-1].fixed_output_tokens = random.randint(1, longest)
+        length = random.randint(1, longest)
+        requests.append(Request(str(i), 0.0, prompt, tenant, TENANTS[tenant], length, fixed_output_tokens=length))
     return requests
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from driftsched_lib.requests import CATEGORIES, TIERS
+from driftsched_lib.workloads.drift import SCENARIOS
 from driftsched_lib.workloads.params import WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES, TOPICS, build_prompt
 from driftsched_lib.workloads.synthetic import make_load, mean_gap_s
@@ -24,11 +25,14 @@ def one_phase(phase=(), **workload):
     return WorkloadParams.parse({"phases": [{"name": "learning", "share": 1.0, **dict(phase)}]} | workload, "test")
 
 
-def test_phases_are_the_papers():
+def test_phases_are_the_papers_and_a_seed_gives_the_same_requests():
     learning, stress = make_load(PAPER, 3000, 1, 1.0)
     assert (len(learning.requests), len(stress.requests)) == (1000, 2000)
     assert (learning.pause_s, stress.pause_s) == (0.0, 15.0)
     assert [request.request_id for request in learning.requests + stress.requests] == [str(i) for i in range(3000)]
+    first, again, other = (requests_of(PAPER, seed) for seed in (3, 3, 4))
+    assert first == again
+    assert [request.prompt for request in first] != [request.prompt for request in other]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -63,12 +67,6 @@ def test_phases_share_all_requests_within_one(weights, total):
     assert np.abs(np.array(counts) - np.array(shares) * total).max() <= 1
 
 
-def test_the_same_seed_gives_the_same_requests_and_another_seed_others():
-    first, again, other = (requests_of(PAPER, seed) for seed in (3, 3, 4))
-    assert first == again
-    assert [request.prompt for request in first] != [request.prompt for request in other]
-
-
 def test_a_load_factor_stretches_the_gaps_to_that_share_of_capacity():
     phase = PAPER.phases[1]
     loaded = phase.model_copy(update={"load_factor": 2.0})
@@ -93,6 +91,37 @@ def test_requests_carry_what_the_parameters_say():
         fixed = phase.requests[0]
         assert fixed.fixed_output_tokens == fixed.max_tokens and fixed.deadline_s is None
         assert fixed.prompt.startswith(f"Request ID {i}. Tenant {fixed.tenant}. Job type {fixed.job_type}. ")
+
+
+MIXES = [f"data/traces/{name}.json" for name in ("azure-code-2023", "azure-conv-2023", "mooncake-conv-2025")]
+MIX = {"phases": [{"name": path, "lengths": path, "share": 1 / 3} for path in MIXES]}
+TRACE = {"trace": {"file": "data/traces/sample-clients.yaml", "format": "clients"}}
+LOADS = {"mix": MIX, "trace": TRACE, "limit": {}, "spread": {"output_length": "spread"}}
+LOADS |= {f"drift {name}": {"drift": name} for name in SCENARIOS} | {"natural": {"output_length": "natural"}}
+LOWERED = {"drift low_limits", "drift health_probes", "drift limit_change"}  # some requests have one other limit
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_limit_tells_no_more_of_an_output_than_the_category(load):
+    for scale in (1.0, 0.125):
+        requests = requests_of(WorkloadParams.parse(LOADS[load] | {"length_scale": scale}, "test"), 1)
+        limits = {(request.job_type, request.max_tokens) for request in requests}
+        assert len(limits) == (1 + (load in LOWERED)) * len({request.job_type for request in requests})
+        assert all((request.fixed_output_tokens or 1) <= request.max_tokens for request in requests)
+        if load in ("mix", "trace"):
+            assert len({request.max_tokens for request in requests}) == 1
+            assert len({request.prompt[:16] for request in requests}) == len(requests)  # no prefix cache helps
+
+
+def test_a_given_length_is_scaled_once_and_is_at_least_one_token(tmp_path):
+    path, given = tmp_path / "trace.csv", [(500, 1), (1, 500), (12, 20), (3, 4)]
+    path.write_text("arrival,prompt_tokens,output_tokens\n0,500,1\n1,1,500\n2,12,20\n3,3,4\n")
+    trace = {"file": str(path), "format": "csv", "load_factor": 2.0}
+    for scale, expected in ((1.0, given), (0.125, [(62, 1), (1, 62), (2, 2), (1, 1)]), (2.0, [(1000, 2), (2, 1000)])):
+        requests = requests_of(WorkloadParams.parse({"trace": trace, "length_scale": scale}, "test"), 1, 4, 100.0)
+        lengths = [(request.prompt_tokens, request.fixed_output_tokens) for request in requests]
+        assert lengths[: len(expected)] == expected
+        assert requests[-1].arrival_s == pytest.approx(sum(output for _, output in lengths) / 200)
 
 
 @pytest.mark.parametrize("cv", [1.0, 3.0])

@@ -22,24 +22,19 @@ def iterations(steps: pd.DataFrame, requests: pd.DataFrame, launch_bound: bool =
     `launch_bound`, that time is spent on launching the next iteration and counts as the next one's.  The first two
     iterations after an idle period then share their times and are left out.
 
-    Returns:
-        Columns `seconds`, `prefill_steps` (1 if it computes a prompt), `prompts`, `prefill_tokens`, `decode_seqs`,
-        `context_tokens`.
-
-    Raises:
-        ValueError: sequences were preempted, so their contexts are unknown.
+    Columns: `seconds`, `prefill_steps` (1 if it computes a prompt), `prompts`, `prefill_tokens`, `decode_seqs`,
+    `context_tokens`.  Raises ValueError if sequences were preempted, so that their contexts are unknown.
     """
     if steps.preemptions.any():
         raise ValueError("contexts cannot be told from a run with preemptions: fit a run that had KV cache to spare")
-    ends = steps.time_s.to_numpy()
-    starts = np.concatenate([[0.0], ends[:-1]])
-    was_empty = np.concatenate([[True], steps.running.to_numpy()[:-1] == 0])
+    ends, starts = steps.time_s.to_numpy(), steps.time_s.shift(fill_value=0.0).to_numpy()
+    was_empty = steps.running.shift(fill_value=0).to_numpy() == 0
     dispatches = np.sort(requests.dispatch_s.dropna().to_numpy(float))
     next_dispatch = dispatches[np.searchsorted(dispatches, starts).clip(max=len(dispatches) - 1)]
 
     done = requests[requests.outcome == "completed"]
     prompts, outputs = (done[column].to_numpy(int) for column in ("prompt_tokens", "output_tokens"))
-    first = np.searchsorted(ends, done.first_token_s.to_numpy(float))
+    first = np.searchsorted(ends, done.engine_first_token_s.to_numpy(float))
     last = first + outputs - 1
     n = len(steps)
     decoding, context = np.zeros(n + 1), np.zeros(n + 1)  # differences from row to row
@@ -69,8 +64,7 @@ def seen_by_clients(requests: pd.DataFrame) -> pd.DataFrame:
     iterations from the first to the last, and the other requests' times tell what else those iterations held, provided
     that no request waited inside the server.  The columns are those of `iterations`.
     """
-    done = requests[(requests.outcome == "completed") & (requests.output_tokens > 1)]
-    done = done[done.finish_s > done.first_token_s]
+    done = requests.query("outcome == 'completed' and output_tokens > 1 and finish_s > first_token_s")
     first, last = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
     prompts, made = done.prompt_tokens.to_numpy(float), done.output_tokens.to_numpy(float) - 1
     n, paces = len(done), made / (last - first)
@@ -112,8 +106,7 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     The weights keep a garbage collection or another process from deciding how large a cost is.  Such slow iterations
     happen all the same, so all costs are then scaled until the predicted seconds add up to the measured.
 
-    Raises:
-        ValueError: there are too few iterations, or they are too noisy.
+    Raises ValueError if there are too few iterations, or they are too noisy.
     """
     decode_seqs, measured = held.decode_seqs.to_numpy(), held.seconds.to_numpy()
     sizes = _fitted_sizes(decode_seqs)
@@ -138,15 +131,9 @@ def fit_costs(held: pd.DataFrame) -> tuple[StepCost, FitError]:
     if costs[0] <= negligible:
         raise ValueError("its iterations do not tell what one costs: serve more requests, or on a quieter machine")
     slowdown = measured.sum() / (design @ costs).sum()
-    base, per_step, per_prompt, per_token, per_context, *decode = map(float, costs * slowdown)
-    step = StepCost(
-        base_s=base,
-        per_prefill_step_s=per_step,
-        per_prompt_s=per_prompt,
-        per_prefill_token_s=per_token,
-        decode_s=dict(zip(sizes, decode, strict=True)),
-        per_context_token_s=per_context,
-    )
+    found, single = (costs * slowdown).tolist(), [name for name in StepCost.model_fields if name != "decode_s"]
+    decode_s = dict(zip(sizes, found[len(single) :], strict=True))
+    step = StepCost(**dict(zip(single, found, strict=False)), decode_s=decode_s)
     predicted = predicted_s(held, step)
     return step, FitError(
         iterations=len(held),
@@ -177,8 +164,7 @@ def predicted_s(held: pd.DataFrame, step: StepCost) -> np.ndarray:
 def fit_engine(steps: pd.DataFrame, requests: pd.DataFrame, async_scheduling: bool) -> tuple[StepCost, FitError, bool]:
     """Return an engine's costs, how well they fit its run, and whether it is launch-bound (see `Profile`).
 
-    Parameters:
-        steps: empty for a live server: its costs are fitted to what its clients saw.
+    A live server has no `steps`: its costs are fitted to what its clients saw.
     """
     step, error = fit_costs(seen_by_clients(requests) if steps.empty else iterations(steps, requests))
     if async_scheduling:

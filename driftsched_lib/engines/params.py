@@ -11,7 +11,7 @@ class ServerParams(Validated):
     """A live server that speaks OpenAI's completions API.
 
     Attributes:
-        url: its address up to `/v1`.
+        url: its address, with or without `/v1`.
         max_in_flight: requests that may be with it at once.
         timeout_s: the longest that one request may take.
         api_key_env: the environment variable that holds its API key.
@@ -20,7 +20,7 @@ class ServerParams(Validated):
         max_num_batched_tokens: what it was started with; only a profile of it needs that.
     """
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
     max_in_flight: Count
     timeout_s: Positive
     api_key_env: Annotated[str, Field(min_length=1)] | None = None
@@ -35,10 +35,9 @@ class EngineParams(Validated):
         kind: `vllm` loads `model` in this process with `args`; `server` is a live one; `simulated` is `replicas`
             engines of a `profile`, in which `args` replace limits.
         model: a Hugging Face id, or a folder.
-        profile: a file as in data/profiles.
+        profile: a file as in data/profiles.  Real vLLM runs in virtual time at its costs; null for wall time.
         router: chooses the replica of a request.
-        max_outstanding: requests that a replica is given; null for as many as run at once, so that all others wait in
-            the one queue.
+        max_outstanding: requests that a replica is given; null for as many as run at once: the policy queues the rest.
         args: vLLM's engine arguments.
         temperature: of the sampling.
     """
@@ -72,8 +71,8 @@ class EngineParams(Validated):
     def _fits_its_kind(self) -> "EngineParams":
         if self.kind == "simulated" and self.profile is None:
             raise ValueError("the simulated engine needs a profile, a file as in data/profiles")
-        if self.kind != "simulated" and (self.profile is not None or self.replicas > 1):
-            raise ValueError("a profile and replicas are for the simulated engine")
+        if (self.kind == "server" and self.profile is not None) or (self.kind != "simulated" and self.replicas > 1):
+            raise ValueError("a server has no profile, and replicas are for the simulated engine")
         if (self.kind == "server") != (self.server is not None):
             raise ValueError("server says where `kind: server` is, and that alone")
         if self.kind == "server" and self.args:

@@ -3,9 +3,11 @@
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from driftsched_lib.validation import Count, JsonFile, NotNegative, Positive, Validated
+
+SORTED = AfterValidator(lambda costs: dict(sorted(costs.items())))
 
 
 class StepCost(Validated):
@@ -27,13 +29,8 @@ class StepCost(Validated):
     per_prefill_step_s: NotNegative
     per_prompt_s: NotNegative
     per_prefill_token_s: NotNegative
-    decode_s: Annotated[dict[Count, NotNegative], Field(min_length=1)]
+    decode_s: Annotated[dict[Count, NotNegative], Field(min_length=1), SORTED]
     per_context_token_s: NotNegative
-
-    @field_validator("decode_s")
-    @classmethod
-    def _sorted(cls, decode_s: dict[int, float]) -> dict[int, float]:
-        return dict(sorted(decode_s.items()))
 
     def decoding_s(self, sequences: int) -> float:
         """Return the seconds of an iteration that decodes so many sequences without context, `base_s` included."""
@@ -93,7 +90,7 @@ class Profile(JsonFile, Validated):
     """All that `SimulatedEngine` needs to know of an engine.
 
     Attributes:
-        tokens_per_prompt_word: converts prompts to tokens where no tokenizer is at hand.
+        tokens_per_prompt_word: converts texts to tokens where the load gives no length and no tokenizer is at hand.
         words_per_output_token: whitespace words of generated text; None if the run counted tokens only.
         launch_bound: with `async_scheduling`, the host takes longer to launch an iteration than the device to compute
             the previous one, so the costs are those of launching.

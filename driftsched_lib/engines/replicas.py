@@ -45,8 +45,7 @@ class ReplicatedEngine:
     """
 
     def __init__(self, engines: Sequence[SimulatedEngine], router: Router, max_outstanding: int | None = None):
-        self._replicas = [Replica(index, engine) for index, engine in enumerate(engines)]
-        self._router = router
+        self._engines, self._router = engines, router
         self._max_outstanding = max_outstanding or engines[0].max_num_seqs
         self.max_num_seqs = sum(engine.max_num_seqs for engine in engines)
         self.limits = engines[0].limits
@@ -58,10 +57,9 @@ class ReplicatedEngine:
 
     def restart_clock(self) -> None:
         """Start a new run at time zero with empty step logs."""
-        for replica in self._replicas:
-            replica.engine.restart_clock()
-            replica.busy = False
-            replica.outstanding.clear()
+        for engine in self._engines:
+            engine.restart_clock()
+        self._replicas = [Replica(index, engine) for index, engine in enumerate(self._engines)]
         self._now = 0.0
         self._last = -1  # replica that was given a request
         self._due: list[tuple[float, int]] = []  # heap: when which busy replica ends its iteration
@@ -99,8 +97,7 @@ class ReplicatedEngine:
     def step(self, until: float) -> list[Output]:
         """Pass time to the next end of an iteration, or to `until` if that comes first.
 
-        Raises:
-            RuntimeError: no request is here and `until` is infinite.
+        Raises RuntimeError if no request is here and `until` is infinite.
         """
         horizon = until if len(self._ready) + len(self._due) == 1 else self._now  # a replica alone may jump
         for replica in self._ready:
@@ -116,11 +113,10 @@ class ReplicatedEngine:
             return []
         self._now, index = heappop(self._due)
         replica = self._replicas[index]
-        outputs, replica.outputs = replica.outputs, []
-        for output in outputs:
+        for output in replica.outputs:
             del replica.outstanding[output.request.request_id]
         self._ready.append(replica)
-        return outputs
+        return replica.outputs
 
     def _has_room(self, replica: Replica) -> bool:
         return len(replica.outstanding) < self._max_outstanding

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from math import ceil
 
-from driftsched_lib.engines.base import check_idle, check_progress, length_error
+from driftsched_lib.engines.base import check_context, check_idle, check_progress
 from driftsched_lib.engines.profile import Profile
 from driftsched_lib.requests import Output, Request
 
@@ -51,19 +51,15 @@ class SimulatedEngine:
     a closed form.  It counts from the last change of the decoding sequences, so no jump changes a time by rounding.
 
     Parameters:
-        lengths: returns a request's prompt and output tokens; by default `count_tokens` of its prompt, and
-            `fixed_output_tokens` or else `max_tokens`.
+        lengths: returns a request's prompt and output tokens; by default those that it gives, or else `count_tokens` of
+            its prompt and `max_tokens`.
         log_steps: keep one row per iteration in `steps`.  The engine then never jumps; results stay the same.
     """
 
     def __init__(self, profile: Profile, lengths: Lengths | None = None, log_steps: bool = False):
-        self.profile = profile
-        self.limits, self._cost = profile.limits, profile.step
-        self.max_num_seqs = profile.limits.max_num_seqs
-        self.log_steps = log_steps
-        self._lengths = lengths or (
-            lambda one: (self.count_tokens(one.prompt), one.fixed_output_tokens or one.max_tokens)
-        )
+        self.profile, self.log_steps = profile, log_steps
+        self.limits, self._cost, self.max_num_seqs = profile.limits, profile.step, profile.limits.max_num_seqs
+        self._lengths = lengths or self._own_lengths
         self._async_scheduling = profile.limits.async_scheduling
         self._behind = int(self._async_scheduling and not profile.launch_bound)  # iterations that the clock lags
         self._decode_s = [profile.step.decoding_s(n) for n in range(self.max_num_seqs + 1)]
@@ -103,16 +99,10 @@ class SimulatedEngine:
         return len(self._in_flight) < self.max_num_seqs
 
     def add(self, request: Request) -> None:
-        """Take a request; an output longer than the context is cut there, as in vLLM.
-
-        Raises:
-            ValueError: the request can never be served.
-        """
+        """Take a request, or raise ValueError if it can never be served; an output ends where the context does."""
         prompt, output = self._lengths(request)
         limits = self.limits
-        if not 1 <= prompt < limits.max_model_len:
-            most = limits.max_model_len - 1
-            raise ValueError(f"the prompt has {prompt} tokens, and the context takes 1 to {most} and an output token")
+        check_context(request, prompt, limits.max_model_len)
         if output < 1:
             raise ValueError(f"the output has {output} tokens, it must have at least one")
         output = min(output, limits.max_model_len - prompt)
@@ -126,11 +116,9 @@ class SimulatedEngine:
         self._promised += blocks
 
     def abort(self, request_id: str) -> None:
-        sequence = self._in_flight.get(request_id)
-        if sequence is None:
-            return
-        self._forget(sequence)
-        self._take_out(sequence)
+        if (sequence := self._in_flight.get(request_id)) is not None:
+            self._forget(sequence)
+            self._take_out(sequence)
 
     def num_output_tokens(self) -> dict[str, int]:
         """Return the output tokens so far, by id, of each request that has more to make."""
@@ -146,18 +134,16 @@ class SimulatedEngine:
     def step(self, until: float) -> list[Output]:
         """Pass iterations up to the first that ends a request, or that ends at or after `until`.
 
-        Raises:
-            RuntimeError: no request is here and `until` is infinite.
+        Raises RuntimeError if no request is here and `until` is infinite.
         """
         if not self._in_flight:
             check_progress(until)
             self._now = max(self._now, until)
             self._end = self._since_s = max(self._end, self._now)
             return []
-        while True:
-            outputs = self._iterate(until)
-            if outputs or self._now >= until:
-                return outputs
+        while not (outputs := self._iterate(until)) and self._now < until:
+            continue
+        return outputs
 
     def _iterate(self, until: float) -> list[Output]:
         """Pass one iteration, or all up to the next event where sequences only decode."""
@@ -251,8 +237,7 @@ class SimulatedEngine:
 
     def _complete_prefills(self, prefills: list[tuple[_Sequence, int]]) -> list[_Sequence]:
         """Add the time of the prompts; return the sequences whose prompts are whole, which now decode."""
-        tokens = sum(computed for _, computed in prefills)
-        cost = self._cost
+        cost, tokens = self._cost, sum(computed for _, computed in prefills)
         self._end += tokens * cost.per_prefill_token_s + cost.per_prefill_step_s + len(prefills) * cost.per_prompt_s
         self._rebase()
         self._prefilling, begun = None, []
@@ -282,13 +267,17 @@ class SimulatedEngine:
     def _output(self, sequence: _Sequence) -> Output:
         self._forget(sequence)
         request, tokens, per_token = sequence.request, sequence.output_tokens, self.profile.words_per_output_token
-        words, error = None if per_token is None else round(tokens * per_token), length_error(request, tokens)
-        return Output(request, sequence.prompt_tokens, tokens, words, sequence.first_token_s, self._now, error)
+        words = None if per_token is None else round(tokens * per_token)
+        return Output(request, sequence.prompt_tokens, tokens, words, sequence.first_token_s, self._now)
 
     def _made(self, sequence: _Sequence) -> int:
         """Return the output tokens of a sequence so far."""
         decodes = sequence.request.request_id in self._decoding
         return self._iteration - sequence.origin if decodes else sequence.num_output_tokens
+
+    def _own_lengths(self, request: Request) -> tuple[int, int]:
+        prompt_tokens = request.prompt_tokens or self.count_tokens(request.prompt)
+        return prompt_tokens, request.fixed_output_tokens or request.max_tokens
 
     def _forget(self, sequence: _Sequence) -> None:
         self._promised -= sequence.blocks

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 
 import psutil
 import pynvml
@@ -15,11 +17,11 @@ GPU = {
     "gpu_memory_clock_mhz": lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM),
 }
 CPU = {
-    "cpu_utilisation_percent": lambda process: psutil.cpu_percent(),
-    "memory_used_mib": lambda process: psutil.virtual_memory().used / 2**20,
-    "process_memory_mib": lambda process: process.memory_info().rss / 2**20,
-    "cpu_clock_mhz": lambda process: getattr(psutil.cpu_freq(), "current", float("nan")),
-    "load_1min": lambda process: psutil.getloadavg()[0],
+    "cpu_utilisation_percent": psutil.cpu_percent,
+    "memory_used_mib": lambda: psutil.virtual_memory().used / 2**20,
+    "process_memory_mib": lambda: psutil.Process().memory_info().rss / 2**20,
+    "cpu_clock_mhz": lambda: getattr(psutil.cpu_freq(), "current", float("nan")),
+    "load_1min": lambda: psutil.getloadavg()[0],
 }
 
 
@@ -36,16 +38,12 @@ class Telemetry:
         self.rows: list[tuple[float, ...]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        process = psutil.Process()
-        self._sources = [(sample, process) for sample in CPU.values()]
-        self.columns = ("time_s", *CPU)
-        try:
+        self._sources = CPU
+        with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
             gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-            self._sources = [*((sample, gpu) for sample in GPU.values()), *self._sources]
-            self.columns = ("time_s", *GPU, *CPU)
-        except pynvml.NVMLError:
-            pass
+            self._sources = {name: partial(sample, gpu) for name, sample in GPU.items()} | CPU
+        self.columns = ("time_s", *self._sources)
 
     def __enter__(self) -> "Telemetry":
         self._started = time.monotonic()
@@ -60,4 +58,4 @@ class Telemetry:
     def _run(self) -> None:
         while not self._stop.wait(self.interval_s):
             now_s = time.monotonic() - self._started
-            self.rows.append((now_s, *(sample(device) for sample, device in self._sources)))
+            self.rows.append((now_s, *(sample() for sample in self._sources.values())))

@@ -9,10 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO
+from typing import IO, NamedTuple
 
 import httpx
 import pandas as pd
@@ -21,18 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from driftsched_lib.errors import RunError
 from driftsched_lib.validation import in_project
 
-TIMEOUT_S = 600
-"""A server must start, and clients must end, within this time."""
-
+TIMEOUT_S = 600  # for a server to start, and for clients to end
 # Nobody writes to standard input: reading returns when the parent is gone, killed or not.
 _END_WITH_PARENT = """
-import os, signal, threading
+import os, runpy, signal, threading
 threading.Thread(target=lambda: (os.read(0, 1), os.killpg(0, signal.SIGTERM)), daemon=True).start()
 """
-_SERVER = """
-import runpy
-runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
-"""
+_SERVER = "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__', alter_sys=True)"
 # The client takes seconds to import: this is done once, then all tenants start together.
 _CLIENTS = """
 import argparse, json, sys
@@ -53,10 +47,9 @@ _RESULTS = {"start_s": "start_times", "ttft_s": "ttfts", "e2e_s": "latencies", "
 
 @contextmanager
 def child(code: str, *arguments: str, **options) -> Iterator[subprocess.Popen]:
-    """Run Python code in a process with its own session, and end that session afterwards.
+    """Run Python code in a session of its own, which ends afterwards, or when this process does, killed or not.
 
-    The session also ends when this process does, killed or not: a restarted kernel leaves no server behind.  `options`
-    are those of `subprocess.Popen`, except `stdin`.
+    So a restarted kernel leaves no server behind.  `options` are those of `subprocess.Popen`, except `stdin`.
     """
     command = [sys.executable, "-c", _END_WITH_PARENT + code, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **options) as process:
@@ -69,28 +62,16 @@ def child(code: str, *arguments: str, **options) -> Iterator[subprocess.Popen]:
                     process.wait(timeout=15)
 
 
-def _failure(what: str, log: IO[str]) -> RunError:
-    log.seek(0)
-    return RunError(f"{what} failed, or took over {TIMEOUT_S} s:\n{''.join(log.readlines()[-25:])}")
-
-
 @contextmanager
 def serve_vllm(model: str, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
     """Start vLLM's OpenAI-compatible server on a free port, yield its base URL, and end it.
 
-    Parameters:
-        model: a Hugging Face model id, or a folder, looked for in the project first.
-        arguments: of `vllm serve`, such as `--max-num-seqs`, `32`.
-        env: variables set for it in addition to this process's.
-
-    Raises:
-        RunError: it does not start; the message has the end of its log.
+    `model` is a Hugging Face id, or a folder, looked for in the project first; `arguments` are those of `vllm serve`;
+    `env` is set for it in addition to this process's variables.  Raises RunError, with its log, if it does not start.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    options = ["--model", in_project(model), "--served-model-name", model, "--host", "127.0.0.1", "--port", port]
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + TIMEOUT_S
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        host, port = free.getsockname()
+    options = [f"--model={in_project(model)}", f"--served-model-name={model}", f"--host={host}", f"--port={port}"]
     with TemporaryDirectory(prefix="vllm-") as metrics, TemporaryFile("w+", errors="replace") as log:
         defaults = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -102,21 +83,27 @@ def serve_vllm(model: str, *arguments: str, env: Mapping[str, str] | None = None
         }
         env = defaults | os.environ | (env or {})
         with child(_SERVER, *options, *arguments, env=env, stdout=log, stderr=log) as process:
-            while not _answers(f"{url}/health"):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise _failure("vLLM's server", log)
-                time.sleep(0.2)
-            yield url
+            _wait("vLLM's server", process, log, lambda status: _is_up(f"http://{host}:{port}/health"))
+            yield f"http://{host}:{port}"
 
 
-def _answers(url: str) -> bool:
+def _is_up(url: str) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(url, timeout=5).is_success
+        return httpx.get(url, timeout=30, trust_env=False).is_success  # no proxy leads to this machine
     return False
 
 
-@dataclass(frozen=True)
-class TenantLoad:
+def _wait(what: str, process: subprocess.Popen, log: IO[str], done: Callable[[int | None], bool]) -> None:
+    """Wait until a child, whose exit status is given to `done`, has done its work; else raise RunError with its log."""
+    until = time.monotonic() + TIMEOUT_S
+    while not done(status := process.poll()):
+        if status is not None or time.monotonic() > until:
+            log.seek(0)
+            raise RunError(f"{what} failed, or took over {TIMEOUT_S} s:\n{''.join(log.readlines()[-25:])}")
+        time.sleep(0.5)
+
+
+class TenantLoad(NamedTuple):
     """What one tenant sends: prompts with the output tokens of each, `rate_per_s` of them per second (Poisson)."""
 
     tenant: str
@@ -128,48 +115,32 @@ class TenantLoad:
 def send(url: str, model: str, loads: Sequence[TenantLoad], watch: Callable[[], object] = lambda: None) -> pd.DataFrame:
     """Let all tenants send at once through vLLM's benchmark client; return one row per request, as its client saw it.
 
-    Parameters:
-        watch: called every half second meanwhile.
-
-    Returns:
-        Columns `tenant`, `tier`, `start_s` (since the first of all), `ttft_s`, `e2e_s`, `output_tokens`, `error`.
-
-    Raises:
-        RunError: a client failed; the message has the end of the clients' log.
+    `watch` is called every half second meanwhile.  Columns: `tenant`, `tier`, `start_s` (since the first of all),
+    `ttft_s`, `e2e_s`, `output_tokens`, `error`.  Raises RunError, with the end of the clients' log, if one fails.
     """
-    commands = []
+    commands, tables = [], []
     with TemporaryDirectory(prefix="clients-") as folder, TemporaryFile("w+", errors="replace") as log:
         for i, load in enumerate(loads):
-            dataset, sender = Path(folder, f"{i}.jsonl"), {"tenant": load.tenant, "tier": load.tier}
-            rows = [json.dumps({"prompt": prompt, "output_tokens": tokens}) for prompt, tokens in load.prompts]
-            dataset.write_text("\n".join(rows))
-            body = json.dumps({"vllm_xargs": sender})
+            dataset, who = Path(folder, f"{i}.jsonl"), {"vllm_xargs": {"tenant": load.tenant, "tier": load.tier}}
+            dataset.write_text("\n".join(json.dumps({"prompt": text, "output_tokens": n}) for text, n in load.prompts))
             mine = {"base-url": url, "model": model, "tokenizer": in_project(model), "dataset-path": dataset}
-            mine |= {"num-prompts": len(rows), "request-rate": load.rate_per_s, "seed": i + 1, "extra-body": body}
+            mine |= {"num-prompts": len(load.prompts), "request-rate": load.rate_per_s, "seed": i + 1}
+            mine["extra-body"] = json.dumps(who)
             commands.append([*_CLIENT_OPTIONS.split(), *(f"--{name}={value}" for name, value in mine.items())])
-        out, until = Path(folder, "results.json"), time.monotonic() + TIMEOUT_S
-        with child(_CLIENTS, json.dumps(commands), str(out), stdout=log, stderr=log) as clients:
-            while clients.poll() is None and time.monotonic() < until:
-                watch()
-                time.sleep(0.5)
-        if clients.returncode != 0:
-            raise _failure("a client", log)
+        out, env = Path(folder, "results.json"), os.environ | {"no_proxy": "127.0.0.1"}
+        with child(_CLIENTS, json.dumps(commands), str(out), env=env, stdout=log, stderr=log) as clients:
+            _wait("a client", clients, log, lambda status: (watch(), status == 0)[1])
         results = json.loads(out.read_text())
-    tables = []
     for load, result in zip(loads, results, strict=True):
         columns = {name: result[key] for name, key in _RESULTS.items()} | {"error": result["errors"]}
         tables.append(pd.DataFrame({"tenant": load.tenant, "tier": load.tier} | columns))
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(start_s=table.start_s - table.start_s.min())
+    return pd.concat(tables, ignore_index=True).assign(start_s=lambda table: table.start_s - table.start_s.min())
 
 
 def scrape(url: str, prefix: str = "driftsched_") -> pd.DataFrame:
     """Return the metrics at `/metrics` whose names begin with `prefix`: columns `name`, `labels` (text), `value`."""
-    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text)
-    rows = [
-        (sample.name, ", ".join(f"{key}={value}" for key, value in sample.labels.items() if key != "pid"), sample.value)
-        for family in families
-        for sample in family.samples
-        if sample.name.startswith(prefix)
-    ]
-    return pd.DataFrame(rows, columns=["name", "labels", "value"])
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text)
+    samples = [sample for family in families for sample in family.samples if sample.name.startswith(prefix)]
+    labels = [", ".join(f"{key}={value}" for key, value in one.labels.items() if key != "pid") for one in samples]
+    names, values = [one.name for one in samples], [one.value for one in samples]
+    return pd.DataFrame({"name": names, "labels": labels, "value": values})

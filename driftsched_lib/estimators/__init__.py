@@ -1,6 +1,6 @@
 """Output-length estimators that learn online: `estimate(request)`, then `observe(request, output_tokens)`."""
 
-from driftsched_lib.estimators.base import Estimator, Feedback
+from driftsched_lib.estimators.base import Censored, Estimator, Feedback
 from driftsched_lib.estimators.interval import IntervalEstimator, State
 from driftsched_lib.estimators.kalman import Kalman
 from driftsched_lib.estimators.oracle import Oracle
@@ -25,6 +25,6 @@ EstimatorName = component(ESTIMATORS, shared=("base_tokens", "calibrate", "tiers
 """An estimator in parameters; `base_tokens`, `calibrate` and `tiers` are given when it is built."""
 
 __all__ = [
-    "ESTIMATORS", "Estimator", "EstimatorName", "Feedback", "IntervalEstimator", "Kalman", "Oracle", "PageHinkley",
-    "PaperEstimator", "Pooled", "Regression", "RunningQuantiles", "State",
+    "ESTIMATORS", "Censored", "Estimator", "EstimatorName", "Feedback", "IntervalEstimator", "Kalman", "Oracle",
+    "PageHinkley", "PaperEstimator", "Pooled", "Regression", "RunningQuantiles", "State",
 ]  # fmt: skip

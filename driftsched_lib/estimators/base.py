@@ -42,6 +42,15 @@ class Feedback:
     bias_after: float
 
 
+class Censored(int):
+    """The length (tokens) of an output that ended at its limit; without that limit it would be as long or longer.
+
+    It is an `int` like any other length, so an estimator that does not ask for it still works.
+    """
+
+    __slots__ = ()
+
+
 class Estimator(Protocol):
     """Estimates output lengths at admission and learns from outputs; your own may extend `IntervalEstimator`.
 
@@ -49,8 +58,11 @@ class Estimator(Protocol):
     saved, an estimator keeps each constructor argument under its own name, and all that it learns in `state_`, a
     dataclass of numbers, lists and mappings (None if it learns nothing).
 
-    `observe` returns what changed if the estimator keeps one bias per category, else None.  Both raise ValueError and
-    learn nothing if `checked_base` or `checked_length` refuses the request; the message names it.
+    `observe` returns what changed if the estimator keeps one bias per category and learnt, else None.  Both raise
+    ValueError and learn nothing if `checked_base` or `checked_length` refuses the request; the message names it.
+
+    An output of `max_tokens` has a censored length, a lower bound.  The scheduler observes it as `Censored`, because it
+    may have fewer words.  Cancelled and failed requests are not observed.
     """
 
     state_: Any
@@ -81,7 +93,10 @@ def checked_base(base_tokens: Mapping[str, int], request: Request) -> int:
 
 
 def checked_length(request: Request, output_tokens: int) -> int:
-    """Return an observed length, at most the request's limit; ValueError unless it is whole and up to `MAX_TOKENS`."""
+    """Return an observed length, at most the request's limit; `Censored` if the output ended there.
+
+    Raises ValueError unless it is whole and up to `MAX_TOKENS`.
+    """
     try:
         length = int(output_tokens)
     except (TypeError, ValueError, OverflowError):
@@ -89,7 +104,9 @@ def checked_length(request: Request, output_tokens: int) -> int:
     if length != output_tokens or not 0 <= length <= MAX_TOKENS:
         fault = f"{output_tokens!r} output tokens observed, it must be a whole number from 0 to {MAX_TOKENS:,}"
         raise ValueError(f"request {request.request_id!r}: {fault}")
-    return min(length, request.max_tokens)
+    if length < request.max_tokens and not isinstance(output_tokens, Censored):
+        return length
+    return Censored(min(length, request.max_tokens))
 
 
 def log_ratio(length: int, base: int) -> float:

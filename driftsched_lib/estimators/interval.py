@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from driftsched_lib.estimators.base import Feedback, checked_base, checked_bases, checked_length
+from driftsched_lib.estimators.base import Censored, Feedback, checked_base, checked_bases, checked_length
 from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
 
 CAPACITY = 100
@@ -92,6 +92,13 @@ class IntervalEstimator(ABC):
     if the interval that the request would get *now* misses it.  Judged by the interval given at admission, levels swing
     wider in longer queues.  To be saved, a subclass extends `State` by what it learns (see `base.Estimator`).
 
+    All have one rule for an output that ended at its limit (`base.Censored`).  If the limit is below what is `usual`,
+    the output teaches nothing and is no miss.  Otherwise its length is learnt, and is a miss above the interval.  So a
+    censored length is replaced by the larger of itself and its expectation.  Buckley and James (Linear Regression with
+    Censored Data, 1979) take the mean beyond it, but then health probes would raise estimates: their outputs are not
+    long ones cut off.  The price is a bias.  Where many clients have limits a little below what is usual, only their
+    shorter outputs are learnt; estimates sink, at most to those limits.
+
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).
 
@@ -123,16 +130,22 @@ class IntervalEstimator(ABC):
 
     @abstractmethod
     def learn(self, request: Request, base: int, length: int) -> Feedback | None:
-        """Take in an output of `length` tokens."""
+        """Take in an output of `length` tokens, `Censored` if it ended at its limit."""
+
+    def usual(self, request: Request, base: int) -> float:
+        """Return the length (tokens) below which a limit cuts what is usual: what is expected, unless overridden."""
+        return self.expect(request, base)
 
     def estimate(self, request: Request) -> Estimate:
         base = checked_base(self.base_tokens, request)
-        point = min(max(self.expect(request, base), 1.0), float(request.max_tokens))
-        return self._around(request, point, round(point), point / base, base)
+        point = max(self.expect(request, base), 1.0)
+        return self._around(request, point, round(min(point, request.max_tokens)), point / base, base)
 
     def observe(self, request: Request, output_tokens: int) -> Feedback | None:
         base = checked_base(self.base_tokens, request)
         length = checked_length(request, output_tokens)
+        if isinstance(length, Censored) and request.max_tokens < self.usual(request, base):
+            return None
         interval = self.state_.intervals[request.category]
         point = max(self.expect(request, base), 1.0)
         low, high = interval.around(point, request.max_tokens)

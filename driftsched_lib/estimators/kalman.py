@@ -73,7 +73,8 @@ class KalmanState(State):
 class Kalman(IntervalEstimator):
     """Estimate by a Kalman filter of the category's log length: calm without change, quick after one.
 
-    It learns a level, its drift and its noise per category (see `LocalLevel`), in O(1).
+    It learns a level, its drift and its noise per category (see `LocalLevel`), in O(1).  An output that ended at a
+    limit below the level teaches nothing (see `IntervalEstimator`).
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).

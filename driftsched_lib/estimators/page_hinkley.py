@@ -93,7 +93,8 @@ class PageHinkley(IntervalEstimator):
     """Estimate by the category's mean log length since its last change.
 
     The n-th observation after a change has the gain `max(1 / n, min_gain)`.  The change is found by the Page-Hinkley
-    test (see `RiseTest`).  It learns one mean and one variance per category, in O(1).
+    test (see `RiseTest`).  It learns one mean and one variance per category, in O(1).  An output that ended at a limit
+    below the mean teaches nothing (see `IntervalEstimator`).
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).

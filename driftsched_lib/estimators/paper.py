@@ -24,7 +24,9 @@ class PaperEstimator(IntervalEstimator):
 
     `output = int(base[category] * bias[category] * safety[tier] * min(max_input_factor, 1 + input / input_scale))`.
     After each output `bias <- (1 - alpha) * bias + alpha * clip(length / base)`, per category, in O(1).
-    Source: arXiv 2606.02982, adaptive token estimation; the interval is this project's.
+    Source: arXiv 2606.02982, adaptive token estimation.  The interval is this project's, and so is one exception: a
+    limit below `base * bias` bounds the estimate, and an output that ended there teaches nothing (see `usual`).  In the
+    paper all limits are the bases.
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).
@@ -69,12 +71,16 @@ class PaperEstimator(IntervalEstimator):
 
     def estimate(self, request: Request) -> Estimate:
         base = checked_base(self.base_tokens, request)
-        point = self.expect(request, base)
-        return self._around(request, point, int(point), self.state_.bias[request.category], base)
+        point, usual = self.expect(request, base), self.usual(request, base)
+        output = int(point if request.max_tokens >= usual else min(point, request.max_tokens))
+        return self._around(request, point, output, self.state_.bias[request.category], base)
 
     def expect(self, request: Request, base: int) -> float:
         input_factor = min(self.max_input_factor, 1.0 + request.input_tokens / self.input_scale)
         return base * self.state_.bias[request.category] * self.tiers[request.tier].safety * input_factor
+
+    def usual(self, request: Request, base: int) -> float:
+        return base * self.state_.bias[request.category]
 
     def learn(self, request: Request, base: int, length: int) -> Feedback:
         low, high = self.clip

@@ -60,7 +60,8 @@ class Pooled(IntervalEstimator):
     A category's level is that of `Kalman`.  The mean of a tenant's n deviations from it counts for
     `n / (n + within / between)`, the posterior mean of a normal deviation (empirical Bayes: Efron and Morris, 1973;
     Gelman and Hill, Data Analysis Using Regression and Multilevel Models, 2007, section 12.2).  Both variances are
-    learnt; `between` is the average product of a tenant's new deviation and its mean before.  O(1).
+    learnt; `between` is the average product of a tenant's new deviation and its mean before.  O(1).  An output that
+    ended at a limit below what is expected of its tenant teaches nothing (see `IntervalEstimator`).
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from driftsched_lib.estimators.base import Censored
 from driftsched_lib.estimators.interval import IntervalEstimator, SlidingWindow, State
 from driftsched_lib.requests import BASE_TOKENS, Estimate, Request
 from driftsched_lib.validation import in_range
@@ -22,6 +23,10 @@ class RunningQuantiles(IntervalEstimator):
     A tenant with few observations gets the whole category's quantiles, a category without any its base.  No shape of
     distribution is assumed: outputs may mostly end at their limit, or have two humps.  O(1) per estimate; O(n) per
     observation in a window of n = 100.
+
+    An output that ended at its limit teaches nothing if the limit is below the median.  Else it counts as the window's
+    oldest length above that limit, or as itself if there is none: mass is redistributed to the right, as in Efron, The
+    Two Sample Problem with Censored Data (1967).  So lower limits neither shorten the tail nor hold the median.
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).
@@ -59,9 +64,11 @@ class RunningQuantiles(IntervalEstimator):
 
     def learn(self, request: Request, base: int, length: int) -> None:
         tenants = self.state_.tenants
-        self.state_.categories[request.category].add(length)
         by_category = tenants[request.tenant] = tenants.pop(request.tenant, {})
-        by_category.setdefault(request.category, SlidingWindow()).add(length)
+        own = by_category.setdefault(request.category, SlidingWindow())
+        for window in (self.state_.categories[request.category], own):
+            longer = (value for value in window.values if value > request.max_tokens)
+            window.add(next(longer, length) if isinstance(length, Censored) else length)
         if len(tenants) > self.max_tenants:
             del tenants[next(iter(tenants))]
 

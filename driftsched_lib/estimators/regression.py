@@ -36,7 +36,8 @@ class Regression(IntervalEstimator):
     One Kalman filter with a diagonal covariance learns all: a new weight moves quickly, a well-known one hardly (the
     diagonal extended Kalman filter; as a classifier, Dredze, Crammer and Pereira, Confidence-Weighted Linear
     Classification, 2008).  The levels are those of `Kalman`.  O(features), at most 22; a tenth of the time of river's
-    or scikit-learn's linear models.
+    or scikit-learn's linear models.  An output that ended at a limit below what is expected of its request teaches
+    nothing (see `IntervalEstimator`).
 
     Parameters:
         base_tokens: expected output length by category before anything is observed (tokens).

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,13 +48,9 @@ def save_estimator(estimator: Estimator, path: str | Path) -> None:
         raise ValueError(f"{names[0]} is another class than this estimator's")
     if wrong := {"state_", *vars(estimator)} ^ {"state_", *parameters}:
         raise ValueError(f"{names[0]}: {', '.join(sorted(wrong))} must be a parameter and an attribute, or in state_")
-    content = {
-        "format": "driftsched-estimator",
-        "version": 2,
-        "estimator": names[0],
-        "parameters": _ANY.dump_python(parameters, mode="json", exclude_defaults=True),  # JSON has no infinity
-        "state": _ANY.dump_python(estimator.state_, mode="json"),
-    }
+    content = {"format": "driftsched-estimator", "version": 2, "estimator": names[0]}
+    content["parameters"] = _ANY.dump_python(parameters, mode="json", exclude_defaults=True)  # JSON has no infinity
+    content["state"] = _ANY.dump_python(estimator.state_, mode="json")
     text = json.dumps(content, allow_nan=False)
     with in_one_move(Path(path)) as partial, partial.open("w") as file:
         file.write(text)
@@ -68,19 +65,25 @@ def load_estimator(path: str | Path) -> Estimator:
         ParamsError: the file cannot be read, or a field is missing, unknown, of the wrong type, or out of range.
     """
     kind = _File.load(path).estimator
-    arguments = inspect.signature(kind, eval_str=True).parameters
-    types = {name: (Any if a.annotation is a.empty else a.annotation, ...) for name, a in arguments.items()}
-    parameters = create_model("Parameters", __config__=_File.model_config, **types)  # type: ignore[call-overload]
-    checked = create_model("File", __base__=_File, parameters=parameters).load(path).parameters
     try:
-        estimator: Estimator = kind(**dict(checked))
+        estimator: Estimator = kind(**dict(_file_of("parameters", kind).load(path).parameters))
     except ValueError as error:
         raise ParamsError(f"{path}: parameters: {error}") from None
-    state = create_model("File", __base__=_File, state=type(estimator.state_)).load(path).state
+    state = _file_of("state", type(estimator.state_)).load(path).state  # type: ignore[arg-type]
     new, loaded = (_ANY.dump_python(part, mode="json") for part in (estimator.state_, state))
     _check_parts(new, loaded, f"{path}: state")
     estimator.state_ = state
     return estimator
+
+
+@lru_cache  # a model takes milliseconds to build
+def _file_of(part: str, kind: Any) -> type[_File]:
+    """Return the model of files whose parameters are those of a class, or whose state is of it."""
+    if part == "parameters":
+        arguments = inspect.signature(kind, eval_str=True).parameters
+        types = {name: (Any if a.annotation is a.empty else a.annotation, ...) for name, a in arguments.items()}
+        kind = create_model("Parameters", __config__=_File.model_config, **types)  # type: ignore[call-overload]
+    return create_model("File", __base__=_File, **{part: kind})
 
 
 def _check_parts(new: Any, loaded: Any, where: str) -> None:

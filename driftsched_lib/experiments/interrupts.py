@@ -4,7 +4,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
-from types import FrameType
 
 
 @contextmanager
@@ -14,15 +13,14 @@ def remembered(at_once: bool) -> Iterator[Callable[[], None]]:
     Python itself raises it between any two instructions: a change of state stays half done, or a destructor swallows
     it.  `at_once` raises it where it comes, too; else only a second one is.  Only the main thread is told of it.
     """
-    before, pressed = signal.getsignal(signal.SIGINT), 0
+    before, pressed = signal.getsignal(signal.SIGINT), []
     if current_thread() is not main_thread() or before in (signal.SIG_IGN, None):
         yield lambda: None
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed += 1
-        if at_once or pressed > 1:
+    def note(*_: object) -> None:
+        pressed.append(True)
+        if at_once or len(pressed) > 1:
             raise KeyboardInterrupt
 
     def check() -> None:

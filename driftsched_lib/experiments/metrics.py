@@ -12,24 +12,29 @@ from driftsched_lib.requests import Outcome, Tiers
 from driftsched_lib.validation import positive
 
 JOB_CLASSES = ("short", "medium", "long")
-NAMES = ("phase", "tenant", "tier", "category", "outcome")
-NUMBERS = ("arrival_s", "dispatch_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens", "max_tokens")
-NUMBERS += ("longest_itl_s", "input_tokens", "actual_tokens", "estimated_tokens", "estimated_total_tokens")
+Weights = Mapping[str, float] | None  # by tier; None for equal ones
+KINDS: dict[str, type] = dict.fromkeys(("phase", "tenant", "tier", "category", "outcome"), object)
+KINDS |= dict.fromkeys(("arrival_s", "dispatch_s", "first_token_s", "finish_s", "longest_itl_s"), float)
+KINDS |= dict.fromkeys(("prompt_tokens", "output_tokens", "max_tokens", "input_tokens", "actual_tokens"), float)
+KINDS |= dict.fromkeys(("estimated_tokens", "estimated_total_tokens", "engine_first_token_s"), float)
 
 
 def plain(requests: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that measures read, as plain floats and objects: pandas is several times as fast on these."""
-    return pd.concat(
-        [requests.reindex(columns=NAMES).astype(object), requests.reindex(columns=NUMBERS).astype(float)], axis=1
-    )
+    return requests.assign(engine_first_token_s=_engine_first_token_s).reindex(columns=list(KINDS)).astype(KINDS)
+
+
+def _engine_first_token_s(requests: pd.DataFrame) -> pd.Series:
+    """Return when the engine made the first tokens; without this column, clients got them as they were made."""
+    return requests.get("engine_first_token_s", requests.first_token_s)
 
 
 def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) -> pd.DataFrame:
     """Return the completed requests with `queue_wait_s`, `ttft_s`, `e2e_s`, `tpot_s` and `slowdown`.
 
-    The first three count from arrival to dispatch, first token and finish; `tpot_s` is per output token after the
-    first.  `slowdown` is E2E over the E2E of the same request on an idle engine, which takes `idle_ttft_s` for its
-    first token and `idle_tpot_s` for each later one.
+    The first three count from arrival to dispatch, first token and finish, as the client sees them; `tpot_s` is per
+    output token after the engine's first.  `slowdown` is E2E over the E2E of the same request on an idle engine, which
+    takes `idle_ttft_s` for its first token and `idle_tpot_s` for each later one.
     """
     done = requests[requests.outcome == "completed"]
     later, e2e_s = done.output_tokens - 1, done.finish_s - done.arrival_s
@@ -37,23 +42,24 @@ def latencies(requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float) ->
         queue_wait_s=done.dispatch_s - done.arrival_s,
         ttft_s=done.first_token_s - done.arrival_s,
         e2e_s=e2e_s,
-        tpot_s=(done.finish_s - done.first_token_s) / later.clip(lower=1),
+        tpot_s=(done.finish_s - _engine_first_token_s(done)) / later.clip(lower=1),
         slowdown=e2e_s / (idle_ttft_s + later * idle_tpot_s),
     )
 
 
 def latency_table(done: pd.DataFrame, by: Sequence[str] = ("batching", "policy")) -> pd.DataFrame:
-    """Return P50, P95 and P99 of `latencies` and slowdown, one row per group, as means over seeds."""
+    """Return P50, P95 and P99 of `latencies`, one row per group, as means over seeds; NaN if a seed completed none."""
     columns = {"e2e_s": "E2E (s)", "ttft_s": "TTFT (s)", "queue_wait_s": "queue wait (s)", "slowdown": "slowdown"}
     quantiles = done.groupby([*by, "seed"], sort=False)[list(columns)].quantile([0.50, 0.95, 0.99])
-    table = quantiles.groupby(level=[*by, -1], sort=False).mean().unstack()
+    seeds = quantiles.groupby(level=[*by, -1], sort=False)
+    table = seeds.mean().where(seeds.count() == done.seed.nunique()).unstack()
     return table.rename(columns=columns | {0.50: "P50", 0.95: "P95", 0.99: "P99"})
 
 
 def tails(requests: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return `p99_e2e_s` and `longest_wait_s` of `results.load`, one row per run and group of the columns `by`."""
-    done = requests[requests.outcome == "completed"]
-    times = done.assign(p99_e2e_s=done.finish_s - done.arrival_s, longest_wait_s=done.dispatch_s - done.arrival_s)
+    """Return `p99_e2e_s`, NaN if none is completed, and `longest_wait_s` of all, one row per run and group of `by`."""
+    e2e_s = (requests.finish_s - requests.arrival_s).where(requests.outcome == "completed")
+    times = requests.assign(p99_e2e_s=e2e_s, longest_wait_s=queue_waits(requests))
     groups = times.groupby(["batching", "policy", "estimator", "rate", "seed", *by], sort=False)
     worst = {"p99_e2e_s": lambda values: values.quantile(0.99), "longest_wait_s": "max"}
     return groups[list(worst)].agg(worst).astype(float).reset_index()
@@ -79,17 +85,17 @@ def jain_index(values: Sequence[float]) -> float:
     return float(x.sum() ** 2 / (len(x) * (x**2).sum()))
 
 
-def tenant_fairness(requests: pd.DataFrame, weights: Mapping[str, float] | None = None) -> float:
+def tenant_fairness(requests: pd.DataFrame, weights: Weights = None) -> float:
     """Return Jain's index over tenants of their output tokens by the last arrival over their fair shares of them.
 
     Only what is served while requests still arrive tells policies apart: a run that drains gives every tenant all that
-    it asked for.  Fair shares are max-min per weight (by tier; None for equal ones); a request that was not completed
-    asked for its limit.  Phases are averaged with their served tokens as weights.
+    it asked for.  Fair shares are max-min per weight; a request that was not completed asked for its limit.  Phases are
+    averaged with their served tokens as weights.
     """
     indices, sizes = [], []
     for _, phase in requests.groupby("phase"):
         tenant, _ = pd.factorize(phase.tenant)
-        first, finish = phase.first_token_s.to_numpy(float), phase.finish_s.to_numpy(float)
+        first, finish = _engine_first_token_s(phase).to_numpy(float), phase.finish_s.to_numpy(float)
         done = np.clip((phase.arrival_s.max() - first) / np.maximum(finish - first, 1e-9), 0, 1)
         asked = phase.output_tokens.astype(float).fillna(phase.max_tokens.astype(float)).to_numpy()
         served = np.bincount(tenant, np.where(phase.outcome == "completed", asked * done, 0.0))
@@ -111,30 +117,26 @@ def max_min_shares(total: float, demands: np.ndarray, weights: np.ndarray) -> np
     return shares
 
 
-def service_over_time(
-    requests: pd.DataFrame, times_s: Sequence[float], weights: Mapping[str, float] | None = None
-) -> pd.DataFrame:
-    """Return each tenant's service up to each time in VTC's priced tokens, one column per tenant.
+def service_over_time(requests: pd.DataFrame, times_s: Sequence[float], weights: Weights = None) -> pd.DataFrame:
+    """Return each tenant's service up to each time in VTC's priced tokens, over weights: a column per tenant.
 
-    The input of a completed request counts once, at its first token; the output twice, evenly from there to its end.
-    Weights (by tier) divide the service.
+    The input of a completed request counts once, at the engine's first token; the output twice, evenly from there on.
     """
-    times, done = np.asarray(times_s, dtype=float), requests[requests.outcome == "completed"]
-    first, finish = done.first_token_s.to_numpy(float), done.finish_s.to_numpy(float)
-    weight = 1.0 if weights is None else done.tier.map(weights).to_numpy(float)
-    prompts = done.prompt_tokens.to_numpy(float) / weight
-    outputs = 2.0 * done.output_tokens.to_numpy(float) / weight
+    times, completed = np.asarray(times_s, dtype=float), (requests.outcome == "completed").to_numpy()
+    first, finish = _engine_first_token_s(requests).to_numpy(float), requests.finish_s.to_numpy(float)
+    weight = 1.0 if weights is None else requests.tier.map(weights).to_numpy(float)
+    prompts = requests.prompt_tokens.to_numpy(float) / weight
+    outputs = 2.0 * requests.output_tokens.to_numpy(float) / weight
     service = {}
-    for tenant, rows in sorted(done.groupby("tenant").indices.items()):
+    for tenant, rows in sorted(requests.groupby("tenant").indices.items()):
+        rows = rows[completed[rows]]
         begun = (times[:, None] >= first[rows]) * prompts[rows]
         share = np.clip((times[:, None] - first[rows]) / np.maximum(finish[rows] - first[rows], 1e-9), 0.0, 1.0)
         service[tenant] = (begun + share * outputs[rows]).sum(axis=1)
     return pd.DataFrame(service, index=pd.Index(times, name="time_s"))
 
 
-def service_difference(
-    requests: pd.DataFrame, interval_s: float, weights: Mapping[str, float] | None = None
-) -> pd.DataFrame:
+def service_difference(requests: pd.DataFrame, interval_s: float, weights: Weights = None) -> pd.DataFrame:
     """Return VTC's measure of unfairness: how far apart the service of backlogged tenants lies, per interval.
 
     `backlogged` counts the tenants that had a request queued all through the interval; `difference` is the largest less
@@ -205,7 +207,7 @@ def job_classes(requests: pd.DataFrame, bounds: Sequence[int]) -> pd.DataFrame:
 def summarize(
     requests: pd.DataFrame, idle_ttft_s: float, idle_tpot_s: float, job_class_bounds: Sequence[int]
 ) -> dict[str, float]:
-    """Return a run's row of `summary.csv`; what cannot be computed, as an ITL without token times, is NaN."""
+    """Return a run's row of `summary.csv`: times and errors of completed requests, NaN where they cannot be told."""
     requests = plain(requests)
     outcomes, errors = requests.outcome.value_counts(), estimation_errors(requests)
     done, classes = latencies(requests, idle_ttft_s, idle_tpot_s), job_classes(requests, job_class_bounds)

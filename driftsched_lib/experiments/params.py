@@ -1,27 +1,16 @@
 """The parameters of an experiment: what each wing needs, and the grid of runs that their lists span."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from driftsched_lib.engines.params import EngineParams
 from driftsched_lib.policies.params import SchedulerParams
 from driftsched_lib.requests import Tiers
-from driftsched_lib.validation import (
-    Component,
-    NotNegative,
-    OneOrMore,
-    Positive,
-    Validated,
-    choice,
-    overlaid,
-    read_yaml,
-)
+from driftsched_lib.validation import Component, Count, NotNegative, OneOrMore, Positive, Validated, choice, file_name
 from driftsched_lib.workloads.params import WorkloadParams
 
 
@@ -34,13 +23,6 @@ class MeasureParams(Validated):
     """Pause between two runs on a real engine."""
     queue_depth_interval_s: Positive = 1.0
     telemetry_interval_s: Positive = 0.2
-
-    @field_validator("job_class_tokens")
-    @classmethod
-    def _rise(cls, bounds: list[int]) -> list[int]:
-        if not 0 < bounds[0] < bounds[1]:
-            raise ValueError(f"must be two rising numbers of tokens above 0, not {bounds}")
-        return bounds
 
 
 SECTIONS = {"engine": EngineParams, "scheduler": SchedulerParams, "workload": WorkloadParams, "measure": MeasureParams}
@@ -62,7 +44,7 @@ class Params(Validated):
     measure: MeasureParams = MeasureParams()
     rates: OneOrMore[Positive] = [1.0]
     seeds: OneOrMore[Annotated[int, Field(ge=0)]] = [1, 2, 3]
-    requests: Annotated[int, Field(ge=1, le=10**9)] = 3000
+    requests: Count = 3000
 
     @model_validator(mode="before")
     @classmethod
@@ -76,6 +58,8 @@ class Params(Validated):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         engine, scheduler, workload = self.engine, self.scheduler, self.workload
+        if not 0 < (bounds := self.measure.job_class_tokens)[0] < bounds[1]:
+            raise ValueError(f"measure.job_class_tokens: must be two rising numbers of tokens above 0, not {bounds}")
         if engine.kind == "simulated" and workload.ends_by_itself:
             may = "it may be limit or spread, or natural with recorded_lengths"
             raise ValueError(f"workload.output_length: no model ends an output of the simulated engine, so {may}")
@@ -92,16 +76,10 @@ class Params(Validated):
         return self
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file of what differs from the defaults, under overrides with keys as `scheduler.policies`."""
-        return cls.parse(overlaid(read_yaml(path), overrides or {}, str(path)), str(path))
-
-    @classmethod
     def of_notebook(cls, names: Mapping[str, Any]) -> Self:
-        """Return the parameters that a notebook's variables give.
+        """Return the parameters of a notebook: `params_file` under its variables `seeds`, `requests` and `rates`.
 
-        `params_file` is read, unless a section is among the variables: papermill's `-f FILE` defines the sections of
-        its file, which is then the whole experiment.  `seeds`, `requests` and `rates` are laid over either.
+        If a section is among the variables, by papermill's `-f FILE`, they are the whole experiment.
         """
         given = {name: names[name] for name in cls.model_fields if names.get(name) is not None}
         if given.keys() & SECTIONS.keys():
@@ -111,7 +89,7 @@ class Params(Validated):
     def changed(self, **overrides: Any) -> Self:
         """Return these parameters with others laid over them, validated; `scheduler__seeds` reaches into a section."""
         keys = {name.replace("__", "."): value for name, value in overrides.items()}
-        return self.parse(overlaid(self.model_dump(), keys, "changed parameters"), "changed parameters")
+        return self.parse(self.model_dump(), "changed parameters", keys)
 
     @property
     def tiers(self) -> Tiers:
@@ -135,16 +113,16 @@ class Params(Validated):
     def policy_runs(self) -> list["Run"]:
         """Return the part of the grid that compares policies: the first estimator, token counter and calibration."""
         first = self._settings()[0]
-        return [run for run in self.runs() if (run.estimator, run.token_counter, run.calibration) == first]
+        return [run for run in self.runs() if (run.estimator, run.calibration, run.token_counter) == first]
 
     def estimate_runs(self) -> list["Run"]:
         """Return the part of the grid that compares estimates: the policies in `vary_estimates_for`."""
         return [run for run in self.runs() if run.policy.name in self.scheduler.vary_estimates_for]
 
-    def _settings(self) -> list[tuple[Component, str, bool]]:
-        scheduler = self.scheduler
-        every = product(scheduler.estimators, scheduler.token_counter, scheduler.calibration)
-        return [each for each in every if each[0].accepts("calibrate") or each[2] == scheduler.calibration[0]]
+    def _settings(self) -> list[tuple[Component, bool, str]]:
+        calibration = self.scheduler.calibration
+        every = product(self.scheduler.estimators, self.scheduler.token_counter, calibration)
+        return [(each, on, counter) for each, counter, on in every if each.accepts("calibrate") or on == calibration[0]]
 
 
 @dataclass(frozen=True)
@@ -154,22 +132,19 @@ class Run:
     batching: str
     policy: Component
     estimator: Component
-    token_counter: str
     calibration: bool
+    token_counter: str
     rate: float
     seed: int
 
     @property
     def settings(self) -> dict[str, Any]:
         """Its columns in tables of many runs."""
-        names = {"batching": self.batching, "policy": str(self.policy), "estimator": str(self.estimator)}
-        accounting = {"calibration": self.calibration, "token_counter": self.token_counter}
-        return names | accounting | {"rate": self.rate, "seed": self.seed}
+        return vars(self) | {"policy": str(self.policy), "estimator": str(self.estimator)}
 
     @property
     def name(self) -> str:
         """The name of its folder."""
-        parts = [self.batching, self.policy, self.estimator, self.token_counter]
-        parts.append("calibrated" if self.calibration else "uncalibrated")
-        parts += [f"rate{self.rate:g}"] if self.rate != 1.0 else []
-        return re.sub(r"[^\w.=-]+", "-", "_".join(map(str, [*parts, f"seed{self.seed}"])))
+        accounting = f"{self.token_counter}_{'' if self.calibration else 'un'}calibrated"
+        rate = "" if self.rate == 1.0 else f"_rate{self.rate!r}".removesuffix(".0")
+        return file_name(f"{self.batching}_{self.policy}_{self.estimator}_{accounting}{rate}_seed{self.seed}")

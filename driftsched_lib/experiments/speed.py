@@ -23,36 +23,26 @@ def measure_speed(params: Params, engine) -> EngineSpeed:
     """
     crowd = _serve_at_once(params, engine, 6 * engine.max_num_seqs)
     if params.engine.kind == "server":
-        capacity = _streamed_tokens_per_s(crowd, engine.max_num_seqs)
+        # While all slots were taken; a request's tokens count as spread over its time there: they may come all at once.
+        begin, end = crowd.dispatch_s.sort_values().iloc[[engine.max_num_seqs - 1, -1]]
+        taken_s = crowd.finish_s.clip(begin, end) - crowd.dispatch_s.clip(begin, end)
+        capacity = (taken_s / (crowd.finish_s - crowd.dispatch_s) * crowd.output_tokens).sum() / (end - begin)
     else:
-        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS)
-        seconds = steps.time_s.diff()  # the first iteration's are not known
-        full = seconds[steps.running == engine.max_num_seqs]
-        if full.empty:  # KV blocks run out before slots do, or outputs end as soon as they begin
-            full = seconds[steps.waiting > 0] if (steps.waiting > 0).any() else seconds
-        full = full.dropna()
-        tokens = (steps.prompt_requests + steps.output_requests)[full.index].sum()
-        capacity = params.engine.replicas * tokens / full.sum() if tokens else 0.0
+        steps = pd.DataFrame(engine.steps, columns=STEP_COLUMNS).assign(seconds=lambda table: table.time_s.diff())
+        full, queued = steps.running == engine.max_num_seqs, steps.waiting > 0
+        if not full.any():  # KV blocks run out before slots do, or outputs end as soon as they begin
+            full = queued | (not queued.any())
+        full = steps[full].dropna(subset="seconds")  # the first iteration's are not known
+        tokens = (full.prompt_requests + full.output_requests).sum()
+        capacity = params.engine.replicas * tokens / full.seconds.sum() if tokens else 0.0
     if not 0 < capacity < inf:
         reasons = "; ".join(crowd.reason[crowd.reason != ""].unique()[:3])
         name = params.engine.profile or params.engine.model
-        why = f"{name} finished none of {len(crowd)} requests ({reasons})"
-        raise RunError(f"the engine's speed cannot be measured: {why}")
+        raise RunError(f"engine speed cannot be measured: {name} finished none of {len(crowd)} requests ({reasons})")
     alone = pd.concat([_serve_at_once(params, engine, 1) for _ in range(5)]).query("output_tokens > 1")
     idle_ttft_s = (alone.first_token_s - alone.arrival_s).median()
     idle_tpot_s = ((alone.finish_s - alone.first_token_s) / (alone.output_tokens - 1)).median()
     return EngineSpeed(float(capacity), float(idle_ttft_s), float(idle_tpot_s))
-
-
-def _streamed_tokens_per_s(done: pd.DataFrame, slots: int) -> float:
-    """Return output tokens per second while all slots were taken.
-
-    A request's tokens count as spread over the time in which it had its slot: a server may send them all at once.
-    """
-    begin, end = done.dispatch_s.sort_values().iloc[[slots - 1, -1]]
-    started, finished = done.dispatch_s.clip(begin, end), done.finish_s.clip(begin, end)
-    share = (finished - started) / (done.finish_s - done.dispatch_s)
-    return float((share * done.output_tokens).sum() / (end - begin))
 
 
 def warm_up(params: Params, engine) -> None:

@@ -27,7 +27,7 @@ class SideBySide:
         self.figure = Figure(figsize=(10.5, 13), layout="none")
         heights = {"height_ratios": (1.1, 0.8, 1.2, 1.2, 0.9)}
         self.axes = self.figure.subplots(5, columns, sharex="row", sharey="row", squeeze=False, gridspec_kw=heights)
-        self.figure.subplots_adjust(left=0.08, right=0.985, top=0.955, bottom=0.045, hspace=0.5, wspace=0.1)
+        self.figure.subplots_adjust(left=0.08, right=0.975, top=0.955, bottom=0.045, hspace=0.5, wspace=0.15)
         log_share(self.axes[0][0])
         self.axes[3][0].set(xscale="log", yscale="log")
         for row, (_, names, xlabel, ylabel) in zip(self.axes, ROWS, strict=True):
@@ -35,7 +35,7 @@ class SideBySide:
             above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
             row[-1].legend(handles=keys, ncols=len(keys), fontsize=9, **above)
             row[0].set_ylabel(ylabel)
-            row[0].xaxis.set_major_locator(MaxNLocator(5, prune="upper"))  # else it would touch the next panel's first
+            row[0].xaxis.set_major_locator(MaxNLocator(5))
             setp(row, xlabel=xlabel)
         for scale in (self.axes[3][0].xaxis, self.axes[3][0].yaxis):
             scale.set_major_locator(LogLocator(subs=(1, 3)))

@@ -37,21 +37,16 @@ def pareto(runs: pd.DataFrame, x: str, y: str, labels: tuple[str, str], color: t
         drawn = axis.scatter(named.x, named.y, c=named.hue, cmap="viridis", s=55, edgecolor="black", zorder=3)
         axis.figure.colorbar(drawn, ax=axis, label=color[1], shrink=0.8)
         axis.margins(x=0.2)
-        _name(axis, named.assign(color=[looks[side]["color"].replace(GREY, DARK) for side in named.index]))
+        axis.figure.draw_without_rendering()
+        style, taken = {"textcoords": "offset points", "fontsize": 9.5, "va": "center"}, []
+        style["path_effects"] = [withStroke(linewidth=3, foreground="white")]
+        for side, *place in named.sort_values("y")[["x", "y"]].itertuples():
+            text = axis.annotate(side, place, (8, 0), color=looks[side]["color"].replace(GREY, DARK), **style)
+            while any(text.get_window_extent().overlaps(box) for box in taken):
+                text.xyann = (8, text.xyann[1] + 2)  # up until it lies on no other name
+            taken.append(text.get_window_extent())
 
     return panels(runs, draw, labels, (6.2, 4.8), col="panel", sharex=False, sharey=False)
-
-
-def _name(axis: Axes, dots: pd.DataFrame) -> None:
-    """Write each name right of its dot; it moves up until it lies on no other name."""
-    axis.figure.draw_without_rendering()
-    style, taken = {"textcoords": "offset points", "fontsize": 9.5, "va": "center"}, []
-    style["path_effects"] = [withStroke(linewidth=3, foreground="white")]
-    for dot in dots.sort_values("y").itertuples():
-        text = axis.annotate(dot.Index, (dot.x, dot.y), (8, 0), color=dot.color, **style)
-        while any(text.get_window_extent().overlaps(box) for box in taken):
-            text.xyann = (8, text.xyann[1] + 2)
-        taken.append(text.get_window_extent())
 
 
 def longest_waits(runs: pd.DataFrame) -> Figure:
@@ -80,10 +75,7 @@ def changes(table: pd.DataFrame) -> Figure:
 
 
 def ranking(table: pd.DataFrame, name: str) -> Figure:
-    """Draw each policy with its best estimator, of `recommend.ranked`: the objective, and its difference from FIFO.
-
-    `name` is the objective's, with its unit.
-    """
+    """Draw each policy with its best estimator, of `recommend.ranked`: the objective (`name`), and against FIFO."""
     many = table.groupby("policy").estimator.transform("nunique") > 1
     table, looks = by_side(table.assign(estimator=np.where(many, " · " + table.estimator, "")))
     table = table.drop_duplicates(["policy", *({"lane"} & set(table))]).assign(row=table.side + table.estimator)

@@ -31,7 +31,6 @@ def panels(
     """Return small multiples, in order of appearance, with a legend below in which all grey sides are one entry.
 
     Parameters:
-        draw: is given axes and the rows of one panel.
         size: width and height of one panel (inches).
         facets: `col`, `row` and other arguments of `seaborn.FacetGrid`.
     """
@@ -54,8 +53,7 @@ def panels(
 
 def differing(frame: pd.DataFrame, by: str, column: str, within: Sequence[str] = ()) -> pd.DataFrame:
     """Return the rows of those panels, values of `by`, in which a column differs; all rows, if it differs in none."""
-    differs = frame.groupby([by, *within])[column].transform("nunique") > 1
-    differs = differs.groupby(frame[by]).transform("any")
+    differs = (frame.groupby([by, *within])[column].transform("nunique") > 1).groupby(frame[by]).transform("any")
     return frame[differs] if differs.any() else frame
 
 

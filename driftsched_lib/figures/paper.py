@@ -5,6 +5,7 @@ A frame `done` is of `scorecard.completed_requests`.
 
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,29 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from driftsched_lib.engines.profile import Profile
+from driftsched_lib.experiments import results
 from driftsched_lib.figures.kinds import bars, differing, forest, lines, log_share, palette, panels, spread
 from driftsched_lib.figures.style import CALIBRATION, by_side, looks_of
 from driftsched_lib.requests import CATEGORIES, TIERS
-from driftsched_lib.studies.compare import bootstrap, mean, quantile, relative_change, rms, select
+from driftsched_lib.studies.compare import bootstrap, mean, notes, quantile, relative_change, rms, select
+from driftsched_lib.studies.scorecard import CLAIMS, sustained
+from driftsched_lib.validation import in_project
 
-PAPER_CHANGE = (-0.42, -0.16)
-"""What SJF changes in P50 and P99 of E2E against FIFO in static batches in the paper."""
+
+def basis(out: str | Path) -> str:
+    """Return whose decisions and whose seconds the results in a folder rest on: a sentence for their captions."""
+    params, machine = results.load_params(out), results.runs(out)[0].manifest["hardware"]
+    kind, slower = params.engine.kind, 1 / params.workload.length_scale
+    who = {"vllm": "Real vLLM decides and generates", "server": "A live server decides and generates"}.get(kind)
+    who = who or "A simulation of vLLM's scheduler decides"
+    if params.engine.profile is None:
+        return f"{who}; the seconds are those of {machine.get('gpu') or machine['cpu']}, {machine['cores']} CPU cores."
+    of = Profile.load(in_project(params.engine.profile)).provenance
+    said = "measured" if of.measured else "derived from data sheets, not measured"
+    if kind == "vllm" and slower != 1:
+        said += f"; lengths are divided by {slower:g}, and iterations take {slower:g} times as long"
+    return f"{who}; the seconds are those of {of.model} on {of.hardware}, by a profile that was {said}."
 
 
 def _calibrated(done: pd.DataFrame) -> pd.DataFrame:
@@ -44,23 +61,19 @@ def estimation_error(done: pd.DataFrame, by: str = "category") -> Figure:
 
     Token counters under which calibration changes nothing are left out.
     """
-    frame, tables = _calibrated(done).assign(size=done.error_tokens.abs()), []
+    frame = _calibrated(done).assign(size=done.error_tokens.abs())
     groups = frame[["token_counter", "calibrated", by]].drop_duplicates()
-    for measure, statistic in (("MAE", mean), ("RMSE", rms)):
-        intervals = [bootstrap(frame, "size", statistic, [group]) for group in groups.to_dict("records")]
-        tables.append(groups.join(spread(pd.Series(intervals, groups.index))).assign(measure=measure))
-    table = differing(pd.concat(tables), "token_counter", "middle", within=[by, "measure"])
+    table = groups.merge(pd.DataFrame({"measure": ["MAE", "RMSE"], "how": [mean, rms]}), "cross")
+    errors = [bootstrap(frame, "size", row.how, [row[list(groups)].to_dict()]) for _, row in table.iterrows()]
+    table = differing(table.join(spread(pd.Series(errors))), "token_counter", "middle", within=[by, "measure"])
     order = list(looks_of(done[by], (*CATEGORIES, *TIERS)))
     draw = partial(bars, x=by, hue="calibrated", looks=CALIBRATION, order=order)
     facets = {"col": "token_counter", "row": "measure", "sharey": "row"}
-    return panels(table, draw, ("", "error (tokens)"), (5.2, 2.5), CALIBRATION, **facets)
+    return panels(table, draw, (notes(errors), "error (tokens)"), (5.2, 2.5), CALIBRATION, **facets)
 
 
 def bias_over_time(done: pd.DataFrame) -> Figure:
-    """Draw the learnt bias after each observation of its category: a line per run, a panel per token counter.
-
-    Token counters under which it never moves are left out.
-    """
+    """Draw the learnt bias after each observation of a category: a line per run, a panel per counter that moves it."""
     runs = select(done, calibration=True).sort_values("finish_s", kind="stable").astype({"bias_after": float})
     runs["observations"] = runs.groupby(["run", "category"]).cumcount() + 1
     looks = looks_of(runs.category, CATEGORIES)
@@ -84,27 +97,31 @@ def job_class_mistakes(done: pd.DataFrame) -> Figure:
 
 
 def change_against_fifo(done: pd.DataFrame) -> Figure:
-    """Draw the change of P50 and P99 of E2E against FIFO with 95% intervals: a panel per batching.
+    """Draw the change of P50 and P99 of E2E against FIFO with 95% intervals, of `sustained`: a panel per batching.
 
     Diamonds are the paper's numbers for SJF in static batches.
     """
+    (done, phase), rows = sustained(done), []
     done, looks = by_side(done)
-    looks, rows = {side: look for side, look in looks.items() if side != "FIFO"}, []
+    looks = {side: look for side, look in looks.items() if side != "FIFO"}
     for batching, side, q in product(done.batching.unique(), looks, (0.50, 0.99)):
         runs, sides = select(done, batching=batching), ({"side": side}, {"policy": "fifo"})
         if side in set(runs.side):
             change = relative_change(runs, "e2e_s", quantile(q), *sides)
             rows.append((f"{batching} batching", side, f"P{100 * q:.0f}", change))
     table = pd.DataFrame(rows, columns=["batching", "row", "lane", "change"])
+    label = f"change of E2E against FIFO, {phase} (95% interval; ◆ the paper)\n{notes(table.change)}"
     table = table.join(spread(table.pop("change")))
 
     def draw(axis: Axes, part: pd.DataFrame) -> None:
         forest(axis, part, looks, percent=True)
         if "static" in part.batching.iloc[0] and "SJF" in looks:
             places = list(looks).index("SJF") + np.array([-0.33, 0.33])
-            axis.plot(PAPER_CHANGE, places, "D", color="black", markersize=5)
+            axis.plot([CLAIMS[claim][1] for claim in ("C3", "C4")], places, "D", color="black", markersize=5)
 
-    return panels(table, draw, ("change of E2E against FIFO (95% interval; ◆ the paper)", ""), col="batching")
+    figure = panels(table, draw, col="batching")
+    figure.supxlabel(label.strip(), fontsize=9)
+    return figure
 
 
 def e2e_tails(done: pd.DataFrame) -> Figure:

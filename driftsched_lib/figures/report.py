@@ -18,14 +18,8 @@ from nbconvert import HTMLExporter
 
 from driftsched_lib import figures
 from driftsched_lib.experiments import results
-from driftsched_lib.studies.compare import select
 from driftsched_lib.studies.scorecard import CLOSE_TO_THE_PAPER, completed_requests, scorecard
 from driftsched_lib.validation import PROJECT
-
-RULES = (
-    f"A change is reproduced within {CLOSE_TO_THE_PAPER:.0%} of the paper's number, or if its interval holds it; with "
-    "the paper's sign alone it is “direction only”. Brackets are 95% intervals."
-)
 
 
 def execute_notebooks(out: str | Path) -> None:
@@ -42,17 +36,29 @@ def execute_notebooks(out: str | Path) -> None:
 def write_report(out: Path, notebooks: list[Path], path: Path) -> None:
     """Write one HTML page about the runs in `out`, with notebooks that were executed on them."""
     figures.use_style()
-    done, compared = completed_requests(out), [run.name for run in results.load_params(out).policy_runs()]
-    rulings, first = scorecard(done), done.estimator.iloc[0]
-    sections = {
-        "Scorecard": _table(rulings, index=False) + f"<p>{RULES if len(rulings) else 'No claim can be ruled on.'}</p>",
-        "Latency": _picture(figures.change_against_fifo(select(done[done.run.isin(compared)], estimator=first))),
-        "Notebooks": "\n".join(map(_folded, notebooks)),
-        "Provenance": _provenance(out),
-    }
-    body = "\n".join(f'<h2 id="{title.lower()}">{title}</h2>\n{section}' for title, section in sections.items())
-    page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-    results.write_text(path, page.substitute(body=body))
+    done, params = completed_requests(out), results.load_params(out)
+    compared = done[done.run.isin([run.name for run in params.policy_runs()])]
+    rulings, seeds = scorecard(done), done.seed.nunique()
+    page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
+        basis=f"{params.requests} requests per run, {seeds} seed{'s' * (seeds > 1)}. {escape(figures.basis(out))}",
+        scorecard=_headlines(rulings) if len(rulings) else "<p>No claim can be ruled on.</p>",
+        latency=_picture(figures.change_against_fifo(compared)),
+        settings=_table(rulings, index=False),
+        band=f"{CLOSE_TO_THE_PAPER:.0%}",
+        notebooks="\n".join(map(_folded, notebooks)),
+        provenance=_provenance(out),
+        params=escape((out / results.PARAMS).read_text(encoding="utf-8")),
+    )
+    results.write_text(path, page)
+
+
+def _headlines(rulings: pd.DataFrame) -> str:
+    """Return a row per claim in its first setting, the paper's own where it was run, with one sentence why."""
+    rows = rulings.drop_duplicates("claim")
+    why = rows.why.str.partition(";")[0]
+    rows = rows.assign(paper=rows.paper.str.partition(" (")[0], why=why.str[0].str.upper() + why.str[1:] + ".")
+    headings = {"statement": "the paper says", "paper": "its number", "here": "here, 95% interval", "why": "why here"}
+    return _table(rows.rename(columns=headings), index=False)
 
 
 def _picture(figure: Figure, alt: str = "Change of E2E against FIFO, by policy") -> str:
@@ -63,14 +69,11 @@ def _picture(figure: Figure, alt: str = "Change of E2E against FIFO, by policy")
 
 
 def _provenance(out: Path) -> str:
-    """Return runs, time, commit, hardware, versions and parameters as HTML."""
     runs = pd.DataFrame([run.manifest for run in results.runs(out)])
-    rows = pd.Series({"runs": f"{len(runs)}, from {runs.started.min()} to {runs.finished.max()}"})
+    rows = {"runs": f"{len(runs)}, from {runs.started.min()} to {runs.finished.max()}"}
     for key in runs.columns.intersection(["git_commit", "uncommitted_changes", "hardware", "versions"]):
         rows[key] = "; ".join(runs[key].astype(str).str.replace("[{}']", "", regex=True).unique())
-    table = _table(rows.to_frame(), header=False, classes="provenance")
-    yaml = escape((out / "params.yaml").read_text(encoding="utf-8"))
-    return f"{table}\n<details><summary>Parameters: params.yaml</summary><pre>{yaml}</pre></details>"
+    return _table(pd.DataFrame.from_dict(rows, orient="index"), header=False, classes="provenance")
 
 
 def _table(frame: pd.DataFrame, **options: object) -> str:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import cache
 from itertools import cycle
 
 import pandas as pd
@@ -46,12 +45,11 @@ COLORS |= {"premium": "#b2182b", "standard": "#4393c3", "batch": "#bdbdbd"}
 COLORS |= dict(zip(CATEGORIES, sns.color_palette("viridis", 5).as_hex(), strict=False))  # from short to long
 _FREE = cycle(["#e7298a", "#7570b3", "#66a61e", "#a6761d", "#1f4e79", "#8c2d04"])
 _LINES = ("-", "--", ":", "-.")
-_free_color = cache(lambda name: next(_FREE))
 
 
 def color_of(name: str) -> str:
     """Return the colour of a policy, tier or category; an unknown name gets the next free colour, and keeps it."""
-    return COLORS.get(name) or _free_color(name)
+    return COLORS.get(name) or COLORS.setdefault(name, next(_FREE))
 
 
 def looks_of(names: Iterable[str], known: Iterable[str]) -> Looks:

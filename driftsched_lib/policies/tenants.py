@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from heapq import heappop, heappush
+from itertools import count
 from operator import attrgetter
 
 from driftsched_lib.policies.base import Entry, Lanes, example_order, example_request, total_tokens  # noqa: F401
@@ -157,7 +158,7 @@ class DeficitRoundRobin(Lanes[str]):
     A request costs its estimated total, once even if preempted.  A tenant keeps its turn until its oldest request costs
     more than it has left, and keeps the rest while it has requests queued.  While two tenants both have requests
     queued, their tokens per weight differ by at most one quantum and the largest request of each, over its weight.
-    Source: Shreedhar and Varghese, 1995.  Cost: O(log n), if a quantum is not much smaller than a request.
+    Source: Shreedhar and Varghese, 1995.  Cost: O(log n), or O(tenants) if none can pay in its turn.
 
     >>> example_order(DeficitRoundRobin(20), *[example_request(i, tenant=i[0]) for i in ("a1", "a2", "b1")])
     ['a1', 'b1', 'a2']
@@ -172,16 +173,26 @@ class DeficitRoundRobin(Lanes[str]):
         self._turn: str | None = None  # the tenant whose turn has begun
 
     def choose(self, now: float) -> str:
-        while True:
+        for turn in count(1):
             tenant = next(iter(self._lanes))
             request = self._lanes[tenant][0][2]
             if tenant != self._turn:
-                self._left[tenant] = self._left.get(tenant, 0.0) + self.quantum_tokens * self.weights[request.tier]
+                self._left[tenant] = self._left.get(tenant, 0.0) + self._quantum(request)
                 self._turn = tenant
             if self._price(request) <= self._left[tenant]:
-                return tenant
+                break
             self._lanes.move_to_end(tenant)
             self._turn = None
+            if turn == len(self._lanes):
+                self._skip_rounds()
+        return tenant
+
+    def _skip_rounds(self) -> None:
+        """Add up the rounds in which no tenant can pay; the last two are walked, since round-off may move the end."""
+        heads = [lane[0][2] for lane in self._lanes.values()]
+        rounds = min((self._price(head) - self._left[head.tenant]) / self._quantum(head) for head in heads) // 1 - 1
+        for head in heads if rounds > 0 else ():
+            self._left[head.tenant] += rounds * self._quantum(head)
 
     def pop(self, now: float) -> Request:
         request = self.peek(now)
@@ -199,6 +210,9 @@ class DeficitRoundRobin(Lanes[str]):
 
     def on_finish(self, request: Request, output_tokens: int) -> None:
         self._paid.remove(request.request_id)
+
+    def _quantum(self, request: Request) -> float:
+        return self.quantum_tokens * self.weights[request.tier]
 
     def _price(self, request: Request) -> int:
         return 0 if request.request_id in self._paid else total_tokens(request)

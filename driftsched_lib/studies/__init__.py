@@ -1,1 +1,1 @@
-"""What the notebooks ask: a module a question, from runs to the tables that answer it."""
+"""What the notebooks ask: one module per question, from runs to the tables that answer it."""

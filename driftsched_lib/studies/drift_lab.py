@@ -15,14 +15,13 @@ from scipy.stats import kendalltau
 
 from driftsched_lib.estimators import Estimator
 from driftsched_lib.requests import BASE_TOKENS, Request
-from driftsched_lib.studies.compare import mean_interval, over_seeds
+from driftsched_lib.studies.compare import Interval, mean_interval
 from driftsched_lib.workloads.drift import NEWCOMERS, drifted
 from driftsched_lib.workloads.params import Phase, WorkloadParams
 from driftsched_lib.workloads.prompts import build_prompt
 from driftsched_lib.workloads.synthetic import make_load
 
-DAYS = 4
-WINDOW = 200
+DAYS, WINDOW = 4, 200
 BY = ["scenario", "estimator"]
 COLUMNS = ["category", "tenant", "estimated_tokens", "actual_tokens", "low_tokens", "high_tokens", "probe_tokens"]
 
@@ -49,13 +48,13 @@ def replay(
 
     Lengths (output tokens) are by default those at which the load fixes the outputs.
     """
-    if lengths is None:
-        lengths = [request.fixed_output_tokens for request in requests]
+    lengths = [request.fixed_output_tokens for request in requests] if lengths is None else lengths
     rows, in_flight = [], deque()
     for request, length in zip(requests, lengths, strict=True):
         made = request.estimate = estimator.estimate(request)
         probe = replace(request, tenant=probe_tenant, tier="standard", fixed_output_tokens=length)
         probe.prompt = build_prompt(request.category, "Load Balancing", 0)
+        probe.max_tokens = BASE_TOKENS[request.category]
         estimated = made.output_tokens, length, made.low_tokens, made.high_tokens
         rows.append((request.category, request.tenant, *estimated, estimator.estimate(probe).output_tokens))
         in_flight.append((request, length))
@@ -86,7 +85,7 @@ def replays(
 def accuracy(replay: pd.DataFrame) -> pd.Series:
     """Return errors (estimated less actual), Kendall's tau, and coverage and mean width of the 90% intervals.
 
-    An empty output counts as one token in MAPE.
+    An output that ended at its limit is compared as it was served.  An empty one counts as one token in MAPE.
     """
     estimated, actual, low, high = replay[COLUMNS[2:6]].to_numpy(dtype=float).T
     error, covered = estimated - actual, (low <= actual) & (actual <= high)
@@ -96,20 +95,17 @@ def accuracy(replay: pd.DataFrame) -> pd.Series:
     return pd.Series(values | {"width_tokens": (high - low).mean()})
 
 
-def accuracy_table(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
-    """Return `accuracy` by scenario and estimator without the first `skip` requests, mean over seeds with interval."""
+def accuracies(replays: pd.DataFrame, skip: int = WINDOW) -> pd.DataFrame:
+    """Return `accuracy` by scenario, estimator and seed without the first `skip` requests."""
     late = replays[replays.position >= skip]
-    by_seed = late.groupby([*BY, "seed"], sort=False).apply(accuracy, include_groups=False)
-    return by_seed.groupby(level=BY, sort=False).agg(mean_interval)
+    return late.groupby([*BY, "seed"], sort=False).apply(accuracy, include_groups=False)
 
 
 def over_time(replays: pd.DataFrame, size: int = WINDOW) -> pd.DataFrame:
     """Return coverage and mean width of the 90% intervals by scenario, estimator, seed and window of requests."""
-    table = replays[[*BY, "seed"]].assign(
-        window=replays.position // size,
-        coverage=replays.actual_tokens.between(replays.low_tokens, replays.high_tokens),
-        width_tokens=replays.high_tokens - replays.low_tokens,
-    )
+    covered = replays.actual_tokens.between(replays.low_tokens, replays.high_tokens)
+    width = replays.high_tokens - replays.low_tokens
+    table = replays[[*BY, "seed"]].assign(window=replays.position // size, coverage=covered, width_tokens=width)
     return table.groupby([*BY, "seed", "window"], sort=False).mean().reset_index()
 
 
@@ -148,22 +144,20 @@ def probe_paths(replays: pd.DataFrame, change: int, delay: int = 0) -> pd.DataFr
 def observations_to_recover(paths: pd.DataFrame, tolerance: float = 0.1, until: int = 100) -> pd.Series:
     """Return the observations until the mean estimate over seeds is first within `tolerance` of where it settles.
 
-    Of the slowest category in `probe_paths`; infinite from `until` on.  This is the lag without noise and bias.
+    Of the slowest category in `probe_paths`; infinite from `until` on.  This is the lag without noise and bias.  The
+    interval goes from where Student's of the mean first reaches into the tolerance to where it first is within.
     """
+
+    def slowest(errors: pd.Series) -> float:
+        near = errors[errors <= np.log1p(tolerance)].reset_index("observations").groupby("category").observations.min()
+        return float(near.reindex(errors.index.unique("category")).fillna(np.inf).max())
+
     rows = {}
     for where, part in paths[paths.observations < until].groupby(BY, sort=False):
-        errors = part.pivot_table("log_error", "seed", ["category", "observations"])
-
-        def slowest(weights: np.ndarray, errors: pd.DataFrame = errors) -> np.ndarray:
-            found = []
-            for category in errors.columns.unique("category"):
-                group = errors[category].sort_index(axis=1)
-                means = weights @ group.fillna(0.0).to_numpy() / np.maximum(weights @ group.notna().to_numpy(), 1e-9)
-                inside = np.abs(means) <= np.log1p(tolerance)
-                found.append(np.where(inside.any(axis=1), group.columns.to_numpy()[inside.argmax(axis=1)], np.inf))
-            return np.max(found, axis=0)
-
-        rows[where] = over_seeds(slowest, len(errors), method="nearest")
+        by_seed = part.groupby(["category", "observations", "seed"]).log_error.mean()
+        means = by_seed.groupby(level=["category", "observations"]).agg(mean_interval)
+        errors = [(abs(mean.estimate), max(mean.low, -mean.high), max(-mean.low, mean.high)) for mean in means]
+        rows[where] = Interval(*pd.DataFrame(errors, means.index).apply(slowest))
     return pd.Series(rows, name="observations").rename_axis(BY)
 
 
@@ -179,5 +173,4 @@ def steady_noise(replays: pd.DataFrame) -> pd.Series:
     late = replays[replays.position >= (replays.position.max() + 1) / 2]
     logs = np.log(late.probe_tokens.astype(float))
     spread = logs.groupby([late.estimator, late.seed, late.category], sort=False).std()
-    by_seed = spread.groupby(level=["estimator", "seed"], sort=False).mean()
-    return by_seed.groupby(level="estimator", sort=False).agg(mean_interval)
+    return spread.groupby(level=[0, 1], sort=False).mean().groupby(level=0, sort=False).agg(mean_interval)

@@ -4,9 +4,7 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
 
 from driftsched_lib.engines.fit import iterations, predicted_s
 from driftsched_lib.engines.profile import EngineLimits, Profile
@@ -21,7 +19,7 @@ from driftsched_lib.validation import read_yaml
 
 ENGINES = ("tiny", "llama-130m", "qwen-1.8b")
 MEASUREMENTS = ("policies", "rates", "azure")  # the fit never sees them; params/fidelity/ has a file for each
-QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT", "queue_wait_s": "queue wait"}
+QUANTITIES = {"e2e_s": "E2E", "ttft_s": "TTFT"}
 GOALS = {"E2E mean": 0.03, "E2E P50": 0.03, "E2E P99": 0.05, "TTFT mean": 0.08, "TTFT P99": 0.08, "throughput": 0.015}
 """Relative errors that the simulator is to stay within."""
 
@@ -38,9 +36,9 @@ def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) ->
 
     All arrivals follow the speed of the engine before the first run.  Raises ParamsError for an engine without a file.
     """
-    pairs = list(product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS))))
-    grids = [grid_of(params_file, engine, grid.removesuffix("-again")) for engine, grid in pairs]
-    for (engine, grid), params in zip(pairs, grids, strict=True):
+    pairs = product(engines, ("fit", *MEASUREMENTS, *(f"{name}-again" for name in MEASUREMENTS)))
+    grids = {(engine, grid): grid_of(params_file, engine, grid.removesuffix("-again")) for engine, grid in pairs}
+    for (engine, grid), params in grids.items():
         folder = Path(out) / f"{engine}-{grid}"
         if grid != "fit":
             results.write_text(folder / results.SPEED, (Path(out) / f"{engine}-fit" / results.SPEED).read_text())
@@ -48,12 +46,10 @@ def measure(params_file: str | Path, out: str | Path, engines: Iterable[str]) ->
 
 
 def stored(out: str | Path, engine: str) -> dict[str, StoredRun]:
-    """Return an engine's runs by `grid/run`, in the order in which they were served."""
-    runs = {}
-    for path in Path(out).glob(f"{engine}-*"):
-        grid = path.name.removesuffix(".parquet").removeprefix(f"{engine}-")
-        runs |= {f"{grid}/{run.name}": run for run in results.runs(path)}
-    return dict(sorted(runs.items(), key=lambda item: item[1].manifest["started"]))
+    """Return an engine's runs by `grid/run`, in a fixed order."""
+    paths = sorted(Path(out).glob(f"{engine}-*"))
+    grids = {path.name.removesuffix(".parquet").removeprefix(f"{engine}-"): path for path in paths}
+    return {f"{grid}/{run.name}": run for grid, path in grids.items() for run in results.runs(path)}
 
 
 def replay(run: StoredRun, profile: Profile) -> pd.DataFrame:
@@ -84,57 +80,30 @@ def measures(requests: pd.DataFrame) -> pd.Series:
     return pd.Series(values, dtype=float)
 
 
-def speeds(out: str | Path, engine: str, profile: Profile, last: int = 3) -> pd.DataFrame:
-    """Return, by `grid/run`, the `slowness` and what was `expected` of it: the mean of the `last` runs before."""
-    slow = pd.Series({name: slowness(run, profile) for name, run in stored(out, engine).items()})
-    return pd.DataFrame({"slowness": slow, "expected": slow.rolling(last, min_periods=1).mean().shift(fill_value=1.0)})
-
-
 def compare(out: str | Path, engine: str, profile: Profile) -> pd.DataFrame:
-    """Return relative errors of every measured run of an engine, one row per run and `source`.
+    """Return `measures` of every measured run of an engine, one row per run and `source`, `real` first.
 
-    A source is a simulation, also with the profile slowed to the expected and the actual slowness of `speeds`, or
-    `reality again`, where the run was served a second time.
+    The other sources are `simulated`; `at its speed`, with the profile slowed by the run's `slowness`; and, where the
+    run was served a second time, `real again`.
     """
-    rows, runs, slow = [], stored(out, engine), speeds(out, engine, profile)
+    rows, runs = [], stored(out, engine)
     for key, run in runs.items():
         name = key.partition("/")[0]
         if name in MEASUREMENTS:
-            others = {
-                "simulated": replay(run, profile),
-                "at the last runs' speed": replay(run, profile.slowed(slow.expected[key])),
-                "at its speed": replay(run, profile.slowed(slow.slowness[key])),
-            }
-            if (again := runs.get(f"{name}-again/{run.name}")) is not None:
-                others["reality again"] = again.table("requests")
-            planned = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
-            setting = {"measurement": name, **planned, "run": run.name, "slowness": slow.slowness[key]}
-            real = measures(run.table("requests"))
-            rows += [setting | {"source": source, **(measures(other) / real - 1)} for source, other in others.items()]
-    return pd.DataFrame(rows).assign(engine=engine)
+            again, slow = runs.get(f"{name}-again/{run.name}"), slowness(run, profile)
+            sides = {"real": run.table("requests"), "simulated": replay(run, profile)}
+            sides["at its speed"] = replay(run, profile.slowed(slow))
+            sides |= {} if again is None else {"real again": again.table("requests")}
+            setting = {column: run.manifest["run"][column] for column in ("batching", "policy", "rate")}
+            setting |= {"engine": engine, "measurement": name, "run": run.name, "slowness": slow}
+            rows += [setting | {"source": source, **measures(requests)} for source, requests in sides.items()]
+    return pd.DataFrame(rows)
 
 
-def told_apart(errors: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Return, by engine and measure of `GOALS`, whether a simulation is farther from real runs than their repetitions.
-
-    `median` and `again` are the median absolute errors of the two, `nearer` is the share of runs in which the
-    simulation is nearer, `p` how likely such errors are if it is as near (Wilcoxon's signed-rank test, one-sided).
-    """
-    index = ["engine", "measurement", "run"]
-    sides = [errors[errors.source == name].set_index(index)[list(GOALS)].abs() for name in (source, "reality again")]
-    rows = {}
-    for engine, measure in product(errors.engine.unique(), GOALS):
-        ours, again = pd.concat([side.loc[[engine], measure] for side in sides], axis=1).dropna().to_numpy().T
-        p = wilcoxon(ours, again, alternative="greater").pvalue
-        medians = {"median": np.median(ours), "again": np.median(again)}
-        rows[engine, measure] = medians | {"nearer": (ours < again).mean(), "p": p}
-    return pd.DataFrame(rows).T.rename_axis(["engine", "measure"])
-
-
-def by_policy(out: str | Path, profile: Profile | None = None) -> pd.DataFrame:
-    """Return `measures` of one grid by batching and policy: of the real runs, or as a profile simulates them."""
-    rows = {}
-    for run in results.runs(out):
-        requests = run.table("requests") if profile is None else replay(run, profile)
-        rows[run.manifest["run"]["batching"], run.manifest["run"]["policy"]] = measures(requests)
+def by_policy(out: str | Path) -> pd.DataFrame:
+    """Return `measures` of one grid's real runs by batching and policy."""
+    rows = {
+        (run.manifest["run"]["batching"], run.manifest["run"]["policy"]): measures(run.table("requests"))
+        for run in results.runs(out)
+    }
     return pd.DataFrame(rows).T.rename_axis(["batching", "policy"])

@@ -1,6 +1,7 @@
 """Many policies on many loads: what each gives and takes, against FIFO on the same requests."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from driftsched_lib.experiments import metrics, results
+from driftsched_lib.experiments.grid import run_grid
+from driftsched_lib.experiments.params import Params
 from driftsched_lib.requests import TIERS, Tiers
-from driftsched_lib.studies.compare import behind_best, paired_change, select
+from driftsched_lib.studies.compare import behind_best, changes
+from driftsched_lib.validation import read_yaml
 
 # Measures that are compared by their ratio, with their names.
 RELATIVE = {"mean_e2e_s": "mean E2E", "p50_e2e_s": "P50 E2E", "p99_e2e_s": "P99 E2E", "longest_wait_s": "longest wait"}
 COMPARED = ("p50_e2e_s", "p99_e2e_s", "longest_wait_s")
-SETTING = ["workload", "batching", "rate"]
+SETTING, COLUMNS = ["workload", "batching", "rate"], ["column", "change", "low", "high"]
 INTERVAL_S = 10.0  # over which service differences are taken
 
 
@@ -28,8 +32,10 @@ def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = 
 
     Latencies and slowdowns are of completed requests, waits to the first dispatch, goodput in requests per second that
     met their SLOs.  `jain` is per weight of the tiers, `service_difference` in priced tokens per weight and second
-    (VTC's).  `overload` is the time until all have ended over the time in which they arrive.
+    (VTC's).  `overload` is the time until all have ended over the time in which they arrive.  `barrier_waste` is NaN in
+    continuous batching.
     """
+    batched = requests[(requests.outcome == "completed") & requests.batch_id.notna()].assign(run="")
     requests = metrics.plain(requests)
     done = metrics.latencies(requests, speed.idle_ttft_s, speed.idle_tpot_s)[["tier", "e2e_s", "ttft_s", "slowdown"]]
     met, waits = metrics.met_slos(requests, tiers), metrics.queue_waits(requests)
@@ -41,14 +47,11 @@ def measures(requests: pd.DataFrame, speed: results.EngineSpeed, tiers: Tiers = 
         mine = requests.tier == tier
         row |= {f"{tier}_{name}": value for name, value in _latencies(done[done.tier == tier]).items()}
         row |= {f"{tier}_longest_wait_s": waits[mine].max(), f"{tier}_slo": met[mine].mean()}
-    return row | {
-        "goodput_per_s": met.sum() / busy,
-        "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy,
-        "jain": metrics.tenant_fairness(requests, weights),
-        "jain_equal": metrics.tenant_fairness(requests),
-        "service_difference": difference.mean() / INTERVAL_S,
-        "overload": requests.finish_s.max() / requests.arrival_s.max(),
-    }
+    row |= {"goodput_per_s": met.sum() / busy, "output_tokens_per_s": requests.output_tokens[done.index].sum() / busy}
+    row |= {"jain": metrics.tenant_fairness(requests, weights), "jain_equal": metrics.tenant_fairness(requests)}
+    row |= {"barrier_waste": metrics.barrier_waste(batched) if len(batched) else float("nan")}
+    overload = requests.finish_s.max() / requests.arrival_s.max()
+    return row | {"service_difference": difference.mean() / INTERVAL_S, "overload": overload}
 
 
 def _latencies(done: pd.DataFrame) -> dict[str, float]:
@@ -59,28 +62,37 @@ def _latencies(done: pd.DataFrame) -> dict[str, float]:
 def frontier(out: str | Path, tiers: Tiers | None = None) -> pd.DataFrame:
     """Return setting and `measures` of every run of a results folder or study; by default with its own tiers."""
     tiers = results.load_params(out).tiers if tiers is None else tiers
-    names = [run.name for run in results.runs(out)]
-    return pd.DataFrame(Parallel(n_jobs=-1)(delayed(_row)(Path(out) / name, tiers) for name in names))
+
+    def row(path: Path) -> dict[str, Any]:
+        run = results.load_run(path)
+        return run.manifest["run"] | measures(run.table("requests"), run.speed, tiers)
+
+    return pd.DataFrame(Parallel(n_jobs=-1)(delayed(row)(Path(out) / run.name) for run in results.runs(out)))
 
 
-def _row(path: Path, tiers: Tiers) -> dict[str, Any]:
-    run = results.load_run(path)
-    return run.manifest["run"] | measures(run.table("requests"), run.speed, tiers)
+def serve_loads(base: str | Path, loads: Sequence[str | Path], out: str | Path, **changes: Any) -> pd.DataFrame:
+    """Serve every load under the parameters of `base`; return `frontier` of all, with the load's name as `workload`.
+
+    Parameters:
+        loads: YAML files of what each load changes; `changes` are laid over that.
+    """
+    parts = []
+    for load in map(Path, loads):
+        run_grid(Params.load(base, read_yaml(load)).changed(**changes), Path(out, load.stem))
+        parts.append(frontier(Path(out, load.stem)).assign(workload=load.stem.replace("-", " ")))
+    return pd.concat(parts, ignore_index=True)
 
 
 def against(runs: pd.DataFrame, baseline: str = "fifo", columns: Sequence[str] = COMPARED) -> pd.DataFrame:
     """Return `change`, `low` and `high` of each policy against a baseline, one row per setting, policy and column.
 
-    Columns of `RELATIVE` are compared by their ratio, others by their difference; see `paired_change`.
+    Columns of `RELATIVE` are compared by their ratio, others by their difference; see `changes`.
     """
-    rows = []
-    for (*where, policy), _ in runs[runs.policy != baseline].groupby([*SETTING, "policy"], sort=False):
-        part = select(runs, **dict(zip(SETTING, where, strict=True)))
-        for column in columns:
-            sides = {"policy": policy}, {"policy": baseline}
-            change = paired_change(part, column, *sides, relative=column in RELATIVE)
-            rows.append((*where, policy, column, change.estimate, change.low, change.high))
-    return pd.DataFrame(rows, columns=[*SETTING, "policy", "column", "change", "low", "high"])
+    tables, to = [], {"policy": baseline}
+    for where, part in runs.groupby(SETTING, sort=False):
+        policies = {policy: {"policy": policy} for policy in part.policy.unique() if policy != baseline}
+        tables.append(changes(part, to, policies, columns, RELATIVE).assign(**dict(zip(SETTING, where, strict=True))))
+    return pd.concat(tables).rename(columns={"setting": "policy"})[[*SETTING, "policy", *COLUMNS]]
 
 
 def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
@@ -89,11 +101,10 @@ def best_policies(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataF
     The lists begin with the extreme mean; the others cannot be told from it in the same seeds (`behind_best`).
     """
     rows = []
-    for where, part in runs.groupby(SETTING, sort=False):
-        for column, name in objectives.items():
-            values, larger = part.pivot(index="seed", columns="policy", values=column), larger_is_better(column)
-            ends = (behind_best(values, side) for side in (larger, not larger))
-            rows.append((*where, name, *([policy for policy in end.index if not end[policy].low > 0] for end in ends)))
+    for (where, part), (column, name) in product(runs.groupby(SETTING, sort=False), objectives.items()):
+        values, larger = part.pivot(index="seed", columns="policy", values=column), larger_is_better(column)
+        ends = (behind_best(values, side) for side in (larger, not larger))
+        rows.append((*where, name, *([policy for policy in end.index if not end[policy].low > 0] for end in ends)))
     return pd.DataFrame(rows, columns=[*SETTING, "objective", "best", "worst"])
 
 
@@ -108,8 +119,7 @@ def where_worst(runs: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFra
     costs, where = sign * table["mean"], [table[name] for name in (*SETTING, "objective")]
     least, most = (costs.groupby(where).transform(end) for end in ("min", "max"))
     table = table.assign(best=sign * least, shortfall=(costs - least) / (most - least))
-    ends = table[["mean", "best"]]
+    ends, columns = table[["mean", "best"]], ["shortfall", "objective", *SETTING, "mean", "best"]
     table = table.assign(times=ends.max(axis=1) / ends.min(axis=1).clip(1e-9), objective=where[-1].map(objectives))
     table = table.dropna().sort_values(["shortfall", "times"], ascending=False, kind="stable")
-    columns = ["shortfall", "objective", *SETTING, "mean", "best"]
     return table.drop_duplicates("policy").set_index("policy")[columns]

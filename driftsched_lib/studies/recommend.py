@@ -3,10 +3,8 @@
 import json
 import shlex
 from collections.abc import Sequence
-from math import nan
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -15,14 +13,15 @@ from driftsched_lib.errors import ParamsError
 from driftsched_lib.experiments import results
 from driftsched_lib.experiments.grid import run_grid
 from driftsched_lib.experiments.params import Params, Run
+from driftsched_lib.experiments.run import requests_of
 from driftsched_lib.policies import POLICIES
 from driftsched_lib.requests import TIERS, Tiers
-from driftsched_lib.studies.compare import Interval, behind_best, differences_at_once, mean_interval
+from driftsched_lib.studies.compare import behind_best, differences_at_once, mean_interval
 from driftsched_lib.studies.frontier import frontier, larger_is_better
-from driftsched_lib.studies.recorded import requests_of
 from driftsched_lib.validation import choice, in_project
 from driftsched_lib.vllm_plugin.settings import PluginSettings
 
+Folder, Table = str | Path, pd.DataFrame
 AS_IN_VLLM = {"scheduler.batching": ["continuous"], "scheduler.token_counter": ["tokenizer"]}
 AS_IN_VLLM |= {"scheduler.calibration": [True], "scheduler.queue_capacity": None, "workload.queue_timeout_s": None}
 """The settings of the scheduler inside vLLM: a grid whose winner is to be deployed there can have no others."""
@@ -46,11 +45,10 @@ def objectives(tiers: Tiers = TIERS) -> dict[str, str]:
 
 def on_the_simulator(params: Params, profile: str | Path) -> Params:
     """Return the grid on one engine simulated from a profile, with the preemptive policies, which vLLM serves too."""
-    engine = params.engine.model_dump() | {"kind": "simulated", "profile": str(Path(profile).resolve())}
-    policies = [policy.as_yaml() for policy in params.scheduler.policies]
-    given = {policy.name for policy in params.scheduler.policies}
-    policies += [name for name, policy in POLICIES.items() if policy.preemptive and name not in given]
-    return params.changed(engine=engine | {"args": {}, "server": None}, scheduler__policies=policies)
+    given, profile = params.scheduler.policies, str(Path(profile).resolve())
+    more = [name for name, kind in POLICIES.items() if kind.preemptive and name not in [each.name for each in given]]
+    engine = {"engine__kind": "simulated", "engine__profile": profile, "engine__args": {}, "engine__server": None}
+    return params.changed(scheduler__policies=[*given, *more], **engine)
 
 
 def later_windows(params: Params, n: int) -> Params:
@@ -60,16 +58,14 @@ def later_windows(params: Params, n: int) -> Params:
     return params.changed(seeds=list(range(first, first + n)), **skip)
 
 
-def recommend(
-    params: Params, out: str | Path, objective: str, load_of: str | Path | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def recommend(params: Params, out: Folder, objective: str, load_of: Folder | None = None) -> tuple[Table, Table]:
     """Serve a grid of policies and estimators; return its ranking, as of `ranked`, and its runs, as of `frontier`.
 
     Load factors refer to the engine of the results folder `load_of`, or to that of `params`.  Raises ParamsError if the
     objective is unknown, or the scheduler inside vLLM could not have a setting.
     """
-    if objective not in objectives(params.tiers):
-        raise ParamsError(f"objective: {choice(objective, objectives(params.tiers))}")
+    if objective not in (known := objectives(params.tiers)):
+        raise ParamsError(f"objective: {choice(objective, known)}")
     for name, value in AS_IN_VLLM.items():
         if attrgetter(name)(params) != value:
             raise ParamsError(f"{name}: the scheduler inside vLLM can have only {value}")
@@ -79,7 +75,7 @@ def recommend(
     return ranked(runs, objective), runs
 
 
-def _served(params: Params, out: str | Path, load_of: str | Path | None, runs: Sequence[Run]) -> pd.DataFrame:
+def _served(params: Params, out: Folder, load_of: Folder | None, runs: Sequence[Run]) -> Table:
     if load_of is not None and not (Path(out) / results.SPEED).exists():
         results.write_text(Path(out) / results.SPEED, (Path(load_of) / results.SPEED).read_text())
     run_grid(params, out, runs)
@@ -97,34 +93,22 @@ def ranked(runs: pd.DataFrame, objective: str) -> pd.DataFrame:
         raise ParamsError(f"objective: {objective} means nothing in a run that has none of these requests")
     values = runs.pivot_table(index="seed", columns=["policy", "estimator"], values=objective, sort=False)
     behind = behind_best(values, larger_is_better(objective))
-    values = values[behind.index]
-    against_fifo: Any = [Interval(nan, nan, nan)] * len(behind)
-    if "fifo" in values:
-        against_fifo = differences_at_once(values, values["fifo"].iloc[:, 0])
-    table = behind.index.to_frame(index=False)
+    values, table = values[behind.index], behind.index.to_frame(index=False)
+    fifo = values["fifo"].iloc[:, 0] if "fifo" in values else pd.Series(index=values.index, dtype=float)
     for names, intervals in (
         (["mean", "low", "high"], [mean_interval(values[setting]) for setting in values]),
         (["behind", "behind_low", "behind_high"], behind),
-        (["against_fifo", "against_fifo_low", "against_fifo_high"], against_fifo),
+        (["against_fifo", "against_fifo_low", "against_fifo_high"], differences_at_once(values, fifo)),
     ):
         table[names] = [(interval.estimate, interval.low, interval.high) for interval in intervals]
     return table.assign(as_good=~(table.behind_low > 0))
 
 
-def confirm(
-    params: Params, ranking: pd.DataFrame, out: str | Path, objective: str, load_of: str | Path | None = None
-) -> pd.DataFrame:
+def confirm(params: Params, ranking: pd.DataFrame, out: Folder, objective: str, load_of: Folder | None = None) -> Table:
     """Serve the best two policies of a ranking that `params` has, each with its best estimator, and FIFO; rank them."""
     best = ranking[ranking.policy.isin(map(str, params.scheduler.policies))].drop_duplicates("policy")
-    chosen = pd.concat([best.head(2), best[best.policy == "fifo"]])
-    pairs = set(zip(chosen.policy, chosen.estimator, strict=True))
-    policies = [policy for policy in params.scheduler.policies if str(policy) in set(chosen.policy)]
-    estimators = [estimator for estimator in params.scheduler.estimators if str(estimator) in set(chosen.estimator)]
-    grid = params.changed(
-        scheduler__policies=[policy.as_yaml() for policy in policies],
-        scheduler__estimators=[estimator.as_yaml() for estimator in estimators],
-        scheduler__vary_estimates_for=[policy.name for policy in policies],
-    )
+    pairs = pd.concat([best.head(2), best[best.policy == "fifo"]]).set_index(["policy", "estimator"]).index
+    grid = params.changed(scheduler__vary_estimates_for=[policy.name for policy in params.scheduler.policies])
     only = [run for run in grid.runs() if (str(run.policy), str(run.estimator)) in pairs]
     return ranked(_served(grid, out, load_of, only), objective)
 

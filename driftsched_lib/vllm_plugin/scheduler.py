@@ -159,7 +159,8 @@ class DriftSchedScheduler(AsyncScheduler):
         prompt = ""
         if request.prompt_token_ids is not None and self._decode is not None:
             prompt = self._decode(both_ends(request.prompt_token_ids), skip_special_tokens=True)
-        lengths = {"max_tokens": max(1, request.max_tokens), "input_tokens": request.num_prompt_tokens}
+        room = self.max_model_len - request.num_prompt_tokens  # vLLM ends an output there, as at `max_tokens`
+        lengths = {"max_tokens": max(1, min(request.max_tokens, room)), "input_tokens": request.num_prompt_tokens}
         return Request(request.request_id, self._now(), prompt, tenant, tier, category=category, **lengths)
 
     def _now(self) -> float:

@@ -10,6 +10,7 @@ A scenario changes any load of the project's own prompts, by a seed; the number 
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, product
 from math import exp, pi, sin
 from typing import Any, Literal, NamedTuple
@@ -44,7 +45,8 @@ class Moment(NamedTuple):
 
 Habit = dict[str, Any]
 """What a scenario changes of a request: its category, tenant, tier or temperature (form `natural`); its drift from -1
-to 1, as lengths are multiplied by `factor ** drift`; or a factor on the spread of fixed log lengths, `spread`."""
+to 1, as lengths are multiplied by `factor ** drift`; or a factor on the spread of fixed log lengths, `spread`, or on
+its limit, `limit`, which is at least one token."""
 Scenario = Callable[[Moment], Habit]
 
 
@@ -87,9 +89,21 @@ def hotter(moment: Moment) -> Habit:
     return {"temperature": HOT, "spread": HOT_SPREAD} if moment.progress >= 0.5 else {}
 
 
-_CHANGES = abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour, hotter
+def low_limits(moment: Moment, since: float = 0.0) -> Habit:
+    """Give a quarter of the load to a tenant that limits its outputs to a tenth of the others' limit, `since` then."""
+    limit = 0.1 if moment.progress >= since else 1.0
+    return {"tenant": "tenant-brief", "tier": moment.tiers[-1], "limit": limit} if moment.dice < 0.25 else {}
+
+
+def health_probes(moment: Moment) -> Habit:
+    """Limit half of the second half to one token, as probes of every tenant that ask whether the server lives."""
+    return {"limit": 0.0} if moment.progress >= 0.5 and moment.dice < 0.5 else {}
+
+
+_CHANGES = abrupt, gradual, recurring, mix_shift, new_tenant, noisy_neighbour, hotter, low_limits, health_probes
 SCENARIOS: dict[str, Scenario] = {"stationary": lambda moment: {}} | {change.__name__: change for change in _CHANGES}
-CHANGES_AT = dict.fromkeys(("abrupt", "mix_shift", "new_tenant", "hotter"), 0.5)
+SCENARIOS["limit_change"] = partial(low_limits, since=0.5)
+CHANGES_AT = dict.fromkeys(("abrupt", "mix_shift", "new_tenant", "hotter", "health_probes", "limit_change"), 0.5)
 CHANGES_AT |= {"gradual": 0.75, "noisy_neighbour": 1 / 3}
 """Share of the load at which a scenario's change is complete."""
 NEWCOMERS = {"new_tenant": "tenant-new", "noisy_neighbour": "tenant-noisy"}
@@ -124,7 +138,7 @@ def drifted(
     if isinstance(scenario, str) and scenario not in SCENARIOS:
         raise ValueError(f"scenario: {choice(scenario, SCENARIOS)}")
     habit_at = SCENARIOS[scenario] if isinstance(scenario, str) else scenario
-    rng, n, tiers = np.random.default_rng(seed), len(requests), list(tiers)
+    rng, n, tiers, natural = np.random.default_rng(seed), len(requests), list(tiers), form == "natural"
     draws = zip(rng.random(n).tolist(), rng.standard_normal(n).tolist(), rng.random(n).tolist(), strict=True)
     names = sorted({request.tenant for request in requests})  # their lengths are evenly spread on a log scale
     tenants = {name: TENANT_SPREAD ** (2 * i / (len(names) - 1) - 1) for i, name in enumerate(names) if len(names) > 1}
@@ -134,22 +148,18 @@ def drifted(
         if plain not in _PARTS:
             raise ValueError(f"request {request.request_id!r}: drift needs the project's own prompts, without style")
         topic, template = _PARTS[plain]
-        habit = {"drift": 0.0, "spread": 1.0, "category": request.job_type, "tenant": request.tenant}
+        habit = {"drift": 0.0, "spread": 1.0, "limit": 1.0, "category": request.job_type, "tenant": request.tenant}
         habit |= habit_at(Moment(i / n, dice, request.job_type, tiers))
         category, tenant, drift = habit["category"], habit["tenant"], habit["drift"]
-        style, length, temperature = "plain", None, None
-        if form == "natural":
-            temperature = habit.get("temperature")
-            if wording < abs(drift):
-                style = "verbose" if drift > 0 else "terse"
-        else:
-            median = MEDIAN_SHARE * limits[category] * TOPIC_FACTORS[topic] * tenants.get(tenant, 1.0)
-            length = round(median * factor**drift * exp(habit["spread"] * spread * normal))
-            length = min(max(length, 1), limits[category])
+        style = ("verbose" if drift > 0 else "terse") if natural and wording < abs(drift) else "plain"
+        median = MEDIAN_SHARE * limits[category] * TOPIC_FACTORS[topic] * tenants.get(tenant, 1.0)
+        length = round(median * factor**drift * exp(habit["spread"] * spread * normal))
+        limit = max(1, round(habit["limit"] * limits[category]))
         prompt = build_prompt(category, topic, template, style)
         if plain != request.prompt:
             prompt = label_prefix(request.request_id, tenant, category) + prompt
         new = replace(request, prompt=prompt, tenant=tenant, tier=habit.get("tier", request.tier), job_type=category)
-        new.max_tokens, new.fixed_output_tokens, new.temperature = limits[category], length, temperature
+        new.max_tokens, new.temperature = limit, habit.get("temperature") if natural else None
+        new.fixed_output_tokens = None if natural else min(max(length, 1), limit)
         changed.append(new)
     return changed

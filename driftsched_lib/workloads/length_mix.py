@@ -48,7 +48,7 @@ class LengthMix(JsonFile):
         return self
 
     @classmethod
-    def of_trace(cls, chunks: Iterable[pd.DataFrame], source: str, sample: int = 1_000_000) -> Self:
+    def of_trace(cls, chunks: Iterable[pd.DataFrame], source: str, sample: int = 200_000) -> Self:
         """Return the mix of a trace, in one pass over the chunks of `read_trace`.
 
         Of a longer trace, the lengths are those of a random `sample`; rate and CV are always those of all requests.

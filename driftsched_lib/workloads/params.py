@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from math import isclose
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from driftsched_lib.estimators.base import BaseTokens
 from driftsched_lib.requests import BASE_TOKENS, TIERS, Category
 from driftsched_lib.validation import FileName, Name, NotNegative, Positive, Validated
 from driftsched_lib.workloads.drift import LEARNING_MIX, SCENARIOS, STRESS_MIX
-from driftsched_lib.workloads.traces import FIELDS, FORMATS, GapVariation
+from driftsched_lib.workloads.traces import FIELDS, FORMATS, UNITS, GapVariation
 
 PAPER_PHASES: dict[str, dict[str, Any]] = {
     "learning": {"share": 1 / 3, "mix": LEARNING_MIX, "gap_s": [0.05, 0.15]},
@@ -40,8 +40,8 @@ class Phase(Validated):
         gap_s: bounds of the uniform gaps between arrivals.
         load_factor: stretches the gaps until outputs at their limits offer this multiple of the engine's capacity.
         pause_s: from the end of the phase before.
-        lengths: a file as in data/traces, for prompts and outputs.  The category, whatever the `mix`, is the first
-            whose base holds the output: it tells an estimator more than a real prompt does.
+        lengths: a file as in data/traces, for prompts and outputs, under one limit.  The category, whatever the `mix`,
+            is the first whose base holds the output: it tells an estimator more than a real prompt does.
         arrival_cv: coefficient of variation of gamma-distributed gaps of the same mean: 1 is Poisson, more is bursts.
     """
 
@@ -67,7 +67,8 @@ class TraceParams(Validated):
     """A request trace in one of the formats of `traces`.
 
     Attributes:
-        columns: names of the columns of a `csv` or `parquet`, by `traces.FIELDS`, where they differ.
+        columns: names of the columns, by `traces.FIELDS`, where they are not those of the format.
+        time_unit: of times that are numbers; null for milliseconds in `mooncake`, seconds elsewhere.
         skip: good rows that are left out at its beginning.
         speedup, load_factor: divide its times by it, or stretch them to this ratio of offered load to capacity.
         on_bad_row, default_tier: `skip` reports a bad row; a row has that tier if it names no tier or known tenant.
@@ -76,6 +77,7 @@ class TraceParams(Validated):
     file: FileName
     format: Literal[tuple(FORMATS)]  # type: ignore[valid-type]
     columns: dict[Literal[FIELDS], str] | None = None  # type: ignore[valid-type]
+    time_unit: Literal[tuple(UNITS)] | None = None  # type: ignore[valid-type]
     skip: Annotated[int, Field(ge=0, le=10**12)] = 0
     speedup: Positive = 1.0
     load_factor: Positive | None = None
@@ -89,6 +91,13 @@ class TraceParams(Validated):
         return self
 
 
+def _numbered(tenants: Any) -> Any:
+    """Return so many tenants with the default tiers in turn, if it is a number."""
+    if isinstance(tenants, int):
+        return {f"tenant-{i:03}": list(TIERS)[i % len(TIERS)] for i in range(tenants)}
+    return tenants
+
+
 class Spread(Validated):
     """Lognormal output lengths: their mean as a share of the limit, at which they are cut off, and their CV."""
 
@@ -100,7 +109,7 @@ class WorkloadParams(Validated):
     """The load.  The defaults are the paper's: tenants drawn uniformly, and two phases.
 
     Attributes:
-        tenants: the tier of each.
+        tenants: the tier of each, or how many there are.
         zipf, noisy: the k-th tenant sends in proportion to k ** -zipf, the first one `noisy` times its share.
         label_prefix: put the paper's prefix before each prompt, which tells a keyword classifier the category.
         phases, trace: phases whose shares of the requests sum to 1, or a trace in their place.
@@ -112,7 +121,9 @@ class WorkloadParams(Validated):
         queue_timeout_s: a request expires after so long in the queue; null for never.
     """
 
-    tenants: Annotated[dict[Name, Name], Field(min_length=1)] = {f"tenant-{tier}": tier for tier in TIERS}
+    tenants: Annotated[dict[Name, Name], Field(min_length=1), BeforeValidator(_numbered)] = {
+        f"tenant-{tier}": tier for tier in TIERS
+    }
     zipf: NotNegative = 0.0
     noisy: Positive = 1.0
     label_prefix: bool = True
@@ -130,8 +141,8 @@ class WorkloadParams(Validated):
     def _one_source_of_lengths(self) -> Self:
         if self.trace is not None and (self.output_length != "limit" or self.drift is not None):
             raise ValueError("a trace decides the lengths, so output_length may be limit and drift null")
-        if any(phase.lengths for phase in self.phases) and self.output_length != "limit":
-            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit alone")
+        if any(phase.lengths for phase in self.phases) and (self.output_length != "limit" or self.drift is not None):
+            raise ValueError("a phase's lengths fix the outputs, so output_length may be limit and drift null")
         if self.drift is not None and self.output_length == "spread":
             raise ValueError("drift decides the lengths, so output_length may be limit or natural")
         if self.recorded_lengths is not None and self.output_length != "natural":
@@ -151,9 +162,9 @@ class WorkloadParams(Validated):
         shares = [self.noisy, *(k**-self.zipf for k in range(2, len(self.tenants) + 1))]
         return [share / sum(shares) for share in shares]
 
-    def tokens(self, paper_tokens: int) -> int:
-        """Return a length of the paper's at this load's scale, at least one token."""
-        return max(1, round(paper_tokens * self.length_scale))
+    def tokens(self, length: float) -> int:
+        """Return a length at this load's scale, at least one token."""
+        return max(1, round(length * self.length_scale))
 
     @property
     def max_tokens(self) -> Mapping[str, int]:

@@ -5,10 +5,12 @@ import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import repeat
+from operator import add
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
+from numpy.random import Generator
 
 from driftsched_lib.errors import ParamsError
 from driftsched_lib.requests import TIERS, Request, Tiers
@@ -19,7 +21,6 @@ from driftsched_lib.workloads.params import Phase, TraceParams, WorkloadParams
 from driftsched_lib.workloads.prompts import TEMPLATES_PER_CATEGORY, TOPICS, build_prompt, category_of, label_prefix
 from driftsched_lib.workloads.traces import Faults, read_trace
 
-WORDS_PER_PROMPT = len(build_prompt("technical", "DNS", 0).split())
 TraceRows = tuple[pd.DataFrame, Faults]
 length_mix = cache(lambda path: LengthMix.load(in_project(path)))  # that a phase names
 
@@ -91,7 +92,7 @@ def check_load(workload: WorkloadParams, requests: int, windows: int, tiers: Tie
         recorded_lengths(workload.recorded_lengths)
     if workload.trace is not None:
         _, faults = trace_window(workload.trace, requests, windows - 1, tiers)
-        if faults.count:
+        if str(faults):
             warnings.warn(f"{workload.trace.file}: {faults}", stacklevel=3)
 
 
@@ -99,10 +100,9 @@ def mean_gap_s(workload: WorkloadParams, phase: Phase, capacity_tokens_per_s: fl
     """Return the mean seconds between arrivals of a phase at rate 1."""
     if phase.load_factor is None:
         return sum(phase.gap_s) / 2
+    tokens = sum(share * workload.max_tokens[category] for category, share in phase.mix.items())
     if phase.lengths is not None:
         tokens = length_mix(phase.lengths).mean_output_tokens * workload.length_scale
-    else:
-        tokens = sum(share * workload.max_tokens[category] for category, share in phase.mix.items())
     return tokens / (capacity_tokens_per_s * phase.load_factor)
 
 
@@ -127,39 +127,35 @@ def recorded_lengths(path: str) -> dict[int, dict[str, tuple[int, int]]]:
     return by_seed
 
 
-def _phase_requests(
-    workload: WorkloadParams, phase: Phase, ids: range, gap_s: float, rng: np.random.Generator
-) -> list[Request]:
-    """Draw tenants by their shares, categories by the phase's mix, topics and templates uniformly."""
+def _phase_requests(workload: WorkloadParams, phase: Phase, ids: range, gap_s: float, rng: Generator) -> list[Request]:
+    """Draw tenants by their shares, categories by the mix, topics uniformly.  Phases with `lengths` share one limit."""
     n, limits = len(ids), workload.max_tokens
     if phase.arrival_cv is None:
         gaps = rng.uniform(*phase.gap_s, n) / (sum(phase.gap_s) / 2)
     else:
-        variance = phase.arrival_cv**2
-        gaps = rng.gamma(1 / variance, variance, n)
+        gaps = rng.gamma(1 / phase.arrival_cv**2, phase.arrival_cv**2, n)
     arrivals_s = (np.cumsum(gaps) * gap_s).tolist()
     tenants = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
     categories = rng.choice(list(phase.mix), n, p=list(phase.mix.values())).tolist()
     topics, templates = rng.choice(TOPICS, n).tolist(), (rng.random(n) * TEMPLATES_PER_CATEGORY).astype(int)
-    words, lengths, bases = [0] * n, [None] * n, [limits[category] for category in categories]
+    bases = maxima = [limits[category] for category in categories]
+    labels, prompt_tokens = repeat(""), repeat(None)
+    lengths = bases if workload.output_length == "limit" else repeat(None)
     if phase.lengths is not None:
-        words, lengths = (list(map(workload.tokens, drawn)) for drawn in length_mix(phase.lengths).draw(n, rng))
-        categories = [category_of(length, limits) for length in lengths]
-    elif workload.output_length == "limit":
-        lengths = bases
+        prompt_tokens, lengths = (list(map(workload.tokens, drawn)) for drawn in length_mix(phase.lengths).draw(n, rng))
+        longest = [length_mix(one.lengths).output_tokens[-1] for one in workload.phases if one.lengths is not None]
+        maxima = repeat(max(*limits.values(), *map(workload.tokens, longest)))
+        categories, labels = [category_of(length, limits) for length in lengths], map("{}. ".format, ids)
     elif workload.output_length == "spread":
         variance = np.log1p(workload.spread.cv**2)
         shares = workload.spread.mean_share * rng.lognormal(-variance / 2, np.sqrt(variance), n)
         lengths = np.clip(np.rint(shares * bases), 1, bases).astype(int).tolist()
-    maxima = [max(limits[category], length or 0) for category, length in zip(categories, lengths, strict=True)]
-    labels = map(label_prefix, ids, tenants, categories) if workload.label_prefix else [""] * n
-    prompts = [
-        label + "the " * (tokens - WORDS_PER_PROMPT) + build_prompt(*parts)
-        for label, tokens, *parts in zip(labels, words, categories, topics, templates, strict=True)
-    ]
+    if workload.label_prefix:
+        labels = map(label_prefix, ids, tenants, categories)
+    prompts = map(add, labels, map(build_prompt, categories, topics, templates))
     tiers = [workload.tenants[tenant] for tenant in tenants]
-    columns = map(str, ids), arrivals_s, prompts, tenants, tiers, maxima, categories, repeat(phase.name), lengths
-    return list(map(Request, *columns))
+    columns = arrivals_s, prompts, tenants, tiers, maxima, categories, repeat(phase.name), lengths, prompt_tokens
+    return list(map(Request, map(str, ids), *columns))
 
 
 def trace_window(trace: TraceParams, requests: int, window: int = 0, tiers: Tiers = TIERS) -> TraceRows:
@@ -172,7 +168,7 @@ def trace_window(trace: TraceParams, requests: int, window: int = 0, tiers: Tier
 @lru_cache(maxsize=32)  # by the file's mtime as well, so that a changed one is read again
 def _rows(trace_json: str, path: str, mtime: float, begin: int, end: int, tiers: tuple[str, ...]) -> TraceRows:
     trace, faults, parts, n = TraceParams.model_validate_json(trace_json), Faults(), [], 0
-    for chunk in read_trace(path, trace.format, trace.columns, trace.on_bad_row, faults, tiers):
+    for chunk in read_trace(path, trace.format, trace.columns, trace.on_bad_row, faults, tiers, trace.time_unit):
         parts.append(chunk[max(0, begin - n) : end - n])
         n += len(chunk)
         if n >= end:
@@ -187,23 +183,23 @@ def _trace_requests(
 
     An estimator must not see the length that it is to guess.  So all rows share one limit, which holds the longest
     output, and all rows without a category share one, chosen by their median output.  A row without a tenant is given
-    one of the workload's by the seed; a row without a tier has its tenant's, or the trace's default.
+    one of the workload's by the seed; a row without a tier has its tenant's, or the trace's default.  A prompt begins
+    with its row's number, so that a prefix cache holds no part of it.
     """
     trace, limits, n, rng = workload.trace, workload.max_tokens, len(rows), np.random.default_rng(seed)
     drawn = rng.choice(list(workload.tenants), n, p=workload.tenant_shares).tolist()
     topics, templates = (rng.random((n, 2)) * [len(TOPICS), TEMPLATES_PER_CATEGORY]).astype(int).T
     times_s, factor = rows.arrival_s - rows.arrival_s.iloc[0], 1 / trace.speedup
+    prompt_tokens, outputs = (list(map(workload.tokens, rows[name])) for name in LENGTHS)
     if trace.load_factor is not None and times_s.iloc[-1] > 0:
-        tokens = int(rows.output_tokens.sum()) * workload.length_scale
-        factor = tokens / (trace.load_factor * capacity_tokens_per_s) / times_s.iloc[-1]
-    words, outputs = (list(map(workload.tokens, rows[name])) for name in LENGTHS)
+        factor = sum(outputs) / (trace.load_factor * capacity_tokens_per_s) / times_s.iloc[-1]
     unnamed = category_of(round(np.median(outputs)), limits)
     categories = [category or unnamed for category in rows.category]
     tenants = [tenant or other for tenant, other in zip(rows.tenant, drawn, strict=True)]
     tier_of = workload.tenants
     tiers = [tier or tier_of.get(tenant, trace.default_tier) for tier, tenant in zip(rows.tier, tenants, strict=True)]
-    plain = [build_prompt(c, TOPICS[i], j) for c, i, j in zip(categories, topics, templates, strict=True)]
-    prompts = ["the " * (n - len(prompt.split())) + prompt for n, prompt in zip(words, plain, strict=True)]
+    texts = map(build_prompt, categories, np.take(TOPICS, topics), templates)
+    prompts = [f"{i}. {text}" for i, text in enumerate(texts)]
     arrivals_s, limit = (times_s * (factor / rate)).tolist(), max(*limits.values(), *outputs)
-    columns = prompts, tenants, tiers, repeat(limit), categories, repeat("trace"), outputs
+    columns = prompts, tenants, tiers, repeat(limit), categories, repeat("trace"), outputs, prompt_tokens
     return list(map(Request, map(str, range(n)), arrivals_s, *columns))
