@@ -11,12 +11,15 @@ from driftsched_lib.engines.load import load_engine
 from driftsched_lib.experiments.params import Params
 from driftsched_lib.experiments.results import EngineSpeed
 from driftsched_lib.experiments.run import serve_run
-from driftsched_lib.explorer import _mean_p50_p99
 from driftsched_lib.studies import compare, drift_lab, frontier, recommend
 from driftsched_lib.validation import PROJECT, read_yaml
 
 SEEDS = {len(read_yaml(path).get("seeds", Params().seeds)) for path in (PROJECT / "params").glob("*.yaml")} - {1}
 FIFO, SJF, DRR = ({"policy": policy} for policy in ("fifo", "sjf", "drr"))
+
+
+def mean_p50_p99(values):
+    return np.stack([values.mean(axis=-1), *np.quantile(values, [0.50, 0.99], axis=-1)])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def paper_load():
 
 def changes(runs, **options):
     """Estimate, low and high of the changes of mean, P50 and P99, one row each."""
-    return rows(compare.intervals(runs, _mean_p50_p99, lambda sjf, fifo: sjf / fifo - 1, **options))
+    return rows(compare.intervals(runs, mean_p50_p99, lambda sjf, fifo: sjf / fifo - 1, **options))
 
 
 def rows(intervals):
